@@ -1,0 +1,30 @@
+"""Errors that a user can act on: one line that names the value, what is allowed and the remedy.
+
+The command line prints the message of an `RltError` and exits with code 2; every other exception is a bug.
+"""
+
+from __future__ import annotations
+
+
+class RltError(Exception):
+    """Base of all errors that a user can mend. `str(error)` is one line."""
+
+
+class InvalidArgumentError(RltError, ValueError):
+    """An argument has a value or a shape that is not allowed."""
+
+
+class VideoError(RltError, OSError):
+    """A video cannot be opened, or the frames asked for cannot be decoded."""
+
+
+class VideoWarning(UserWarning):
+    """A video was decoded, but something about the file deserves a look (cut off, one frame only)."""
+
+
+class CheckpointError(RltError, RuntimeError):
+    """A checkpoint cannot be read, or its weights do not fit the model."""
+
+
+class MissingDependencyError(RltError, ImportError):
+    """An optional package is needed; the message names the extra that installs it."""

@@ -1,0 +1,1 @@
+"""Parts of packed networks: they work on [tokens, width] and know no batch axis."""

@@ -1,0 +1,77 @@
+"""Transformer blocks over packed tokens.
+
+Shape legend: T tokens of all clips, D model width, H heads, K width of a head.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlt.nn.attention import Backend, packed_attention
+from rlt.structures import Segments
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention within each clip. Queries and values have a bias, keys have none, as in VideoMAE."""
+
+    def __init__(self, width: int, num_heads: int, *, qkv_bias: bool = True) -> None:
+        """Make the projections; `width` is a multiple of `num_heads`."""
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
+        self.v_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_TD: Tensor, segments: Segments, backend: Backend | None = None) -> Tensor:
+        """Mix tokens of the same clip: [T, D] -> [T, D]."""
+        bias = None
+        if self.q_bias is not None and self.v_bias is not None:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv_T3HK = F.linear(x_TD, self.qkv.weight, bias).unflatten(1, (3, self.num_heads, -1))
+        q_THK, k_THK, v_THK = qkv_T3HK.unbind(1)
+        x_THK = packed_attention(q_THK, k_THK, v_THK, segments, backend=backend)
+        output: Tensor = self.proj(x_THK.flatten(1))
+        return output
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU between, token by token."""
+
+    def __init__(self, width: int, hidden_width: int) -> None:
+        """Make the layers width -> hidden_width -> width."""
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden_width)
+        self.fc2 = nn.Linear(hidden_width, width)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """[T, D] -> [T, D]."""
+        output: Tensor = self.fc2(F.gelu(self.fc1(x_TD)))
+        return output
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(
+        self, width: int, num_heads: int, mlp_width: int, *, qkv_bias: bool = True, layer_norm_eps: float = 1e-6
+    ) -> None:
+        """Make attention and MLP with a LayerNorm before each."""
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.attn = Attention(width, num_heads, qkv_bias=qkv_bias)
+        self.norm2 = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.mlp = Mlp(width, mlp_width)
+
+    def forward(self, x_TD: Tensor, segments: Segments, backend: Backend | None = None) -> Tensor:
+        """[T, D] -> [T, D]."""
+        x_TD = x_TD + self.attn(self.norm1(x_TD), segments, backend)
+        output: Tensor = x_TD + self.mlp(self.norm2(x_TD))
+        return output
+
+
+def mean_per_clip(x_TD: Tensor, segments: Segments) -> Tensor:
+    """Mean of the tokens of each clip: [T, D] -> [clips, D]."""
+    return torch.stack([x_nD.mean(0) for x_nD in x_TD.split(segments.lengths)])

@@ -1,0 +1,50 @@
+"""Positions of kept tokens, taken by coordinates: dropping tokens must not move the others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def sinusoid_table(num_positions: int, width: int) -> Tensor:
+    """The fixed sine-cosine table of VideoMAE ("Attention is all you need", section 3.5).
+
+    Even columns hold sin(p / 10000^(j / width)), the odd column after it the cosine of the same angle.
+
+    Args:
+        num_positions: rows; row p is for place p = t * H' * W' + h * W' + w.
+        width: columns.
+
+    Returns:
+        float32 [num_positions, width], computed in double precision.
+    """
+    column = torch.arange(width, dtype=torch.float64)
+    frequency = torch.pow(10000.0, -(column - column % 2) / width)
+    angle = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequency
+    return torch.where(column % 2 == 0, angle.sin(), angle.cos()).to(torch.float32)
+
+
+class SinusoidPositions(nn.Module):
+    """Rows of `sinusoid_table` for kept tokens. Grows when a clip has more places than any before."""
+
+    table: Tensor
+
+    def __init__(self, width: int, num_positions: int) -> None:
+        """Prepare rows for clips of `num_positions` places; larger clips extend the table when they come."""
+        super().__init__()
+        self.width = width
+        self.register_buffer("table", sinusoid_table(num_positions, width), persistent=False)
+
+    def forward(self, place: Tensor, num_positions: int) -> Tensor:
+        """Positions of tokens.
+
+        Args:
+            place: int64 [tokens], place of each token in its own clip's grid.
+            num_positions: places of the largest grid among the clips; above every entry of `place`.
+
+        Returns:
+            float [tokens, width].
+        """
+        if num_positions > len(self.table):
+            self.table = sinusoid_table(num_positions, self.width).to(self.table)
+        return self.table.index_select(0, place)

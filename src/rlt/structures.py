@@ -1,0 +1,341 @@
+"""The values that travel along the data path: `Clip` -> `RunLengthTokens` -> `PackedTokens`.
+
+Order contract: tokens are sorted by (clip, t, h, w), and row i of `patches`, `coords` and `lengths` speaks of the
+same token. In every (h, w) column the first kept t is 0, and t + length is the next kept t of the column or T'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlt.errors import InvalidArgumentError
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InvalidArgumentError(message)
+
+
+class TokenGrid(NamedTuple):
+    """Number of tokens along time, height and width of one clip: (T', H', W')."""
+
+    time: int
+    height: int
+    width: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the clip when nothing is dropped: T' * H' * W'."""
+        return self.time * self.height * self.width
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Frames sampled from one video."""
+
+    frames: Tensor
+    """uint8 [T, H, W, 3], RGB, full range 0..255."""
+    times: Tensor
+    """float64 [T], presentation time of each frame in seconds from the start of the stream."""
+    source: str = ""
+    """Name of the file that the frames come from, for messages."""
+    num_repeated: int = 0
+    """How many frames at the end repeat the last one, because the video is shorter than the clip."""
+
+    def __post_init__(self) -> None:
+        """Hold shapes and dtypes.
+
+        Raises:
+            InvalidArgumentError: for frames that are not uint8 [T, H, W, 3] or times that do not match them.
+        """
+        check_frames(self.frames, dims=(4,))
+        _require(
+            tuple(self.times.shape) == (len(self.frames),),
+            f"times has shape {tuple(self.times.shape)}; one time per frame is needed: ({len(self.frames)},)",
+        )
+
+    def __repr__(self) -> str:
+        """Shape and time span in one line."""
+        num_frames, height, width, _ = self.frames.shape
+        span = f"{self.times[0]:.3f}..{self.times[-1]:.3f} s"
+        return f"Clip({self.source!r}, {num_frames} frames of {height}x{width}, {span}, repeated={self.num_repeated})"
+
+
+@dataclass(frozen=True, eq=False)
+class RunLengthTokens:
+    """The kept tokens of one clip, in (t, h, w) order."""
+
+    patches: Tensor
+    """uint8 (raw pixels) or float (features) [N, D]. For pixels D = tubelet_size * patch_size**2 * 3, laid out
+    (frame, row, column, channel)."""
+    coords: Tensor
+    """int64 [N, 3] = (t, h, w), in tokens."""
+    lengths: Tensor
+    """int64 [N], 1..T': for how many time steps the token stands."""
+    grid: TokenGrid
+    """(T', H', W') of the clip before anything was dropped."""
+    tubelet_size: int = 2
+    """Frames per token."""
+    patch_size: int = 16
+    """Height and width of a token in pixels."""
+
+    def __post_init__(self) -> None:
+        """Hold shapes and dtypes (cheap checks only; `validate` checks the order contract).
+
+        Raises:
+            InvalidArgumentError: if the fields do not speak of the same number of tokens.
+        """
+        object.__setattr__(self, "grid", TokenGrid(*self.grid))
+        num_tokens = len(self.patches)
+        _require(self.patches.ndim == 2, f"patches has shape {tuple(self.patches.shape)}; [N, D] is needed")
+        _require(
+            tuple(self.coords.shape) == (num_tokens, 3) and self.coords.dtype == torch.int64,
+            f"coords is {self.coords.dtype} {tuple(self.coords.shape)}; int64 ({num_tokens}, 3) is needed",
+        )
+        _require(
+            tuple(self.lengths.shape) == (num_tokens,) and self.lengths.dtype == torch.int64,
+            f"lengths is {self.lengths.dtype} {tuple(self.lengths.shape)}; int64 ({num_tokens},) is needed",
+        )
+        _require(num_tokens > 0, "0 tokens; a clip keeps at least its first time step")
+
+    def __len__(self) -> int:
+        """Number of kept tokens N."""
+        return len(self.patches)
+
+    def __repr__(self) -> str:
+        """Counts and shapes in one line."""
+        total = self.grid.num_tokens
+        return (
+            f"RunLengthTokens({len(self)} of {total} tokens ({len(self) / total:.1%}), grid={tuple(self.grid)}, "
+            f"patches={str(self.patches.dtype).removeprefix('torch.')}{list(self.patches.shape)})"
+        )
+
+    @property
+    def kept(self) -> float:
+        """Share of the tokens that is kept, above 0 and up to 1."""
+        return len(self) / self.grid.num_tokens
+
+    def mask(self) -> Tensor:
+        """Bool [T', H', W'], True where a token is kept."""
+        mask = torch.zeros(self.grid, dtype=torch.bool, device=self.coords.device)
+        mask[tuple(self.coords.unbind(1))] = True
+        return mask
+
+    def expand(self, features: Tensor | None = None) -> Tensor:
+        """Fill the full grid again: every dropped place gets the token of the run that covers it.
+
+        Args:
+            features: [N, ...] values of the kept tokens in token order, for example the output of a network.
+                Without it the patches are put back together to video.
+
+        Returns:
+            uint8 [T, H, W, 3] video, or [T', H', W', ...] features. The inverse of `rlt.tokenize` wherever the
+            dropped patches were exact repeats.
+
+        Raises:
+            InvalidArgumentError: if features has another number of rows than there are tokens.
+        """
+        values = self.patches if features is None else features
+        _require(len(values) == len(self), f"features has {len(values)} rows; one per token is needed: {len(self)}")
+        filled = values.index_select(0, self.token_at_place().flatten()).unflatten(0, self.grid)
+        if features is not None:
+            return filled
+        time, height, width = self.grid
+        video = filled.view(time, height, width, self.tubelet_size, self.patch_size, self.patch_size, -1)
+        return video.permute(0, 3, 1, 4, 2, 5, 6).reshape(
+            time * self.tubelet_size, height * self.patch_size, width * self.patch_size, -1
+        )
+
+    def token_at_place(self) -> Tensor:
+        """int64 [T', H', W']: the row of the token whose run covers each place of the grid."""
+        rows = torch.zeros(self.grid, dtype=torch.int64, device=self.coords.device)
+        rows[tuple(self.coords.unbind(1))] = torch.arange(len(self), device=rows.device)
+        # Rows grow with t within a column, so the newest kept row so far is the largest so far.
+        return rows.cummax(dim=0).values
+
+    def validate(self) -> RunLengthTokens:
+        """Check the order contract of this module in full and return self.
+
+        Raises:
+            InvalidArgumentError: naming the first token that breaks the contract.
+        """
+        time, height, width = self.grid
+        t, h, w = self.coords.unbind(1)
+        inside = (self.coords >= 0).all(1) & (t < time) & (h < height) & (w < width)
+        _require(bool(inside.all()), f"coords of token {int((~inside).int().argmax())} lie outside {tuple(self.grid)}")
+        place = (t * height + h) * width + w
+        ordered = place.diff() > 0
+        _require(bool(ordered.all()), f"token {int((~ordered).int().argmax()) + 1} is not in (t, h, w) order")
+        runs = torch.zeros(self.grid, dtype=torch.int64, device=t.device)
+        runs[t, h, w] = self.lengths
+        covered = torch.zeros(height, width, dtype=torch.int64, device=t.device)
+        for step, run_HW in enumerate(runs):
+            starts = run_HW != 0
+            _require(
+                bool((starts == (covered == step)).all()),
+                f"run lengths do not meet the kept tokens at t={step}; t + length must be the next kept t or {time}",
+            )
+            covered = covered + run_HW
+        _require(bool((covered == time).all()), f"run lengths do not add up to T'={time} in every column")
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """Where each clip begins and ends in a packed sequence. Attention never runs without one."""
+
+    lengths: tuple[int, ...]
+    """Tokens per clip, each at least 1. Plain integers, so that no kernel choice waits for the device."""
+    cu_seqlens: Tensor
+    """int32 [clips + 1], offsets: 0, n0, n0 + n1, ... on the device of the tokens."""
+
+    @classmethod
+    def from_lengths(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Segments:
+        """Build the offsets from the number of tokens of each clip.
+
+        Raises:
+            InvalidArgumentError: for no clips, or a clip without tokens.
+        """
+        counts = tuple(int(length) for length in lengths)
+        _require(len(counts) > 0, "no clips to pack; give at least one")
+        _require(min(counts) > 0, f"clip {counts.index(min(counts))} has {min(counts)} tokens; at least 1 is needed")
+        offsets = torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=device)
+        return cls(counts, offsets)
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return len(self.lengths)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest clip."""
+        return max(self.lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all clips together."""
+        return sum(self.lengths)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Segments:
+        """The same segments with the offsets on another device."""
+        return Segments(self.lengths, self.cu_seqlens.to(device, non_blocking=non_blocking))
+
+
+@dataclass(frozen=True, eq=False)
+class PackedTokens:
+    """The tokens of several clips in one sequence: no batch axis, no padding."""
+
+    patches: Tensor
+    """uint8 or float [N, D], all clips one after the other."""
+    coords: Tensor
+    """int64 [N, 3] = (t, h, w) within each clip."""
+    lengths: Tensor
+    """int64 [N], run lengths."""
+    segments: Segments
+    """Which rows belong to which clip."""
+    grids: tuple[TokenGrid, ...]
+    """(T', H', W') of each clip; clips may differ in size."""
+    tubelet_size: int = 2
+    """Frames per token."""
+    patch_size: int = 16
+    """Height and width of a token in pixels."""
+
+    def __post_init__(self) -> None:
+        """Hold that all fields speak of the same clips and tokens.
+
+        Raises:
+            InvalidArgumentError: if they do not.
+        """
+        num_tokens = self.segments.num_tokens
+        for name in ("patches", "coords", "lengths"):
+            rows = len(getattr(self, name))
+            _require(rows == num_tokens, f"{name} has {rows} rows; the segments hold {num_tokens} tokens")
+        _require(
+            len(self.grids) == len(self.segments),
+            f"{len(self.grids)} grids for {len(self.segments)} clips; one grid per clip is needed",
+        )
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return len(self.segments)
+
+    def __repr__(self) -> str:
+        """Counts in one line."""
+        total = sum(grid.num_tokens for grid in self.grids)
+        count = self.segments.num_tokens
+        return f"PackedTokens({len(self)} clips, {count} of {total} tokens ({count / total:.1%}), on {self.device})"
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        """int32 [clips + 1], offsets of the clips in the sequence."""
+        return self.segments.cu_seqlens
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all clips together."""
+        return self.segments.num_tokens
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tokens lie."""
+        return self.patches.device
+
+    @cached_property
+    def place(self) -> Tensor:
+        """int64 [N]: t * H' * W' + h * W' + w, the place of each token in its own clip's grid."""
+        t, h, w = self.coords.unbind(1)
+        if len(set(self.grids)) == 1:
+            _, height, width = self.grids[0]
+            return (t * height + h) * width + w
+        repeats = torch.tensor(self.segments.lengths, device=self.device)
+        sizes = torch.tensor([grid[1:] for grid in self.grids], device=self.device)
+        height_N, width_N = sizes.repeat_interleave(repeats, dim=0, output_size=self.num_tokens).unbind(1)
+        return (t * height_N + h) * width_N + w
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PackedTokens:
+        """The same tokens on another device."""
+        return PackedTokens(
+            self.patches.to(device, non_blocking=non_blocking),
+            self.coords.to(device, non_blocking=non_blocking),
+            self.lengths.to(device, non_blocking=non_blocking),
+            self.segments.to(device, non_blocking=non_blocking),
+            self.grids,
+            self.tubelet_size,
+            self.patch_size,
+        )
+
+    def unpack(self) -> list[RunLengthTokens]:
+        """The clips again, as views into the packed tensors: the inverse of `rlt.pack`."""
+        rows = zip(
+            self.patches.split(self.segments.lengths),
+            self.coords.split(self.segments.lengths),
+            self.lengths.split(self.segments.lengths),
+            self.grids,
+            strict=True,
+        )
+        return [RunLengthTokens(*fields, self.tubelet_size, self.patch_size) for fields in rows]
+
+    def __iter__(self) -> Iterator[RunLengthTokens]:
+        """Clip by clip."""
+        return iter(self.unpack())
+
+
+def check_frames(frames: Tensor, *, dims: tuple[int, ...] = (4, 5)) -> None:
+    """Raise unless frames are uint8 [T, H, W, 3] or [B, T, H, W, 3] (as far as `dims` allows) and not empty.
+
+    Raises:
+        InvalidArgumentError: naming dtype and shape that were given.
+    """
+    shapes = " or ".join({4: "[T, H, W, 3]", 5: "[B, T, H, W, 3]"}[ndim] for ndim in dims)
+    given = f"{frames.dtype} {list(frames.shape)}"
+    _require(
+        frames.dtype == torch.uint8 and frames.ndim in dims and frames.shape[-1] == 3 and frames.numel() > 0,
+        f"frames are {given}; uint8 {shapes} with values 0..255 is needed (channels last, not normalised)",
+    )

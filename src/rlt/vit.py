@@ -1,0 +1,168 @@
+"""VideoMAE's vision transformer over packed tokens: `PackedTokens` -> logits.
+
+Shape legend: T tokens of all clips, D model width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rlt.errors import InvalidArgumentError
+from rlt.nn.attention import Backend
+from rlt.nn.blocks import Block, mean_per_clip
+from rlt.nn.embedding import PatchEmbedding
+from rlt.nn.positions import SinusoidPositions
+from rlt.structures import PackedTokens
+from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
+
+LengthEncoding = Literal["none", "learned"]
+"""Whether the network is told how long a token stands: "learned" adds one vector per run length (paper, section
+3.3)."""
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Everything that is needed to build a `VisionTransformer`; written as JSON beside the weights."""
+
+    width: int = 768
+    """Values per token."""
+    depth: int = 12
+    """Number of blocks."""
+    num_heads: int = 12
+    """Attention heads; divides width."""
+    mlp_width: int = 3072
+    """Hidden values per token in the MLPs."""
+    num_classes: int = 400
+    """Outputs of the head; 0 for none, then the model returns features."""
+    num_frames: int = 16
+    """Frames of the clips that it is meant for. Others work: positions are by coordinates."""
+    image_size: int = 224
+    """Height and width in pixels of the clips that it is meant for. Others work."""
+    tubelet_size: int = 2
+    """Frames per token."""
+    patch_size: int = 16
+    """Height and width of a token in pixels."""
+    qkv_bias: bool = True
+    """Whether queries and values have a bias (keys never do)."""
+    layer_norm_eps: float = 1e-6
+    """Epsilon of the LayerNorms in the blocks."""
+    head_norm_eps: float = 1e-6
+    """Epsilon of the LayerNorm before the head."""
+    length_encoding: LengthEncoding = "none"
+    """See `LengthEncoding`."""
+    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Mean of each channel that the weights expect, on the scale 0..1."""
+    pixel_std: tuple[float, float, float] = IMAGENET_STD
+    """Standard deviation of each channel that the weights expect, on the scale 0..1."""
+    labels: tuple[str, ...] = ()
+    """Class names in the order of the outputs; empty if they are not known."""
+
+    def __post_init__(self) -> None:
+        """Hold sizes together.
+
+        Raises:
+            InvalidArgumentError: naming the field that does not fit.
+        """
+        for name in ("pixel_mean", "pixel_std", "labels"):  # JSON gives lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("width", "depth", "num_heads", "mlp_width", "num_frames", "image_size", "tubelet_size"):
+            if getattr(self, name) < 1:
+                raise InvalidArgumentError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+        if self.width % self.num_heads:
+            raise InvalidArgumentError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        if self.num_classes < 0:
+            raise InvalidArgumentError(f"num_classes is {self.num_classes}; 0 (no head) or more is needed")
+        if self.labels and len(self.labels) != self.num_classes:
+            raise InvalidArgumentError(f"{len(self.labels)} labels for {self.num_classes} classes; give one per class")
+
+    def replace(self, **changes: object) -> ViTConfig:
+        """A copy with some fields changed; unknown names are a TypeError."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+class VisionTransformer(nn.Module):
+    """VideoMAE's ViT: tubelet embedding, fixed sinusoid positions, pre-norm blocks, mean over the tokens, head."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        """Build the network with random weights (truncated normal, standard deviation 0.02)."""
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.patch_embed = PatchEmbedding(
+            width,
+            tubelet_size=config.tubelet_size,
+            patch_size=config.patch_size,
+            mean=config.pixel_mean,
+            std=config.pixel_std,
+        )
+        time = config.num_frames // config.tubelet_size
+        self.positions = SinusoidPositions(width, time * (config.image_size // config.patch_size) ** 2)
+        self.length_embed = nn.Parameter(torch.zeros(time, width)) if config.length_encoding == "learned" else None
+        self.blocks = nn.ModuleList(
+            Block(
+                width,
+                config.num_heads,
+                config.mlp_width,
+                qkv_bias=config.qkv_bias,
+                layer_norm_eps=config.layer_norm_eps,
+            )
+            for _ in range(config.depth)
+        )
+        self.fc_norm = nn.LayerNorm(width, eps=config.head_norm_eps)
+        self.head = nn.Linear(width, config.num_classes) if config.num_classes else nn.Identity()
+        self.attention_backend: Backend | None = None
+        self.apply(_init_linear)
+
+    def forward(self, packed: PackedTokens) -> Tensor:
+        """Classify clips.
+
+        Args:
+            packed: the tokens of one or more clips, with the model's tubelet and patch size.
+
+        Returns:
+            float [clips, classes], or the features [clips, width] where the model has no head. The row of a clip does
+            not depend on the clips it is packed with.
+
+        Raises:
+            InvalidArgumentError: if the tokens were cut with another tubelet or patch size.
+        """
+        logits: Tensor = self.head(self.forward_features(packed))
+        return logits
+
+    def forward_features(self, packed: PackedTokens) -> Tensor:
+        """Features before the head: normalised mean of the tokens of each clip, float [clips, width]."""
+        features: Tensor = self.fc_norm(mean_per_clip(self.forward_tokens(packed), packed.segments))
+        return features
+
+    def forward_tokens(self, packed: PackedTokens) -> Tensor:
+        """Output of the last block, float [tokens, width]; `RunLengthTokens.expand` puts it back on the grid."""
+        self._check_token_size(packed)
+        x_TD = self.patch_embed(packed.patches)
+        largest_grid = max(grid.num_tokens for grid in packed.grids)
+        x_TD = x_TD + self.positions(packed.place, largest_grid).to(x_TD.dtype)
+        if self.length_embed is not None:
+            longest = len(self.length_embed)  # runs longer than any seen in training share the last vector
+            x_TD = x_TD + self.length_embed[(packed.lengths - 1).clamp(max=longest - 1)]
+        for block in self.blocks:
+            x_TD = block(x_TD, packed.segments, self.attention_backend)
+        return x_TD
+
+    def _check_token_size(self, packed: PackedTokens) -> None:
+        ours = (self.config.tubelet_size, self.config.patch_size)
+        if (packed.tubelet_size, packed.patch_size) != ours:
+            raise InvalidArgumentError(
+                f"tokens have tubelet_size={packed.tubelet_size}, patch_size={packed.patch_size}; the model needs "
+                f"tubelet_size={ours[0]}, patch_size={ours[1]}, give these to rlt.tokenize"
+            )
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
