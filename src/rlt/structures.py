@@ -23,6 +23,10 @@ def _require(condition: bool, message: str) -> None:
         raise InvalidArgumentError(message)
 
 
+def _first(marked: Tensor) -> int:
+    return int(marked.nonzero()[0])
+
+
 class TokenGrid(NamedTuple):
     """Number of tokens along time, height and width of one clip: (T', H', W')."""
 
@@ -144,7 +148,7 @@ class RunLengthTokens:
         """
         values = self.patches if features is None else features
         _require(len(values) == len(self), f"features has {len(values)} rows; one per token is needed: {len(self)}")
-        filled = values.index_select(0, self.token_at_place().flatten()).unflatten(0, self.grid)
+        filled: Tensor = values.index_select(0, self.token_at_place().flatten()).unflatten(0, self.grid)
         if features is not None:
             return filled
         time, height, width = self.grid
@@ -158,7 +162,8 @@ class RunLengthTokens:
         rows = torch.zeros(self.grid, dtype=torch.int64, device=self.coords.device)
         rows[tuple(self.coords.unbind(1))] = torch.arange(len(self), device=rows.device)
         # Rows grow with t within a column, so the newest kept row so far is the largest so far.
-        return rows.cummax(dim=0).values
+        newest: Tensor = rows.cummax(dim=0).values
+        return newest
 
     def validate(self) -> RunLengthTokens:
         """Check the order contract of this module in full and return self.
@@ -169,10 +174,12 @@ class RunLengthTokens:
         time, height, width = self.grid
         t, h, w = self.coords.unbind(1)
         inside = (self.coords >= 0).all(1) & (t < time) & (h < height) & (w < width)
-        _require(bool(inside.all()), f"coords of token {int((~inside).int().argmax())} lie outside {tuple(self.grid)}")
+        if not bool(inside.all()):
+            raise InvalidArgumentError(f"coords of token {_first(~inside)} lie outside {tuple(self.grid)}")
         place = (t * height + h) * width + w
         ordered = place.diff() > 0
-        _require(bool(ordered.all()), f"token {int((~ordered).int().argmax()) + 1} is not in (t, h, w) order")
+        if not bool(ordered.all()):
+            raise InvalidArgumentError(f"token {_first(~ordered) + 1} is not in (t, h, w) order")
         runs = torch.zeros(self.grid, dtype=torch.int64, device=t.device)
         runs[t, h, w] = self.lengths
         covered = torch.zeros(height, width, dtype=torch.int64, device=t.device)

@@ -142,7 +142,7 @@ class VisionTransformer(nn.Module):
     def forward_tokens(self, packed: PackedTokens) -> Tensor:
         """Output of the last block, float [tokens, width]; `RunLengthTokens.expand` puts it back on the grid."""
         self._check_token_size(packed)
-        x_TD = self.patch_embed(packed.patches)
+        x_TD: Tensor = self.patch_embed(packed.patches)
         largest_grid = max(grid.num_tokens for grid in packed.grids)
         x_TD = x_TD + self.positions(packed.place, largest_grid).to(x_TD.dtype)
         if self.length_embed is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,9 +19,6 @@ class PatchEmbedding(nn.Module):
     Normalising pixels is affine, and so is the embedding: W((x / 255 - mean) / std) + b = W'x + b'. The folded form
     reads uint8 patches directly, without a float copy of the clip.
     """
-
-    scale: Tensor
-    offset: Tensor
 
     def __init__(
         self,
@@ -44,16 +43,30 @@ class PatchEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(width, pixels * 3))
         self.bias = nn.Parameter(torch.zeros(width))
         nn.init.trunc_normal_(self.weight, std=0.02)
-        std_3 = torch.tensor(std, dtype=torch.float64)
-        offset_3 = (_PIXEL_CENTER / 255 - torch.tensor(mean, dtype=torch.float64)) / std_3
-        self.register_buffer("scale", (1 / (255 * std_3)).repeat(pixels).float(), persistent=False)
-        self.register_buffer("offset", offset_3.repeat(pixels).float(), persistent=False)
+        self.mean, self.std, self.pixels = mean, std, pixels
 
     def forward(self, patches: Tensor) -> Tensor:
         """Embed uint8 pixels, or float patches that are normalised already: [tokens, values] -> [tokens, width]."""
         if patches.dtype != torch.uint8:
             return F.linear(patches.to(self.weight.dtype), self.weight, self.bias)
+        scale, offset = _folding(self.mean, self.std, self.pixels, self.weight.device)
         weight = self.weight.float()
-        folded_weight = (weight * self.scale).to(self.weight.dtype)
-        folded_bias = (self.bias.float() + weight @ self.offset).to(self.bias.dtype)
+        folded_weight = (weight * scale).to(self.weight.dtype)
+        folded_bias = (self.bias.float() + (weight * offset).sum(1)).to(self.bias.dtype)
         return F.linear(patches.to(self.weight.dtype).sub_(_PIXEL_CENTER), folded_weight, folded_bias)
+
+
+@lru_cache(maxsize=16)
+def _folding(
+    mean: tuple[float, float, float], std: tuple[float, float, float], pixels: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Scale and offset of each value of a patch, so that normalised = (pixel - center) * scale + offset.
+
+    Kept apart from the module's buffers, because `model.bfloat16()` would round them.
+    """
+    with torch.inference_mode(mode=False):  # the first caller may be in inference mode, a later one may train
+        std_3 = torch.tensor(std, dtype=torch.float64)
+        scale_3 = 1 / (255 * std_3)
+        offset_3 = (_PIXEL_CENTER / 255 - torch.tensor(mean, dtype=torch.float64)) / std_3
+        scale, offset = (values_3.repeat(pixels).float().to(device) for values_3 in (scale_3, offset_3))
+    return scale, offset

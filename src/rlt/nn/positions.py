@@ -46,5 +46,6 @@ class SinusoidPositions(nn.Module):
             float [tokens, width].
         """
         if num_positions > len(self.table):
-            self.table = sinusoid_table(num_positions, self.width).to(self.table)
+            with torch.inference_mode(mode=False):
+                self.table = sinusoid_table(num_positions, self.width).to(self.table)
         return self.table.index_select(0, place)
