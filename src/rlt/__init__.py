@@ -5,11 +5,16 @@
     logits = rlt.create_model("vit_base")(rlt.pack([tokens]))
 """
 
+from importlib.metadata import version
+
+from rlt.models import create_model, list_models
 from rlt.packing import pack
 from rlt.structures import Clip, PackedTokens, RunLengthTokens, Segments, TokenGrid
 from rlt.tokens import keep_mask, run_lengths, select_tokens, tokenize
+from rlt.video import read_clip
+from rlt.vit import VisionTransformer, ViTConfig
 
-__version__ = "0.1.0"
+__version__ = version("rlt")
 
 __all__ = [
     "Clip",
@@ -17,8 +22,13 @@ __all__ = [
     "RunLengthTokens",
     "Segments",
     "TokenGrid",
+    "ViTConfig",
+    "VisionTransformer",
+    "create_model",
     "keep_mask",
+    "list_models",
     "pack",
+    "read_clip",
     "run_lengths",
     "select_tokens",
     "tokenize",

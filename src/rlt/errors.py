@@ -22,6 +22,10 @@ class VideoWarning(UserWarning):
     """A video was decoded, but something about the file deserves a look (cut off, one frame only)."""
 
 
+class TruncatedVideoWarning(VideoWarning):
+    """The file is cut off, but all frames asked for lie before the cut and are whole."""
+
+
 class CheckpointError(RltError, RuntimeError):
     """A checkpoint cannot be read, or its weights do not fit the model."""
 

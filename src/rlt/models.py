@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rlt.checkpoints import load_checkpoint
 from rlt.errors import CheckpointError, InvalidArgumentError
-from rlt.vit import ViTConfig, VisionTransformer
+from rlt.vit import VisionTransformer, ViTConfig
 
 MODELS: dict[str, ViTConfig] = {
     "vit_tiny": ViTConfig(width=192, depth=12, num_heads=3, mlp_width=768),
@@ -48,7 +48,8 @@ def create_model(
         name: one of `list_models()`.
         num_classes: outputs of the head; 0 for none. None takes the checkpoint's, or 400 without a checkpoint.
         checkpoint: a file, a folder or a hub id in any layout that `rlt.checkpoints` knows; None for random weights.
-        new_head: take a fresh random head (of `num_classes`, 400 if None) where the checkpoint has none, or another.
+        new_head: take a new random head instead of the checkpoint's, or where it has none (after pretraining). With
+            num_classes=None it has as many outputs as the checkpoint's, or 400.
 
     Returns:
         The model; `model.config.labels` holds class names where the checkpoint has them.

@@ -80,18 +80,51 @@ def keep_mask(
             negative or not a number.
     """
     check_frames(frames, dims=(5,))
-    _check_threshold(threshold)
+    check_threshold(threshold)
     grid = token_grid(frames.shape, tubelet_size=tubelet_size, patch_size=patch_size)
     mask = torch.ones(len(frames), *grid, dtype=torch.bool, device=frames.device)
-    if grid.time == 1:
-        return mask
+    differences = token_differences(frames, tubelet_size=tubelet_size, patch_size=patch_size, std=std)
+    torch.gt(differences, threshold, out=mask[:, 1:])
+    return mask
+
+
+def token_differences(
+    frames: Tensor,
+    *,
+    tubelet_size: int = 2,
+    patch_size: int = 16,
+    std: tuple[float, float, float] = IMAGENET_STD,
+) -> Tensor:
+    """How much each token differs from the one before it at the same place: what `keep_mask` holds its threshold to.
+
+    Mean absolute difference over the pixels and channels of a token, between the last frame of tubelet t and the first
+    frame of tubelet t - 1, in units of the normalised clip. One call serves any number of thresholds:
+    `token_differences(frames) > threshold` is `keep_mask(frames, threshold=threshold)[:, 1:]` on every entry.
+
+    Args:
+        frames: uint8 [B, T, H, W, 3].
+        tubelet_size: frames per token; divides T.
+        patch_size: height and width of a token in pixels; divides H and W.
+        std: standard deviation of each channel on the scale 0..1 that the network's input is divided by.
+
+    Returns:
+        float64 [B, T' - 1, H', W'], 0 or more. The first time step has no token before it and is not in it.
+
+    Raises:
+        InvalidArgumentError: for frames of another dtype or shape, or sizes that do not divide.
+    """
+    check_frames(frames, dims=(5,))
+    time, height, width = token_grid(frames.shape, tubelet_size=tubelet_size, patch_size=patch_size)
+    differences = torch.empty(len(frames), time - 1, height, width, dtype=torch.float64, device=frames.device)
+    if time == 1:
+        return differences
     scale = torch.tensor([255.0 * channel for channel in std], dtype=torch.float64, device=frames.device)
     values_per_token = 3 * patch_size**2
     # One clip at a time: its differences fit into the cache, which is worth a factor of six.
-    for clip, mask_clip in zip(frames, mask, strict=True):
+    for clip, differences_clip in zip(frames, differences, strict=True):
         sums = _patch_difference_sums(clip, tubelet_size, patch_size)
-        mask_clip[1:] = (sums / scale).sum(-1) / values_per_token > threshold
-    return mask
+        torch.div((sums / scale).sum(-1), values_per_token, out=differences_clip)
+    return differences
 
 
 def run_lengths(mask: Tensor) -> Tensor:
@@ -157,17 +190,32 @@ def tokenize(
     """
     pixels = frames.frames if isinstance(frames, Clip) else frames
     check_frames(pixels)
-    _check_threshold(threshold)
+    batch = pixels if pixels.ndim == 5 else pixels[None]
+    tokens = tokenize_batch(
+        batch, threshold=threshold, policy=policy, tubelet_size=tubelet_size, patch_size=patch_size
+    )
+    return tokens if pixels.ndim == 5 else tokens[0]
+
+
+def tokenize_batch(
+    frames: Tensor,
+    *,
+    threshold: float = 0.1,
+    policy: Policy = "rlt",
+    tubelet_size: int = 2,
+    patch_size: int = 16,
+) -> list[RunLengthTokens]:
+    """`tokenize` for uint8 [B, T, H, W, 3], with the one return type that a type checker can follow."""
+    check_frames(frames, dims=(5,))
+    check_threshold(threshold)
     if policy not in get_args(Policy):
         raise InvalidArgumentError(f"policy is {policy!r}; allowed are {', '.join(map(repr, get_args(Policy)))}")
-    batch = pixels if pixels.ndim == 5 else pixels[None]
-    grid = token_grid(batch.shape, tubelet_size=tubelet_size, patch_size=patch_size)
+    grid = token_grid(frames.shape, tubelet_size=tubelet_size, patch_size=patch_size)
     if policy == "none":
-        mask = torch.ones(len(batch), *grid, dtype=torch.bool, device=batch.device)
+        mask = torch.ones(len(frames), *grid, dtype=torch.bool, device=frames.device)
     else:
-        mask = keep_mask(batch, threshold=threshold, tubelet_size=tubelet_size, patch_size=patch_size)
-    tokens = select_tokens(batch, mask, tubelet_size=tubelet_size, patch_size=patch_size)
-    return tokens if pixels.ndim == 5 else tokens[0]
+        mask = keep_mask(frames, threshold=threshold, tubelet_size=tubelet_size, patch_size=patch_size)
+    return select_tokens(frames, mask, tubelet_size=tubelet_size, patch_size=patch_size)
 
 
 def select_tokens(
@@ -203,7 +251,12 @@ def select_tokens(
     ]
 
 
-def _check_threshold(threshold: float) -> None:
+def check_threshold(threshold: float) -> None:
+    """Raise unless `threshold` is 0 or more.
+
+    Raises:
+        InvalidArgumentError: naming the value.
+    """
     if not threshold >= 0:
         raise InvalidArgumentError(f"threshold is {threshold}; 0 or more is needed (0.1 is the paper's)")
 

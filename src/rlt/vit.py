@@ -6,13 +6,18 @@ Shape legend: T tokens of all clips, D model width.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Literal
 
 import torch
+from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
-from rlt.errors import InvalidArgumentError
+from rlt import weights
+from rlt.errors import CheckpointError, InvalidArgumentError
 from rlt.nn.attention import Backend
 from rlt.nn.blocks import Block, mean_per_clip
 from rlt.nn.embedding import PatchEmbedding
@@ -20,6 +25,8 @@ from rlt.nn.positions import SinusoidPositions
 from rlt.structures import PackedTokens
 from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
 
+MODEL_TYPE = "rlt_vit"
+"""What `model_type` in config.json says of our checkpoints."""
 LengthEncoding = Literal["none", "learned"]
 """Whether the network is told how long a token stands: "learned" adds one vector per run length (paper, section
 3.3)."""
@@ -84,9 +91,71 @@ class ViTConfig:
         """A copy with some fields changed; unknown names are a TypeError."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
+    def to_dict(self) -> dict[str, object]:
+        """All fields, ready for JSON."""
+        return dataclasses.asdict(self)
 
-class VisionTransformer(nn.Module):
-    """VideoMAE's ViT: tubelet embedding, fixed sinusoid positions, pre-norm blocks, mean over the tokens, head."""
+    @classmethod
+    def from_dict(cls, content: Mapping[str, object], source: str | Path) -> ViTConfig:
+        """The inverse of `to_dict`, from the config.json of one of our checkpoints.
+
+        Args:
+            content: fields by name; `model_type` must be `MODEL_TYPE`. Sizes must be there, others have defaults.
+            source: named in errors.
+
+        Raises:
+            CheckpointError: if a field is missing, not known, or not of its type.
+        """
+        if content.get("model_type") != MODEL_TYPE:
+            raise CheckpointError(
+                f"{source} has model_type {content.get('model_type')!r}, not {MODEL_TYPE!r}; "
+                "other layouts are read by rlt.create_model(name, checkpoint=...)"
+            )
+        defaults = cls().to_dict()
+        fields = {name: value for name, value in content.items() if name not in ("model_type", "rlt_version")}
+        missing = [name for name in _REQUIRED if name not in fields]
+        unknown = [name for name in fields if name not in defaults]
+        if missing or unknown:
+            raise CheckpointError(
+                f"{source} was written by rlt {content.get('rlt_version')}: config.json lacks {missing} and has "
+                f"unknown {unknown}; upgrade rlt or get the file again"
+            )
+        for name, value in fields.items():
+            kind = type(defaults[name])
+            if not isinstance(value, {tuple: (list, tuple), float: (float, int)}.get(kind, (kind,))):
+                raise CheckpointError(f"{source} has {name}={value!r} in config.json; a {kind.__name__} is needed")
+        try:
+            return cls(**fields)  # type: ignore[arg-type]
+        except InvalidArgumentError as error:
+            raise CheckpointError(f"{source} has a config.json that does not hold together: {error}") from error
+
+
+_REQUIRED = ("width", "depth", "num_heads", "mlp_width", "num_classes", "tubelet_size", "patch_size")
+"""Fields without which weights could fit and yet be misread."""
+_MODEL_CARD = """---
+{{ card_data }}
+---
+
+A video classifier for [run-length tokens](https://arxiv.org/abs/2411.05222).
+
+    import rlt
+
+    model = rlt.VisionTransformer.from_pretrained("path or hub id")
+    logits = model(rlt.pack([rlt.tokenize(rlt.read_clip("video.mp4"))]))
+"""
+
+
+class VisionTransformer(
+    nn.Module,
+    ModelHubMixin,
+    library_name="rlt",
+    pipeline_tag="video-classification",
+    model_card_template=_MODEL_CARD,
+):
+    """VideoMAE's ViT: tubelet embedding, fixed sinusoid positions, pre-norm blocks, mean over the tokens, head.
+
+    `save_pretrained`, `from_pretrained` and `push_to_hub` are those of huggingface_hub's mixin.
+    """
 
     def __init__(self, config: ViTConfig) -> None:
         """Build the network with random weights (truncated normal, standard deviation 0.02)."""
@@ -151,6 +220,70 @@ class VisionTransformer(nn.Module):
         for block in self.blocks:
             x_TD = block(x_TD, packed.segments, self.attention_backend)
         return x_TD
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | Path, *, config: None = None, model_card_kwargs: dict[str, object] | None = None
+    ) -> None:
+        """Write model.safetensors, config.json with the labels, and a README.md where there is none.
+
+        After a failure the folder's old files are still there and whole. `push_to_hub` uploads a model.
+
+        Args:
+            save_directory: made where it does not exist.
+            config: not used; the model's own configuration is written.
+            model_card_kwargs: further values for the README.
+
+        Raises:
+            CheckpointError: if the folder holds another kind of model, or cannot be written.
+        """
+        if config is not None:
+            raise InvalidArgumentError("save_pretrained writes the model's own configuration; set model.config instead")
+        folder = Path(save_directory)
+        card = (
+            {}
+            if (folder / "README.md").exists()
+            else {"README.md": str(self.generate_model_card(**(model_card_kwargs or {})))}
+        )
+        try:
+            written_by = version("rlt")
+        except PackageNotFoundError:  # run from a source tree
+            written_by = "unknown"
+        content = {"model_type": MODEL_TYPE, "rlt_version": written_by, **self.config.to_dict()}
+        weights.write_folder(folder, self.state_dict(), content, card)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+    ) -> VisionTransformer:
+        """Load what `save_pretrained` wrote, in evaluation mode and float32, from a folder or a hub id.
+
+        Checkpoints of other projects are read by `rlt.create_model(name, checkpoint=...)`. The keyword arguments are
+        those of huggingface_hub.
+
+        Raises:
+            CheckpointError: in one line, if there is nothing of ours, or any weight is missing or does not fit.
+        """
+        folder = weights.find_source(
+            pretrained_model_name_or_path,
+            force_download=force_download,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            revision=revision,
+        )
+        config = weights.read_config(folder)
+        if config is None:
+            raise CheckpointError(f"{folder} has no config.json; give a folder that save_pretrained wrote, or a hub id")
+        model = cls(ViTConfig.from_dict(config, folder))
+        weights.load_strictly(model, weights.read_folder(folder), folder)
+        return model.eval()
 
     def _check_token_size(self, packed: PackedTokens) -> None:
         ours = (self.config.tubelet_size, self.config.patch_size)

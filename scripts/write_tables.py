@@ -1,0 +1,130 @@
+"""Write the tables of README.md and docs/ from the JSON that `make figures` leaves in docs/results.
+
+A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; nothing else of a file is touched. With --check
+nothing is written, and the exit code says whether every table is up to date.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+
+
+def main() -> int:
+    """Fill every table; return 1 if `--check` found one that is out of date."""
+    check = "--check" in sys.argv[1:]
+    stale = []
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        after = re.sub(
+            r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)",
+            lambda match: match[1] + TABLES[match[2]]() + match[3],
+            before,
+            flags=re.DOTALL,
+        )
+        if after != before:
+            stale.append(page.name)
+            if not check:
+                page.write_text(after, encoding="utf-8")
+    if check and stale:
+        print(f"out of date: {', '.join(stale)}; run python scripts/write_tables.py")
+        return 1
+    return 0
+
+
+def compare_table() -> str:
+    """What `rlt compare` measured on the bundled clip."""
+    result = load("compare")
+    tokens, flops, seconds = result["tokens"], result["flops"], result["seconds"]
+    settings = result["settings"]
+    rows = [
+        ("", "dense", "RLT", "speed-up"),
+        ("---", "---:", "---:", "---:"),
+        ("tokens", f"{tokens['dense']:,}", f"{tokens['rlt']:,} ({result['tokens_kept']:.1%})", ""),
+        ("decode", time(seconds["decode"]), time(seconds["decode"]), ""),
+        ("tokenize", time(seconds["tokenize_dense"]), time(seconds["tokenize_rlt"]), ""),
+        (
+            "forward pass",
+            time(seconds["forward_dense"]),
+            time(seconds["forward_rlt"]),
+            f"{result['speedup_forward']:.2f}x",
+        ),
+        (
+            "end to end",
+            time(seconds["end_to_end_dense"]),
+            time(seconds["end_to_end_rlt"]),
+            f"{result['speedup_end_to_end']:.2f}x",
+        ),
+        (
+            "FLOPs of the forward pass",
+            f"{flops['dense'] / 1e9:.1f} G",
+            f"{flops['rlt'] / 1e9:.1f} G",
+            f"{result['speedup_flops']:.2f}x allowed",
+        ),
+    ]
+    caption = (
+        f"{settings['model']} ({result['weights']} weights), {settings['num_frames']} frames at stride "
+        f"{settings['frame_stride']}, {settings['size']} px, threshold {settings['threshold']}; median of "
+        f"{settings['repeats']} runs on {machine(result)}. Feature cosine {result['feature_cosine']:.3f}.\n"
+    )
+    return table(rows) + "\n" + caption
+
+
+def benchmark_table() -> str:
+    """What `rlt benchmark` measured: each suite beside the plain way."""
+    rows = [("suite", "compared with", "compared", "RLT", "speed-up"), ("---", "---", "---:", "---:", "---:")]
+    names = {
+        "tokenize": "normalise all, difference, pool, cut, select in float32",
+        "embed": "`Conv3d` on normalised kept patches",
+        "forward": "the same ViT-B with every token",
+    }
+    for suite, name in names.items():
+        result = load(suite)
+        first, last = (arm["seconds_median"] for arm in result["arms"])
+        rows.append((suite, name, time(first), time(last), f"{result['speedup']:.1f}x"))
+    forward = load("forward")
+    kept = forward["arms"][1]["tokens_kept"]
+    caption = (
+        f"{forward['settings']['clips']} clips of 16x224x224, {kept:.1%} of the tokens kept, on {machine(forward)}. "
+        f"The forward pass takes {forward['time_ratio']:.3f} of the dense time at {forward['flop_ratio']:.3f} of the "
+        f"FLOPs ({forward['time_ratio_over_flop_ratio']:.3f} times the ideal).\n"
+    )
+    return table(rows) + "\n" + caption
+
+
+TABLES = {"compare": compare_table, "benchmark": benchmark_table}
+
+
+def load(name: str) -> dict[str, Any]:
+    """A committed result."""
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def time(seconds: dict[str, float] | float) -> str:
+    """Milliseconds, three digits."""
+    median = seconds["median"] if isinstance(seconds, dict) else seconds
+    digits = 1 if median < 0.1 else 0
+    return f"{median * 1e3:,.{digits}f} ms"
+
+
+def machine(result: dict[str, Any]) -> str:
+    """Processor and versions in a few words."""
+    info = result["machine"]
+    return f"{info['processor']}, {info['cores']} cores, torch {info['torch']}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

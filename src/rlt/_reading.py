@@ -1,0 +1,221 @@
+"""Between the public functions of `video` and the decoders: plan a clip, decode it, and refuse what is not whole."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import count, islice
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlt._filters import FrameConverter
+from rlt._pyav import TimedFrame, VideoFile
+from rlt._sources import Source, check_source
+from rlt.errors import InvalidArgumentError, TruncatedVideoWarning, VideoError, VideoWarning
+from rlt.sampling import clip_span, clip_starts, frame_indices, nearest_in_time
+from rlt.structures import Clip
+from rlt.transforms import Size, check_size
+
+DECODERS = ("pyav", "torchcodec")
+"""Values of `decoder`."""
+
+_REPAIR = "download it again or try `ffmpeg -err_detect ignore_err -i IN -c copy OUT`"
+
+# Trailing packets of MPEG-4 ASP and VP8 may show nothing: so many frames fewer than packets are no sign of damage.
+_SILENT_PACKETS = 4
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """How a clip is sampled and decoded; see `rlt.read_clip`."""
+
+    num_frames: int
+    """Frames in a clip."""
+    stride: int
+    """Distance of two sampled frames, in frames of the video."""
+    size: Size
+    """Output size in pixels."""
+    decoder: str
+    """One of `DECODERS`."""
+    num_threads: int
+    """Threads of the decoder; 0 = libav decides."""
+
+    def __post_init__(self) -> None:
+        """Check all fields.
+
+        Raises:
+            InvalidArgumentError: naming the first field that is out of range.
+        """
+        clip_span(self.num_frames, self.stride)
+        check_size(self.size)
+        if self.decoder not in DECODERS:
+            allowed = " or ".join(repr(name) for name in DECODERS)
+            raise InvalidArgumentError(f"decoder is {self.decoder!r}; {allowed} is needed")
+        if self.num_threads < 0:
+            raise InvalidArgumentError(f"num_threads is {self.num_threads}; 0 (libav decides) or more is needed")
+
+    @property
+    def span(self) -> int:
+        """Frames of the video from the first to the last frame of a clip."""
+        return clip_span(self.num_frames, self.stride)
+
+
+class _Pixels(NamedTuple):
+    """A sampled frame."""
+
+    ticks: int
+    """Presentation time from the first frame of the stream, in ticks."""
+    rgb: Tensor
+    """uint8 [H, W, 3]."""
+
+
+def read_planned(
+    source: Source, settings: ClipSettings, *, num_clips: int = 1, start: float | None = None
+) -> list[Clip]:
+    """`num_clips` clips spread over the video, or the one at `start` seconds. Errors are those of `rlt.read_clip`."""
+    if start is not None and not 0 <= start < float("inf"):
+        raise InvalidArgumentError(f"start is {start} s; seconds from the first frame, 0 or more, are needed")
+    check_source(source)
+    with VideoFile(source, num_threads=settings.num_threads) as file:
+        clips = [_read_one(file, settings, start, num_clips, position) for position in range(num_clips)]
+        _warn_if_cut(file)
+        if file.num_frames == 1:
+            _warn(VideoWarning(f"{file.name}: the video has 1 frame; the clip repeats it, so nothing moves in it"))
+        return clips
+
+
+def stream_clips(source: Source, settings: ClipSettings) -> Iterator[Clip]:
+    """Consecutive clips in one pass. Errors are those of `rlt.video.iter_clips`."""
+    with VideoFile(source, num_threads=settings.num_threads) as file:
+        _warn_if_cut(file)
+        targets = (index * settings.stride * file.frame_ticks for index in count())
+        sampled = nearest_in_time(file.decode(), targets, file.frame_ticks)
+        pixels = _convert(sampled, FrameConverter(settings.size, num_threads=settings.num_threads))
+        last: int | None = None
+        while chunk := list(islice(pixels, settings.num_frames)):
+            last = chunk[-1].ticks
+            if not file.missing:
+                _require_whole(file, last)
+            yield _make_clip(file, chunk, settings.num_frames)
+        if last is None:
+            raise nothing_decodes(file)
+        if not file.missing:  # where it is, the end of the file is damaged and the warning has said so
+            _require_whole(file, None)
+
+
+def _read_one(file: VideoFile, settings: ClipSettings, start: float | None, num_clips: int, position: int) -> Clip:
+    for measured in ("headers", "packets"):
+        if start is None:
+            first = Fraction(clip_starts(file.num_frames, num_clips, settings.span)[position])
+        else:
+            first = _first_place(file, start)
+        targets = _targets(file, settings, first)
+        chunk = _decode(file, settings, targets)
+        if len(chunk) == len(targets):
+            break
+        # The stream ended before the plan did: it was cut, or it is damaged, or its headers promise too much.
+        if file.missing:
+            raise _cut_off(file, targets[-1])
+        _require_whole(file, None)
+        if not chunk:
+            raise nothing_decodes(file)
+        if measured == "headers":
+            file.rescan()
+        elif targets[-1] - chunk[-1].ticks > _SILENT_PACKETS * file.frame_ticks:
+            raise _cut_off(file, targets[-1])
+    _require_whole(file, chunk[-1].ticks)
+    return _make_clip(file, chunk, settings.num_frames)
+
+
+def _first_place(file: VideoFile, start: float) -> Fraction:
+    """`start` in frames of the video."""
+    first = Fraction(start) * file.rate
+    if first >= file.num_frames:
+        length = float(file.num_frames / file.rate)
+        raise InvalidArgumentError(
+            f"{file.name}: start is {start:g} s, behind the end of the video; 0 to below {length:.3f} s is allowed"
+        )
+    return first
+
+
+def _targets(file: VideoFile, settings: ClipSettings, first: Fraction) -> list[Fraction]:
+    """Moments of the clip's frames in ticks, as far as the video reaches."""
+    places = [first + index for index in frame_indices(0, settings.num_frames, settings.stride)]
+    # Half a frame of tolerance: a start in seconds hardly ever meets a frame exactly.
+    inside = [place for place in places if place < file.num_frames - Fraction(1, 2)] or places[:1]
+    return [place * file.frame_ticks for place in inside]
+
+
+def _decode(file: VideoFile, settings: ClipSettings, targets: list[Fraction]) -> list[_Pixels]:
+    convert = FrameConverter(settings.size, num_threads=settings.num_threads)
+    stream: Iterable[TimedFrame]
+    if settings.decoder == "torchcodec":
+        from rlt._torchcodec import decode_at  # optional package
+
+        chosen = list(nearest_in_time(file.scan(), targets, file.frame_ticks))
+        stream = decode_at(file, [packet.ticks for packet in chosen])
+        return list(_convert(stream, convert))
+    stream = file.decode(int(targets[0]))
+    return list(_convert(nearest_in_time(stream, targets, file.frame_ticks), convert))
+
+
+def _convert(frames: Iterable[TimedFrame], convert: FrameConverter) -> Iterator[_Pixels]:
+    last: _Pixels | None = None
+    for timed in frames:
+        if last is None or timed.ticks != last.ticks:  # a frame that stands long is sampled several times
+            last = _Pixels(timed.ticks, convert(timed.frame))
+        yield last
+
+
+def _make_clip(file: VideoFile, chunk: list[_Pixels], num_frames: int) -> Clip:
+    num_repeated = num_frames - len(chunk)
+    padded = chunk + chunk[-1:] * num_repeated
+    return Clip(
+        frames=torch.stack([pixels.rgb for pixels in padded]),
+        times=torch.tensor([float(pixels.ticks * file.tick) for pixels in padded], dtype=torch.float64),
+        source=file.name,
+        num_repeated=num_repeated,
+    )
+
+
+def _require_whole(file: VideoFile, ticks: int | None) -> None:
+    """Raise if damage was seen up to `ticks` (None: anywhere) in what was decoded last."""
+    flaw = file.damage_until(ticks)
+    if flaw is not None:
+        seconds = float(flaw * file.tick)
+        if file.missing:
+            raise _cut_off(file, Fraction(flaw if ticks is None else ticks))
+        needed = "" if ticks is None else f", the clip needs what lies before {float(ticks * file.tick):.2f} s"
+        raise VideoError(f"{file.name}: the video is damaged at about {seconds:.2f} s{needed}; {_REPAIR}")
+
+
+def _cut_off(file: VideoFile, needed: Fraction) -> VideoError:
+    last = round(needed / file.frame_ticks) + 1
+    return VideoError(
+        f"{file.name}: the file is cut off, {len(file.scan())} of {file.num_frames} frames can be decoded and the clip "
+        f"needs frames up to {last}; {_REPAIR}"
+    )
+
+
+def nothing_decodes(file: VideoFile) -> VideoError:
+    """The error for a video without a single frame."""
+    return VideoError(f"{file.name}: 0 of {file.num_frames} frames can be decoded; {_REPAIR}")
+
+
+def _warn_if_cut(file: VideoFile) -> None:
+    if file.missing:
+        size, promised = file.missing
+        _warn(
+            TruncatedVideoWarning(
+                f"{file.name}: the file is cut off ({size:,} of {promised:,} bytes are there); the frames read are "
+                "whole, but download it again"
+            )
+        )
+
+
+def _warn(warning: VideoWarning) -> None:
+    warnings.warn(warning, stacklevel=2)

@@ -1,0 +1,196 @@
+"""The command line `rlt`. Parses, calls, shows; everything that it does can be done from Python."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rlt import assets, reports
+from rlt.benchmark import SUITES, BenchmarkSettings, run_suite
+from rlt.checkpoints import convert as convert_checkpoint
+from rlt.compare import CompareSettings
+from rlt.compare import compare as compare_videos
+from rlt.errors import RltError
+from rlt.files import write_json
+from rlt.models import MODELS
+from rlt.video import list_videos
+
+app = typer.Typer(
+    name="rlt",
+    help="Faster video transformers without looking twice: drop the patches of a video that repeat.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+output = Console()
+messages = Console(stderr=True)
+
+ModelName = Enum("ModelName", {name: name for name in MODELS}, type=str)  # type: ignore[misc]
+SuiteName = Enum("SuiteName", {name: name for name in SUITES}, type=str)  # type: ignore[misc]
+
+
+class Precision(str, Enum):
+    """Floating-point type of the network."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Target(str, Enum):
+    """Layouts that `rlt convert` writes."""
+
+    rlt = "rlt"
+    videomae = "videomae"
+    hf = "hf"
+
+
+Videos = Annotated[list[Path], typer.Argument(help="Video files, or folders to search for them.", show_default=False)]
+Model = Annotated[ModelName, typer.Option(help="Size of the network.")]
+Threshold = Annotated[
+    float, typer.Option(help="Mean absolute difference of normalised pixels above which a patch is kept, 0 or more.")
+]
+NumFrames = Annotated[int, typer.Option("--frames", help="Frames per clip.")]
+FrameStride = Annotated[int, typer.Option("--stride", help="Distance of sampled frames, in frames of the video.")]
+Size = Annotated[int, typer.Option(help="Height and width of clips in pixels, a multiple of the patch size.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+) -> None:
+    """Faster video transformers without looking twice."""
+
+
+@app.command()
+def compare(
+    videos: Videos,
+    model: Model = ModelName.vit_base,  # type: ignore[attr-defined]
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Weights: a file, a folder or a hub id. Random weights without it.")
+    ] = None,
+    threshold: Threshold = 0.1,
+    frames: NumFrames = 16,
+    stride: FrameStride = 4,
+    size: Size = 224,
+    clips: Annotated[int, typer.Option(help="Clips per video, spread evenly.")] = 1,
+    repeats: Annotated[
+        int | None, typer.Option(help="Counted runs. 5 for one clip, fewer for many, if not given.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[Precision, typer.Option(help="Precision of the network.")] = Precision.float32,
+    json: JsonFile = None,
+) -> None:
+    """Run the same clips dense and with run-length tokenization, and show what is saved and what changes."""
+    settings = CompareSettings(
+        model=model.value,
+        checkpoint=checkpoint,
+        threshold=threshold,
+        num_frames=frames,
+        frame_stride=stride,
+        size=size,
+        num_clips=clips,
+        repeats=repeats,
+        device=device,
+        dtype=getattr(torch, dtype.value),
+    )
+    with _progress("Comparing") as update:
+        result = compare_videos(list_videos(videos), settings, on_progress=update)
+    output.print(reports.comparison_report(result))
+    if json is not None:
+        write_json(json, result.to_json())
+    if result.failed:
+        raise typer.Exit(2)
+
+
+@app.command()
+def benchmark(
+    suite: Annotated[SuiteName, typer.Argument(help="What to measure.")],
+    videos: Annotated[list[Path] | None, typer.Argument(help="Videos or folders; the bundled clips if none.")] = None,
+    model: Model = ModelName.vit_base,  # type: ignore[attr-defined]
+    clips: Annotated[int, typer.Option(help="Clips that are processed together.")] = 8,
+    threshold: Threshold = 0.1,
+    rounds: Annotated[int | None, typer.Option(help="Counted runs of each arm.")] = None,
+    json: JsonFile = None,
+) -> None:
+    """Time one stage beside its peers, in turn, on real clips."""
+    chosen = list_videos(videos) if videos else [assets.path(name) for name in assets.names()]
+    settings = BenchmarkSettings(tuple(chosen), model=model.value, clips=clips, threshold=threshold, rounds=rounds)
+    with _progress("Measuring") as update:
+        result = run_suite(suite.value, settings, on_progress=lambda done, total: update(done, total, suite.value))
+    output.print(reports.benchmark_report(result))
+    if json is not None:
+        write_json(json, result.to_json())
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Checkpoint in any supported layout: file, folder or hub id.")],
+    destination: Annotated[Path, typer.Argument(help="What to write: a folder, or a .pth file with --to videomae.")],
+    to: Annotated[Target, typer.Option(help="Layout to write.")] = Target.rlt,
+    num_heads: Annotated[
+        int | None, typer.Option(help="Attention heads, where neither checkpoint nor its size tells.")
+    ] = None,
+    new_head: Annotated[
+        bool, typer.Option(help="Take a fresh random head, as for a checkpoint from pretraining.")
+    ] = False,
+) -> None:
+    """Convert VideoMAE, VideoMAEv2, original RLT and Hugging Face checkpoints to ours, or ours back to theirs."""
+    report = convert_checkpoint(source, destination, to=to.value, num_heads=num_heads, new_head=new_head)
+    output.print(str(report), markup=False, highlight=False)
+    output.print(f"Written: {destination}", markup=False, highlight=False)
+
+
+@app.command()
+def models() -> None:
+    """List the models and the attention back ends."""
+    output.print(reports.models_report())
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar on standard error that appears with the first step; its last column names what is worked on."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[name]}"),
+    )
+    with Progress(*columns, console=messages, transient=True) as bar:
+        task = bar.add_task(title, total=None, name="")
+
+        def update(done: int, total: int, name: str) -> None:
+            bar.update(task, completed=done, total=total, name=name)
+
+        yield update
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    messages.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line: exit code 0, 2 for anything that the user can mend, 130 after Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    warnings.showwarning = _show_warning
+    try:
+        app([argument for argument in given if argument != "--debug"])  # exits by itself otherwise
+    except RltError as error:
+        if debug:
+            raise
+        messages.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)

@@ -1,0 +1,349 @@
+"""The main job: the same clips through the same network, dense and with run-length tokenization, side by side."""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rlt.errors import InvalidArgumentError, TruncatedVideoWarning, VideoError
+from rlt.measure import Timing, count_forward_flops, interleave, machine_info, stopwatch
+from rlt.models import create_model, model_config
+from rlt.nn.attention import choose_backend
+from rlt.packing import pack
+from rlt.structures import Clip, PackedTokens
+from rlt.tokens import Policy, check_threshold, token_grid, tokenize_batch
+from rlt.video import probe, read_clips
+from rlt.vit import VisionTransformer
+
+Arm = Literal["dense", "rlt"]
+"""The two ways that are compared: all tokens, or only those that run-length tokenization keeps."""
+
+POLICIES: dict[Arm, Policy] = {"dense": "none", "rlt": "rlt"}
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """What is compared; every field is an option of `rlt compare`."""
+
+    model: str = "vit_base"
+    """Name of the model, see `rlt.list_models()`."""
+    checkpoint: str | None = None
+    """Weights: a file, a folder or a hub id. None takes random weights."""
+    threshold: float = 0.1
+    """See `rlt.keep_mask`; 0 or more."""
+    num_frames: int = 16
+    """Frames per clip."""
+    frame_stride: int = 4
+    """Distance of sampled frames in frames of the video."""
+    size: int = 224
+    """Height and width in pixels that clips are scaled and cropped to."""
+    num_clips: int = 1
+    """Clips per video, spread evenly."""
+    repeats: int | None = None
+    """Counted runs of everything; None takes 5 for one clip and fewer for many, at least 2."""
+    device: str = "cpu"
+    """Where the network runs."""
+    dtype: torch.dtype = torch.float32
+    """Precision of the network."""
+
+
+@dataclass(frozen=True)
+class VideoComparison:
+    """What came out for one video."""
+
+    source: str
+    """Path of the video."""
+    tokens: dict[Arm, int]
+    """Tokens of all its clips."""
+    flops: dict[Arm, int]
+    """FLOPs of the forward pass over all its clips."""
+    seconds: dict[str, Timing]
+    """Per stage: "decode", "tokenize_dense", "tokenize_rlt", "forward_dense", "forward_rlt"."""
+    probabilities: dict[Arm, Tensor]
+    """float32 [clips, classes]."""
+    feature_cosine: list[float]
+    """Cosine of the pooled features of both arms, per clip, -1..1."""
+    clip_starts: list[float]
+    """Time of the first frame of each clip in seconds."""
+
+    @property
+    def num_clips(self) -> int:
+        """Clips of the video."""
+        return len(self.clip_starts)
+
+    @property
+    def same_top1(self) -> list[bool]:
+        """Per clip, whether both arms put the same class first."""
+        dense, rlt = (self.probabilities[arm].argmax(1) for arm in ("dense", "rlt"))
+        return (dense == rlt).tolist()
+
+    def top(self, arm: Arm, count: int = 5) -> list[list[tuple[int, float]]]:
+        """Per clip, the classes with the highest probabilities: (class, probability)."""
+        best = self.probabilities[arm].topk(min(count, self.probabilities[arm].shape[1]))
+        return [
+            list(zip(classes, values, strict=True))
+            for classes, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that `rlt compare` shows, over all videos."""
+
+    settings: CompareSettings
+    videos: list[VideoComparison]
+    labels: tuple[str, ...]
+    """Class names, empty if not known or if the weights are random."""
+    repeats: int
+    attention: str
+    """The attention back end that ran."""
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    """Videos that could not be processed: (source, error)."""
+
+    def seconds(self, stage: str) -> Timing:
+        """Time of one stage over all videos, round by round."""
+        rounds = zip(*(video.seconds[stage].seconds for video in self.videos), strict=True)
+        return Timing(tuple(sum(seconds) for seconds in rounds))
+
+    def end_to_end(self, arm: Arm) -> Timing:
+        """Time from file to logits over all videos."""
+        return self.seconds("decode") + self.seconds(f"tokenize_{arm}") + self.seconds(f"forward_{arm}")
+
+    def total_tokens(self, arm: Arm) -> int:
+        """Tokens of all videos."""
+        return sum(video.tokens[arm] for video in self.videos)
+
+    def total_flops(self, arm: Arm) -> int:
+        """FLOPs of the forward passes over all videos."""
+        return sum(video.flops[arm] for video in self.videos)
+
+    @property
+    def tokens_kept(self) -> float:
+        """Share of the tokens that is kept, above 0 and up to 1."""
+        return self.total_tokens("rlt") / self.total_tokens("dense")
+
+    @property
+    def speedup_forward(self) -> float:
+        """Time of the dense forward pass over that with RLT."""
+        return self.seconds("forward_dense").over(self.seconds("forward_rlt"))
+
+    @property
+    def speedup_end_to_end(self) -> float:
+        """Time from file to logits, dense over RLT."""
+        return self.end_to_end("dense").over(self.end_to_end("rlt"))
+
+    @property
+    def speedup_flops(self) -> float:
+        """The speed-up of the forward pass that the FLOPs would allow."""
+        return self.total_flops("dense") / self.total_flops("rlt")
+
+    @property
+    def top1_agreement(self) -> float:
+        """Share of the clips for which both arms put the same class first."""
+        return statistics.fmean(same for video in self.videos for same in video.same_top1)
+
+    @property
+    def feature_cosine(self) -> float:
+        """Mean cosine of the pooled features of both arms."""
+        return statistics.fmean(cosine for video in self.videos for cosine in video.feature_cosine)
+
+    @property
+    def weights(self) -> str:
+        """"random", or the checkpoint."""
+        return self.settings.checkpoint or "random"
+
+    def to_json(self) -> dict[str, object]:
+        """All numbers as JSON values; fractions are 0..1, times in seconds."""
+        stages = ("decode", "tokenize_dense", "tokenize_rlt", "forward_dense", "forward_rlt")
+        timings = {stage: self.seconds(stage) for stage in stages}
+        timings |= {f"end_to_end_{arm}": self.end_to_end(arm) for arm in POLICIES}
+        settings = {**vars(self.settings), "dtype": str(self.settings.dtype).removeprefix("torch.")}
+        return {
+            "tokens_kept": self.tokens_kept,
+            "speedup_forward": self.speedup_forward,
+            "speedup_end_to_end": self.speedup_end_to_end,
+            "speedup_flops": self.speedup_flops,
+            "top1_agreement": self.top1_agreement,
+            "feature_cosine": self.feature_cosine,
+            "weights": self.weights,
+            "machine": machine_info(self.settings.device),
+            "settings": {**settings, "repeats": self.repeats, "attention": self.attention},
+            "tokens": {arm: self.total_tokens(arm) for arm in POLICIES},
+            "flops": {arm: self.total_flops(arm) for arm in POLICIES},
+            "seconds": {
+                stage: {"median": timing.median, "spread": timing.spread} for stage, timing in timings.items()
+            },
+            "videos": [self._video_json(video) for video in self.videos],
+            "failed": [{"source": source, "error": error} for source, error in self.failed],
+        }
+
+    def _video_json(self, video: VideoComparison) -> dict[str, object]:
+        top5 = {
+            arm: [
+                [{"class": index, "label": self.label(index), "probability": value} for index, value in clip]
+                for clip in video.top(arm)
+            ]
+            for arm in POLICIES
+        }
+        return {
+            "source": video.source,
+            "clip_starts": video.clip_starts,
+            "tokens_kept": video.tokens["rlt"] / video.tokens["dense"],
+            "same_top1": video.same_top1,
+            "feature_cosine": video.feature_cosine,
+            "top5": top5,
+        }
+
+    def label(self, index: int) -> str | None:
+        """Name of a class, None where it is not known."""
+        return self.labels[index] if self.labels else None
+
+
+def compare(
+    sources: Sequence[str | Path],
+    settings: CompareSettings,
+    *,
+    on_progress: Callable[[int, int, str], None] | None = None,
+) -> Comparison:
+    """Run every video through the model, dense and with RLT in turn, and measure each stage.
+
+    A video that cannot be processed is noted in `failed`; the others go on.
+
+    Args:
+        sources: paths of videos.
+        settings: model, clips and measurement.
+        on_progress: called with (steps done, steps in all, name of the video).
+
+    Returns:
+        The comparison over all videos that could be processed.
+
+    Raises:
+        InvalidArgumentError: for settings that do not fit each other.
+        CheckpointError: if the weights cannot be loaded.
+        VideoError: if no video could be processed; with one video, its own error.
+    """
+    _check_settings(settings)
+    repeats = settings.repeats or _default_repeats(len(sources) * settings.num_clips)
+    model = create_model(settings.model, checkpoint=settings.checkpoint).to(settings.device, settings.dtype)
+    steps_per_video = 2 + repeats  # decode and count, warm-up, counted rounds
+    videos: list[VideoComparison] = []
+    failed: list[tuple[str, str]] = []
+    for position, source in enumerate(sources):
+        step = position * steps_per_video
+
+        def advance(steps: int, step: int = step, source: str | Path = source) -> None:
+            if on_progress is not None:
+                on_progress(step + steps, len(sources) * steps_per_video, Path(source).name)
+
+        advance(0)
+        try:
+            with warnings.catch_warnings():
+                # A clip may be whole though its file is cut off; for a measurement the file is still a bad one.
+                warnings.simplefilter("error", TruncatedVideoWarning)
+                videos.append(_compare_video(source, model, settings, repeats, advance, warmup=int(not videos)))
+        except (VideoError, TruncatedVideoWarning) as error:
+            if len(sources) == 1:
+                raise VideoError(str(error)) from error
+            failed.append((str(source), str(error)))
+        advance(steps_per_video)
+    if not videos:
+        raise VideoError(f"none of {len(sources)} videos could be processed; the first: {failed[0][1]}")
+    attention = model.attention_backend or choose_backend(settings.device, settings.dtype)
+    return Comparison(settings, videos, model.config.labels if settings.checkpoint else (), repeats, attention, failed)
+
+
+def _check_settings(settings: CompareSettings) -> None:
+    """Find what cannot work before anything slow starts."""
+    config = model_config(settings.model)
+    check_threshold(settings.threshold)
+    for name in ("num_clips", "num_frames", "frame_stride", "size", "repeats"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise InvalidArgumentError(f"{name} is {value}; at least 1 is needed")
+    frames_shape = (settings.num_frames, settings.size, settings.size, 3)
+    token_grid(frames_shape, tubelet_size=config.tubelet_size, patch_size=config.patch_size)
+
+
+def _default_repeats(num_clips: int) -> int:
+    return min(5, max(2, -(-8 // num_clips)))
+
+
+def _compare_video(
+    source: str | Path,
+    model: VisionTransformer,
+    settings: CompareSettings,
+    repeats: int,
+    advance: Callable[[int], None],
+    *,
+    warmup: int,
+) -> VideoComparison:
+    if probe(source).num_frames == 1:
+        raise VideoError(f"{source} has 1 frame; savings over time need at least 2, give a video")
+
+    def decode() -> list[Clip]:
+        return read_clips(
+            source,
+            num_clips=settings.num_clips,
+            num_frames=settings.num_frames,
+            frame_stride=settings.frame_stride,
+            size=settings.size,
+        )
+
+    clips = decode()
+    frames = torch.stack([clip.frames for clip in clips])
+    packed = {arm: _tokenize(frames, arm, model, settings) for arm in POLICIES}
+    advance(1)
+    done = 1
+
+    def on_round() -> None:
+        nonlocal done
+        done += 1
+        advance(done)
+
+    with torch.inference_mode():
+        # The network dominates; file and tokens are quick, so that they are timed in rounds of their own.
+        stages = {"decode": decode} | {
+            f"tokenize_{arm}": lambda arm=arm: _tokenize(frames, arm, model, settings) for arm in POLICIES
+        }
+        seconds = interleave(stages, rounds=repeats, device=settings.device)
+        outputs: dict[Arm, tuple[Tensor, Tensor]] = {}
+
+        def forward(arm: Arm) -> None:
+            features = model.forward_features(packed[arm])
+            outputs[arm] = (features, model.head(features))
+
+        seconds |= interleave(
+            {f"forward_{arm}": lambda arm=arm: forward(arm) for arm in POLICIES},
+            rounds=repeats,
+            warmup=warmup,
+            device=settings.device,
+            on_round=on_round,
+        )
+    cosine = torch.cosine_similarity(outputs["dense"][0].float(), outputs["rlt"][0].float(), dim=1)
+    return VideoComparison(
+        source=str(source),
+        tokens={arm: tokens.num_tokens for arm, tokens in packed.items()},
+        flops={arm: count_forward_flops(model.config, tokens) for arm, tokens in packed.items()},
+        seconds=seconds,
+        probabilities={arm: logits.float().softmax(1).cpu() for arm, (_, logits) in outputs.items()},
+        feature_cosine=cosine.tolist(),
+        clip_starts=[float(clip.times[0]) for clip in clips],
+    )
+
+
+def _tokenize(frames: Tensor, arm: Arm, model: VisionTransformer, settings: CompareSettings) -> PackedTokens:
+    tokens = tokenize_batch(
+        frames,
+        threshold=settings.threshold,
+        policy=POLICIES[arm],
+        tubelet_size=model.config.tubelet_size,
+        patch_size=model.config.patch_size,
+    )
+    return pack(tokens).to(settings.device)

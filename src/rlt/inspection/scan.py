@@ -1,0 +1,192 @@
+"""Clips in, numbers out: what run-length tokenization keeps of a video, one clip at a time and none of them held."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlt.errors import InvalidArgumentError, VideoError
+from rlt.structures import Clip, TokenGrid
+from rlt.tokens import token_differences, token_grid
+
+_CURVE_END = 0.5  # normalised units; beyond it hardly any real video keeps more than the first step of a clip
+_CURVE_POINTS = 101
+
+
+def curve_thresholds(threshold: float) -> tuple[float, ...]:
+    """Thresholds of the curve, ascending: 0 to 0.5 in steps of 0.005, further if `threshold` lies beyond, and itself.
+
+    Raises:
+        InvalidArgumentError: if threshold is negative, infinite or not a number.
+    """
+    if not 0 <= threshold < float("inf"):
+        raise InvalidArgumentError(f"threshold is {threshold}; 0 or more is needed (0.1 is the paper's)")
+    end = max(_CURVE_END, 1.25 * threshold)
+    steps = {round(end * index / (_CURVE_POINTS - 1), 6) for index in range(_CURVE_POINTS)}
+    return tuple(sorted(steps | {float(threshold)}))
+
+
+@dataclass(frozen=True)
+class ClipCount:
+    """How many tokens one clip keeps. Numbers only: a video of any length fits into memory."""
+
+    start: float
+    """Time of the first frame in seconds."""
+    end: float
+    """Time of the last frame in seconds."""
+    times: tuple[float, ...]
+    """Seconds at which each time step begins. Steps that only repeat the last frame of the video are left out."""
+    kept: tuple[int, ...]
+    """Tokens kept in each of these time steps; the first step keeps all of them."""
+    grid: TokenGrid
+    """(T', H', W') of the clip."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one time step before anything is dropped: H' * W'."""
+        return self.grid.height * self.grid.width
+
+    @property
+    def num_kept(self) -> int:
+        """Tokens kept."""
+        return sum(self.kept)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens before anything is dropped."""
+        return len(self.kept) * self.tokens_per_step
+
+    @property
+    def tokens_kept(self) -> float:
+        """Share of tokens kept, above 0 and up to 1."""
+        return self.num_kept / self.num_tokens
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Share of tokens kept in each time step, 0 to 1."""
+        return tuple(count / self.tokens_per_step for count in self.kept)
+
+
+@dataclass(frozen=True, eq=False)
+class ScanResult:
+    """What all clips of a video say together."""
+
+    clips: tuple[ClipCount, ...]
+    """One entry per clip, in the order of the video."""
+    thresholds: tuple[float, ...]
+    """Thresholds of the curve, ascending; the chosen one is among them."""
+    curve: tuple[float, ...]
+    """Share of tokens that each of these thresholds keeps, 0 to 1."""
+    run_lengths: Tensor
+    """float64 [H', W']: mean run length of the tokens at each place, in time steps, 1 to T'."""
+    seconds_per_step: float
+    """Seconds from one time step to the next; 0 if no clip has two."""
+
+    @property
+    def grid(self) -> TokenGrid:
+        """(T', H', W') of one clip."""
+        return self.clips[0].grid
+
+    @property
+    def num_kept(self) -> int:
+        """Tokens kept in all clips."""
+        return sum(clip.num_kept for clip in self.clips)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all clips before anything is dropped."""
+        return sum(clip.num_tokens for clip in self.clips)
+
+    @property
+    def tokens_kept(self) -> float:
+        """Share of all tokens that is kept, above 0 and up to 1."""
+        return self.num_kept / self.num_tokens
+
+    def representative(self) -> int:
+        """Index of the clip that keeps the share nearest to that of the whole video, among clips of full length."""
+        longest = max(len(clip.kept) for clip in self.clips)
+        whole = [index for index, clip in enumerate(self.clips) if len(clip.kept) == longest]
+        return min(whole, key=lambda index: abs(self.clips[index].tokens_kept - self.tokens_kept))
+
+
+class ClipScanner:
+    """Adds up the numbers of one clip after the other. Holds no frames, and no more than a few numbers per clip."""
+
+    def __init__(self, threshold: float, *, tubelet_size: int, patch_size: int) -> None:
+        """Prepare for clips that are cut into tokens this way (see `rlt.keep_mask`).
+
+        Raises:
+            InvalidArgumentError: if threshold is negative, infinite or not a number.
+        """
+        self._threshold = threshold
+        self._tubelet_size = tubelet_size
+        self._patch_size = patch_size
+        self._thresholds = torch.tensor(curve_thresholds(threshold), dtype=torch.float64)
+        self._kept_at = torch.zeros(len(self._thresholds), dtype=torch.int64)
+        self._kept_at_place: Tensor | None = None
+        self._clips: list[ClipCount] = []
+
+    def add(self, clip: Clip) -> ClipCount:
+        """Count what one clip keeps at every threshold of the curve; its differences are computed once.
+
+        Raises:
+            InvalidArgumentError: if the clip does not divide into tokens.
+            VideoError: if the clip's size differs from that of the clips before.
+        """
+        grid = token_grid(clip.frames.shape, tubelet_size=self._tubelet_size, patch_size=self._patch_size)
+        if self._clips and grid != self._clips[0].grid:
+            raise VideoError(f"{clip.source}: its frames change their size in the middle; give a size in pixels")
+        steps = _real_steps(clip, self._tubelet_size)
+        differences = token_differences(
+            clip.frames[None], tubelet_size=self._tubelet_size, patch_size=self._patch_size
+        )[0, : steps - 1].cpu()
+        # How many of the sorted differences lie above each threshold: strictly greater, as `keep_mask` has it.
+        ordered = differences.flatten().sort().values
+        above = len(ordered) - torch.searchsorted(ordered, self._thresholds, right=True)
+        tokens_per_step = grid.height * grid.width
+        self._kept_at += above + tokens_per_step
+        mask = differences > self._threshold
+        kept_at_place = mask.sum(0) + 1
+        self._kept_at_place = kept_at_place if self._kept_at_place is None else self._kept_at_place + kept_at_place
+        count = ClipCount(
+            start=float(clip.times[0]),
+            end=float(clip.times[len(clip.times) - 1 - clip.num_repeated]),
+            times=tuple(clip.times[:: self._tubelet_size][:steps].tolist()),
+            kept=(tokens_per_step, *mask.flatten(1).sum(1).tolist()),
+            grid=grid,
+        )
+        self._clips.append(count)
+        return count
+
+    def result(self) -> ScanResult:
+        """The sums over all clips so far.
+
+        Raises:
+            InvalidArgumentError: if there was no clip.
+        """
+        if self._kept_at_place is None:
+            raise InvalidArgumentError("no clip was counted; add at least one")
+        num_tokens = sum(clip.num_tokens for clip in self._clips)
+        num_steps = sum(len(clip.kept) for clip in self._clips)
+        return ScanResult(
+            clips=tuple(self._clips),
+            thresholds=tuple(self._thresholds.tolist()),
+            curve=tuple((self._kept_at.double() / num_tokens).tolist()),
+            run_lengths=num_steps / self._kept_at_place.double(),
+            seconds_per_step=_seconds_per_step(self._clips),
+        )
+
+
+def _real_steps(clip: Clip, tubelet_size: int) -> int:
+    """Time steps that hold at least one frame of the video. Padding is no saving, so it is not counted as one."""
+    num_frames = len(clip.frames)
+    num_real = max(num_frames - clip.num_repeated, 1)
+    return min(-(-num_real // tubelet_size), num_frames // tubelet_size)
+
+
+def _seconds_per_step(clips: Sequence[ClipCount]) -> float:
+    gaps = [later - earlier for clip in clips for earlier, later in zip(clip.times, clip.times[1:], strict=False)]
+    return sorted(gaps)[len(gaps) // 2] if gaps else 0.0

@@ -1,0 +1,143 @@
+"""What every measurement shares: interleaved timing, counted FLOPs, and a description of the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from rlt.structures import PackedTokens
+from rlt.vit import ViTConfig, VisionTransformer
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Durations of the same work, one per round."""
+
+    seconds: tuple[float, ...]
+    """Wall-clock seconds of each round."""
+
+    @property
+    def median(self) -> float:
+        """Median in seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Fastest and slowest round in seconds."""
+        return min(self.seconds), max(self.seconds)
+
+    def over(self, other: Timing) -> float:
+        """How many times longer than `other`: median of the ratios round by round, which outlives a noisy machine."""
+        return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
+
+    def __add__(self, other: Timing) -> Timing:
+        """One stage after the other, round by round."""
+        return Timing(tuple(a + b for a, b in zip(self.seconds, other.seconds, strict=True)))
+
+
+def stopwatch(work: Callable[[], object], device: torch.device | str = "cpu") -> float:
+    """Seconds that `work` takes, waiting for the device before and after."""
+    _synchronize(device)
+    start = time.perf_counter()
+    work()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def interleave(
+    arms: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warmup: int = 1,
+    device: torch.device | str = "cpu",
+    on_round: Callable[[], None] | None = None,
+) -> dict[str, Timing]:
+    """Time several ways to do the same work in turn (A B A B ...), so that a slow moment hits all alike.
+
+    Args:
+        arms: what to time, by name.
+        rounds: counted runs of each arm.
+        warmup: runs of each arm before, not counted.
+        device: waited for before and after each run.
+        on_round: called after every round, warm-up rounds too, for progress.
+
+    Returns:
+        One `Timing` per arm, round i of each taken in the same turn.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in range(warmup + rounds):
+        for name, work in arms.items():
+            elapsed = stopwatch(work, device)
+            if turn >= warmup:
+                seconds[name].append(elapsed)
+        if on_round is not None:
+            on_round()
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def count_forward_flops(config: ViTConfig, packed: PackedTokens) -> int:
+    """FLOPs of one forward pass over these tokens, counted by `torch.utils.flop_counter` (2 per multiply-add).
+
+    The model is built without memory on the meta device, where no kernel runs and attention is counted exactly.
+    """
+    with torch.device("meta"):
+        model = VisionTransformer(config)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(packed.to("meta"))
+    return int(counter.get_total_flops())
+
+
+def machine_info(device: torch.device | str = "cpu") -> dict[str, str | int | float]:
+    """Where a number was measured: processor, cores, memory, versions, and the accelerator with its driver."""
+    info: dict[str, str | int | float] = {
+        "processor": _processor_name(),
+        "cores": os.cpu_count() or 1,
+        "torch_threads": torch.get_num_threads(),
+        "memory_gib": _memory_gib(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "rlt": version("rlt"),
+        "device": str(device),
+    }
+    if torch.device(device).type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        info["device"] = properties.name
+        info["device_memory_gib"] = round(properties.total_memory / 2**30, 1)
+        info["cuda"] = str(torch.version.cuda)
+        info["driver"] = _cuda_driver()
+    return info
+
+
+def _synchronize(device: torch.device | str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _processor_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float:
+    if not hasattr(os, "sysconf"):
+        return 0.0
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+
+
+def _cuda_driver() -> str:
+    driver = Path("/proc/driver/nvidia/version")
+    return driver.read_text().splitlines()[0].strip() if driver.exists() else "unknown"

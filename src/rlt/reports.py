@@ -1,0 +1,157 @@
+"""How results look in a terminal: rich tables, and nothing else."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from rlt.benchmark import BenchmarkResult
+from rlt.compare import POLICIES, Comparison, VideoComparison
+from rlt.measure import Timing, machine_info
+from rlt.models import MODELS
+from rlt.nn.attention import choose_backend
+
+_MAX_CLIPS_IN_DETAIL = 4
+
+
+def comparison_report(result: Comparison) -> RenderableType:
+    """Everything that `rlt compare` says: what was saved, what it predicted, and on which weights and machine."""
+    parts: list[RenderableType] = [_stage_table(result)]
+    clips = sum(video.num_clips for video in result.videos)
+    if clips <= _MAX_CLIPS_IN_DETAIL:
+        parts += [_top_table(result, video, index) for video in result.videos for index in range(video.num_clips)]
+    else:
+        parts.append(_video_table(result))
+    same = round(result.top1_agreement * clips)
+    parts.append(
+        Text(f"Agreement: same top-1 class in {same} of {clips} clips, feature cosine {result.feature_cosine:.4f}")
+    )
+    if result.settings.checkpoint is None:
+        parts.append(
+            Text("Weights: random (no --checkpoint), so the classes mean nothing; times and tokens do.", style="yellow")
+        )
+    else:
+        parts.append(Text(f"Weights: {result.settings.checkpoint}"))
+    parts.append(Text(f"Machine: {_machine_line(result.settings.device)}, attention {result.attention}"))
+    if result.failed:
+        parts.append(failed_report(result.failed))
+    return Group(*parts)
+
+
+def failed_report(failed: list[tuple[str, str]]) -> RenderableType:
+    """The videos that could not be processed, one line each."""
+    return Text("\n".join([f"Not processed: {len(failed)}", *(f"  {error}" for _, error in failed)]), style="red")
+
+
+def benchmark_report(result: BenchmarkResult) -> RenderableType:
+    """One row per arm, the first being the one that the others are compared with."""
+    settings = result.settings
+    title = f"{result.suite}: {settings.clips} clips of {settings.num_frames}x{settings.size}x{settings.size}"
+    table = Table(title=title, title_justify="left")
+    for column in ("arm", "median", "fastest to slowest", "tokens kept", "GFLOPs", "speed-up"):
+        table.add_column(column, justify="left" if column == "arm" else "right")
+    for arm in result.arms:
+        fastest, slowest = arm.timing.spread
+        table.add_row(
+            arm.name,
+            format_seconds(arm.timing.median),
+            f"{format_seconds(fastest)} to {format_seconds(slowest)}",
+            f"{arm.tokens_kept:.1%}",
+            f"{arm.flops / 1e9:,.1f}" if arm.flops else "",
+            f"{result.arms[0].timing.over(arm.timing):.2f}x",
+        )
+    extra = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in result.extra.items())
+    return Group(table, Text(extra[:1].upper() + extra[1:]), Text(f"Machine: {_machine_line('cpu')}"))
+
+
+def models_report() -> RenderableType:
+    """The named models with their sizes, and the attention back end of each device."""
+    table = Table(title="Models (VideoMAE, 16 frames of 224x224)", title_justify="left")
+    for column in ("name", "width", "depth", "heads", "patch", "tokens per clip"):
+        table.add_column(column, justify="left" if column == "name" else "right")
+    for name, config in MODELS.items():
+        tokens = config.num_frames // config.tubelet_size * (config.image_size // config.patch_size) ** 2
+        numbers = (config.width, config.depth, config.num_heads, config.patch_size, tokens)
+        table.add_row(name, *map(str, numbers))
+    import torch
+
+    rows = [("cpu", torch.float32), ("cuda", torch.float32), ("cuda", torch.bfloat16)]
+    backends = ", ".join(
+        f"{device} {str(dtype).removeprefix('torch.')}: {choose_backend(device, dtype)}" for device, dtype in rows
+    )
+    return Group(table, Text(f"Attention back ends: {backends}"))
+
+
+def format_seconds(seconds: float) -> str:
+    """Three digits and a unit."""
+    for unit, scale in (("s", 1.0), ("ms", 1e3)):
+        if seconds * scale >= 1:
+            return f"{seconds * scale:.3g} {unit}" if seconds * scale < 1000 else f"{seconds * scale:,.0f} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def _stage_table(result: Comparison) -> Table:
+    settings = result.settings
+    clips = sum(video.num_clips for video in result.videos)
+    name = result.videos[0].source if len(result.videos) == 1 else f"{len(result.videos)} videos"
+    title = (
+        f"{name}: {clips} clip{'s'[: clips != 1]} of {settings.num_frames} frames (stride {settings.frame_stride}) at "
+        f"{settings.size} px, {settings.model}, threshold {settings.threshold}"
+    )
+    table = Table(
+        title=title, title_justify="left", caption=f"median of {result.repeats} runs", caption_justify="left"
+    )
+    for column in ("", "dense", "RLT", "speed-up"):
+        table.add_column(column, justify="left" if not column else "right")
+    dense, kept = result.total_tokens("dense"), result.total_tokens("rlt")
+    table.add_row("tokens", f"{dense:,}", f"{kept:,} ({result.tokens_kept:.1%})", "")
+    decode = format_seconds(result.seconds("decode").median)
+    table.add_row("decode", decode, decode, "")
+    table.add_row("tokenize", *_both(result.seconds("tokenize_dense"), result.seconds("tokenize_rlt")), "")
+    table.add_row(
+        "forward",
+        *_both(result.seconds("forward_dense"), result.seconds("forward_rlt")),
+        f"{result.speedup_forward:.2f}x",
+    )
+    table.add_row(
+        "end to end", *_both(result.end_to_end("dense"), result.end_to_end("rlt")), f"{result.speedup_end_to_end:.2f}x"
+    )
+    flops = (f"{result.total_flops(arm) / 1e9:,.1f} G" for arm in POLICIES)
+    table.add_row("FLOPs of forward", *flops, f"{result.speedup_flops:.2f}x allowed")
+    return table
+
+
+def _both(dense: Timing, rlt: Timing) -> tuple[str, str]:
+    return format_seconds(dense.median), format_seconds(rlt.median)
+
+
+def _top_table(result: Comparison, video: VideoComparison, clip: int) -> Table:
+    table = Table(title=f"Top 5 of {video.source} at {video.clip_starts[clip]:.2f} s", title_justify="left")
+    for column in ("dense", "", "RLT", " "):
+        table.add_column(column, justify="right" if not column.strip() else "left")
+    for pair in zip(video.top("dense")[clip], video.top("rlt")[clip], strict=True):
+        table.add_row(*(cell for index, value in pair for cell in (_class_name(result, index), f"{value:.1%}")))
+    return table
+
+
+def _video_table(result: Comparison) -> Table:
+    table = Table(title="Videos", title_justify="left")
+    for column in ("video", "tokens kept", "same top-1", "feature cosine"):
+        table.add_column(column, justify="left" if column == "video" else "right", overflow="fold")
+    for video in result.videos:
+        kept = video.tokens["rlt"] / video.tokens["dense"]
+        cosine = sum(video.feature_cosine) / video.num_clips
+        same = f"{sum(video.same_top1)} of {video.num_clips}"
+        table.add_row(video.source, f"{kept:.1%}", same, f"{cosine:.4f}")
+    return table
+
+
+def _class_name(result: Comparison, index: int) -> str:
+    return result.label(index) or f"class {index}"
+
+
+def _machine_line(device: str) -> str:
+    info = machine_info(device)
+    where = "" if info["device"] == "cpu" else f", {info['device']} (driver {info['driver']})"
+    return f"{info['processor']}, {info['cores']} cores{where}, torch {info['torch']}"

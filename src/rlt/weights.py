@@ -1,0 +1,290 @@
+"""Weight files: found, read safely, and written so that a failure leaves what was there.
+
+Knows no model and no naming of keys; `rlt.vit` and `rlt.checkpoints` stand on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import warnings
+import zipfile
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor, nn
+
+from rlt.errors import CheckpointError
+from rlt.files import replacing
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+_FOLDER_WEIGHTS = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""What a folder's weights may be called, best first."""
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_FILE_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+
+
+def find_source(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+) -> Path:
+    """The local file or folder of a checkpoint; a hub id (owner/name) is downloaded, configuration and weights only.
+
+    Raises:
+        CheckpointError: if there is no such file or folder, or the hub does not give it.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        in_folder = path.name in _FOLDER_WEIGHTS and (path.parent / CONFIG).is_file()
+        return path.parent if in_folder else path  # the configuration beside the weights belongs to them
+    name = str(source)
+    if not _HUB_ID.fullmatch(name) or path.suffix in _FILE_SUFFIXES:
+        raise CheckpointError(f"{name} does not exist; give a file, a folder or a hub id such as owner/name")
+    for weights in ("model*.safetensors*", "pytorch_model*.bin*"):
+        try:
+            folder = Path(
+                snapshot_download(
+                    name,
+                    allow_patterns=[CONFIG, "preprocessor_config.json", weights],
+                    revision=revision,
+                    token=token,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                )
+            )
+        except Exception as error:  # errors of whichever HTTP library the hub client uses
+            raise CheckpointError(
+                f"{name} is no file or folder, and the Hugging Face hub does not give it ({first_line(error)}); "
+                "check the name and the network, or give a local path"
+            ) from error
+        if any((folder / file).is_file() for file in _FOLDER_WEIGHTS):
+            break
+    return folder
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: if the file is not one.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({first_line(error)}); get the file again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(content).__name__}; an object is needed")
+    return content
+
+
+def read_config(folder: Path) -> dict[str, object] | None:
+    """The configuration beside the weights; None where the folder has none."""
+    path = folder / CONFIG
+    return read_json(path) if path.is_file() else None
+
+
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder in Hugging Face's form: one file or shards, safetensors before pickles.
+
+    Raises:
+        CheckpointError: if the folder has no weights, or they cannot be read.
+    """
+    name = next((name for name in _FOLDER_WEIGHTS if (folder / name).is_file()), None)
+    if name is None:
+        found = sorted(path.name for path in folder.iterdir())
+        raise CheckpointError(
+            f"{folder} holds no {WEIGHTS} or pytorch_model.bin (found: {some(found)}); give the checkpoint file itself"
+        )
+    if not name.endswith(".index.json"):
+        return tensors_in(read_file(folder / name), folder / name)
+    weight_map = read_json(folder / name).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{folder / name} has no weight_map; get the file again")
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(map(str, weight_map.values()))):
+        if Path(shard).name != shard or not (folder / shard).is_file():
+            raise CheckpointError(f"{folder / name} names {shard}, which is not in the folder; get all shards")
+        tensors |= tensors_in(read_file(folder / shard), folder / shard)
+    return tensors
+
+
+def read_file(path: Path) -> Mapping[str, object]:
+    """The content of one safetensors or PyTorch file, on the CPU. No code of the file ever runs.
+
+    Raises:
+        CheckpointError: if the file is empty, damaged, of another kind, or holds Python objects.
+    """
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path} is empty (0 bytes); get the file again")
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path)
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{path} is damaged or cut off ({first_line(error)}); get the file again") from error
+    with path.open("rb") as file:
+        start = file.read(4)
+    if not start.startswith((b"PK", b"\x80")):  # a zip archive, or a bare pickle as before PyTorch 1.6
+        raise CheckpointError(f"{path} is no PyTorch checkpoint (it begins with {start!r}); give a .pth, .pt or .ckpt")
+    content = _unpickle_tensors(path)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; a dictionary of weights is needed")
+    return content
+
+
+def _unpickle_tensors(path: Path) -> object:
+    try:
+        # VideoMAE stores its command line as an argparse.Namespace, an inert record. Mapping the file instead of
+        # reading it leaves optimizer states on the disk.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # damaged files make the reader raise nearly anything
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused is None:
+            raise CheckpointError(f"{path} is damaged, cut off or no plain checkpoint; get the file again") from error
+        raise CheckpointError(
+            f"{path} holds Python objects ({refused[1]}), which can run code and are never loaded; if you trust where "
+            "it is from, keep only its weights: c = torch.load(OLD, weights_only=False); "
+            "torch.save({'state_dict': c.get('state_dict') or c.get('model')}, NEW)"
+        ) from error
+
+
+def tensors_in(content: Mapping[str, object], path: Path) -> dict[str, Tensor]:
+    """The named tensors of a state dict.
+
+    Raises:
+        CheckpointError: if there are none.
+    """
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(
+            f"{path} holds no weights (keys: {some(list(map(str, content)))}); give a model's weights"
+        )
+    return tensors
+
+
+def check_keys(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
+    """Compare tensors with what a model needs, without changing it.
+
+    Returns:
+        Names that are missing, names that the model does not have, and sentences on tensors of another shape.
+    """
+    needed = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    missing = [name for name in needed if name not in tensors]
+    unexpected = [name for name in tensors if name not in needed]
+    mis_shaped = [
+        f"{name} is {tuple(tensors[name].shape)}, {shape} is needed"
+        for name, shape in needed.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    return missing, unexpected, mis_shaped
+
+
+def load_strictly(
+    model: nn.Module, tensors: Mapping[str, Tensor], source: str | Path, *, fresh: Collection[str] = ()
+) -> None:
+    """Copy tensors into a model of the same names and shapes; its own dtype stays.
+
+    Args:
+        model: filled in place.
+        tensors: one per entry of the model's state dict.
+        source: named in errors.
+        fresh: names that the tensors may lack; the model keeps its own.
+
+    Raises:
+        CheckpointError: if any name is missing, not known or of another shape; the model is then unchanged.
+    """
+    missing, unexpected, mis_shaped = check_keys(model, tensors)
+    missing = [name for name in missing if name not in fresh]
+    if missing or unexpected or mis_shaped:
+        raise CheckpointError(f"{source} does not fit the model: {key_problems(missing, unexpected, mis_shaped)}")
+    model.load_state_dict(dict(tensors), strict=not fresh)
+
+
+def write_folder(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, object],
+    others: Mapping[str, str] | None = None,
+) -> None:
+    """Write weights and their configuration; after a failure the old files are still there and whole.
+
+    Both are written under temporary names first, then renamed, the configuration last. Where the folder holds a
+    checkpoint already it must be of the same `model_type`, so that no other model's configuration is lost.
+
+    Args:
+        folder: made where it does not exist.
+        tensors: written to model.safetensors.
+        config: written to config.json, with its `model_type`.
+        others: further text files by name.
+
+    Raises:
+        CheckpointError: if the folder holds another model, or cannot be written.
+    """
+    refuse_other_model(folder, str(config["model_type"]))
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    try:
+        with ExitStack() as files:  # renamed in reverse order
+            for name, content in {CONFIG: text, **(others or {})}.items():
+                files.enter_context(replacing(folder / name)).write_text(content, encoding="utf-8")
+            safetensors.torch.save_file(
+                whole, files.enter_context(replacing(folder / WEIGHTS)), metadata={"format": "pt"}
+            )
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder} cannot be written ({first_line(error)}); free space or choose another"
+        ) from error
+
+
+def refuse_other_model(folder: Path, model_type: str) -> None:
+    """Raise where writing a checkpoint would overwrite something of another kind.
+
+    Raises:
+        CheckpointError: if `folder` is a file, or holds weights or a configuration of another `model_type`.
+    """
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; give a folder to write")
+    config = read_config(folder)
+    if config is None and not (folder / WEIGHTS).exists():
+        return
+    found = (config or {}).get("model_type")
+    if found != model_type:
+        raise CheckpointError(f"{folder} holds another model (model_type {found!r}); choose another folder")
+
+
+def key_problems(missing: Collection[str], unexpected: Collection[str], mis_shaped: Collection[str]) -> str:
+    """Say in one line which keys do not fit; empty if all do."""
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} missing ({some(missing)})")
+    if unexpected:
+        parts.append(f"{len(unexpected)} unexpected ({some(unexpected)})")
+    if mis_shaped:
+        parts.append(f"{len(mis_shaped)} of another shape ({some(mis_shaped, 2)})")
+    return ", ".join(parts)
+
+
+def some(names: Collection[str], count: int = 4) -> str:
+    """The first few names, and how many more there are."""
+    first = ", ".join(list(names)[:count]) or "nothing"
+    return first if len(names) <= count else f"{first} and {len(names) - count} more"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 200 characters."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,93 @@
+"""Lower layers never import higher ones, optional packages are imported in one place each."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import rlt
+
+PACKAGE = Path(rlt.__file__).parent
+LAYERS = [
+    {"errors"},
+    {"structures", "files", "assets"},
+    {"sampling", "transforms", "tokens", "packing", "nn"},
+    {"video", "_sources", "_pyav", "_torchcodec", "_filters", "_reading", "weights"},
+    {"vit"},
+    {"state_maps", "checkpoints"},
+    {"models"},
+    {"measure"},
+    {"compare", "benchmark", "inspection"},
+    {"reports"},
+    {"cli"},
+]
+"""From low to high. A module may import its own layer and those before it."""
+OPTIONAL = ("matplotlib", "PIL", "torchcodec", "transformers")
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of all modules that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} uses a relative import"
+            found.add(node.module or "")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def part(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+def sources() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def test_every_module_has_a_layer() -> None:
+    known = set.union(*LAYERS)
+    assert {part(path) for path in sources()} <= known
+    assert sum(map(len, LAYERS)) == len(known)
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down(path: Path) -> None:
+    level = {name: index for index, names in enumerate(LAYERS) for name in names}
+    for name in imports(path):
+        head, _, rest = name.partition(".")
+        if head == "rlt" and rest.split(".")[0] in level:
+            assert level[rest.split(".")[0]] <= level[part(path)], f"{part(path)} imports {name}"
+
+
+@pytest.mark.parametrize("package", OPTIONAL)
+def test_optional_packages_are_imported_in_one_place(package: str) -> None:
+    users = [path.name for path in sources() if any(name.split(".")[0] == package for name in imports(path))]
+    assert len(users) <= 1, f"{package} is imported in {users}"
+
+
+def test_public_names() -> None:
+    assert sorted(rlt.__all__) == sorted(
+        [
+            "Clip",
+            "PackedTokens",
+            "RunLengthTokens",
+            "Segments",
+            "TokenGrid",
+            "ViTConfig",
+            "VisionTransformer",
+            "create_model",
+            "keep_mask",
+            "list_models",
+            "pack",
+            "read_clip",
+            "run_lengths",
+            "select_tokens",
+            "tokenize",
+        ]
+    )
+    assert all(hasattr(rlt, name) for name in rlt.__all__)
