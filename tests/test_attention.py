@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import oracles
 import pytest
 import torch
 
+import oracles
 from rlt.errors import InvalidArgumentError
 from rlt.nn.attention import choose_backend, packed_attention
 from rlt.structures import Segments
@@ -52,7 +52,7 @@ def test_bad_requests_name_the_remedy() -> None:
     q, k, v = random_qkv((4,))
     with pytest.raises(InvalidArgumentError, match="4 tokens, but the segments hold 5"):
         packed_attention(q, k, v, Segments.from_lengths((5,)))
-    with pytest.raises(InvalidArgumentError, match="'varlen' cannot run torch.float64 on cpu.*use 'sdpa'"):
+    with pytest.raises(InvalidArgumentError, match=r"'varlen' cannot run torch.float64 on cpu.*use 'sdpa'"):
         packed_attention(q, k, v, Segments.from_lengths((4,)), backend="varlen")
     with pytest.raises(InvalidArgumentError, match="back end is 'flash'; allowed are sdpa, varlen"):
         packed_attention(q, k, v, Segments.from_lengths((4,)), backend="flash")  # type: ignore[arg-type]

@@ -61,9 +61,10 @@ class VideoFile:
             VideoError: if no library reads it, or it holds no video.
         """
         self.name = source_name(source)
-        self._source = source
-        self._num_threads = num_threads
+        self.source = source
+        self.num_threads = num_threads
         self.missing = missing_bytes(source)
+        self._scanned: list[PacketTime] | None = None
         self._open()
         try:
             self._measure()
@@ -86,12 +87,12 @@ class VideoFile:
         self._container.close()
 
     def _open(self) -> None:
-        self._container = _open_container(self._source, self.name, self.missing)
+        self._container = _open_container(self.source, self.name, self.missing)
         try:
             self.stream = _best_stream(self._container, self.name)
             context = self.stream.codec_context
             context.thread_type = "AUTO"
-            context.thread_count = self._num_threads
+            context.thread_count = self.num_threads
             context.options = {"err_detect": _ERROR_DETECTION}
         except BaseException:
             self._container.close()
@@ -138,18 +139,22 @@ class VideoFile:
         self.num_frames = self._frames_until(last.ticks + max(last.duration, round(self.frame_ticks)))
 
     def scan(self) -> list[PacketTime]:
-        """Times of all frames in ascending order, from their packets. Leaves the file at its beginning."""
-        self._reopen()
-        times: list[PacketTime] = []
-        for packet in self._packets():
-            if packet.is_discard or packet.is_corrupt:
-                continue
-            if packet.pts is not None and self.has_times:
-                times.append(PacketTime(packet.pts - self.origin, packet.duration or 0))
-            else:
-                times.append(PacketTime(len(times), 1))
-        self._reopen()
-        return sorted(times)
+        """Times of all frames in ascending order, from their packets; read once. Leaves the file at its beginning."""
+        if self._scanned is None:
+            self._reopen()
+            times: list[PacketTime] = []
+            corrupt: list[int] = []
+            for packet in self._packets():
+                has_time = packet.pts is not None and self.has_times
+                ticks = packet.pts - self.origin if has_time and packet.pts is not None else len(times)
+                if packet.is_corrupt:
+                    corrupt.append(ticks)
+                elif not packet.is_discard:
+                    times.append(PacketTime(ticks, (packet.duration or 0) if has_time else 1))
+            self._reopen()
+            self._flaws = corrupt
+            self._scanned = sorted(times)
+        return self._scanned
 
     def _reopen(self) -> None:
         self._container.close()

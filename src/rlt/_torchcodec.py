@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from importlib import import_module
+from typing import Any
 
 import av
 
 from rlt._pyav import TimedFrame, VideoFile
-from rlt._sources import Source
+from rlt._sources import library_input
 from rlt.errors import MissingDependencyError, VideoError
 
 try:
-    from torchcodec.decoders import VideoDecoder
+    VideoDecoder: Any = import_module("torchcodec.decoders").VideoDecoder
 except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: no FFmpeg library that it can load
     reason = str(error).strip().splitlines()[0]
     raise MissingDependencyError(
@@ -23,14 +27,18 @@ _FRAMES_AT_ONCE = 4  # full-size RGB frames in memory
 
 
 def decode_at(file: VideoFile, ticks: Sequence[int]) -> Iterator[TimedFrame]:
-    """Frames shown at `ticks` of the stream that `file` has open, as full-size RGB, upright.
+    """Frames shown at `ticks` of the stream that `file` has open, as full-size RGB, turned upright.
+
+    torchcodec's own conversion to RGB rounds otherwise (about one grey level darker), it conceals damage within a
+    file, and it does not undo mirrored display matrices.
 
     Raises:
         VideoError: if torchcodec cannot decode one of them.
     """
+    source = file.source
     try:
         decoder = VideoDecoder(
-            _decoder_input(file.source),
+            os.fspath(source) if isinstance(source, str | os.PathLike) else library_input(source),
             stream_index=file.stream.index,
             dimension_order="NHWC",
             num_ffmpeg_threads=file.num_threads,
@@ -38,7 +46,7 @@ def decode_at(file: VideoFile, ticks: Sequence[int]) -> Iterator[TimedFrame]:
         for begin in range(0, len(ticks), _FRAMES_AT_ONCE):
             chosen = ticks[begin : begin + _FRAMES_AT_ONCE]
             # Half a tick late, so that rounding to seconds never falls back to the frame before.
-            seconds = [float((file.origin + moment + file.tick_fraction) * file.tick) for moment in chosen]
+            seconds = [float((file.origin + moment + Fraction(1, 2)) * file.tick) for moment in chosen]
             for moment, rgb in zip(chosen, decoder.get_frames_played_at(seconds).data, strict=True):
                 yield TimedFrame(moment, 0, av.VideoFrame.from_ndarray(rgb.numpy(), format="rgb24"))
     except (RuntimeError, IndexError, ValueError) as error:

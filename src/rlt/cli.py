@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import torch
 import typer
@@ -178,7 +178,16 @@ def _progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
         yield update
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """One line instead of Python's two with a source location; the signature is that of `warnings.showwarning`."""
+    del category, filename, lineno, file, line
     messages.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 

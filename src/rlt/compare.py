@@ -6,6 +6,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlt.errors import InvalidArgumentError, TruncatedVideoWarning, VideoError
-from rlt.measure import Timing, count_forward_flops, interleave, machine_info, stopwatch
+from rlt.measure import Timing, count_forward_flops, interleave, machine_info
 from rlt.models import create_model, model_config
 from rlt.nn.attention import choose_backend
 from rlt.packing import pack
@@ -156,7 +157,7 @@ class Comparison:
 
     @property
     def weights(self) -> str:
-        """"random", or the checkpoint."""
+        """The checkpoint, or "random"."""
         return self.settings.checkpoint or "random"
 
     def to_json(self) -> dict[str, object]:
@@ -177,9 +178,7 @@ class Comparison:
             "settings": {**settings, "repeats": self.repeats, "attention": self.attention},
             "tokens": {arm: self.total_tokens(arm) for arm in POLICIES},
             "flops": {arm: self.total_flops(arm) for arm in POLICIES},
-            "seconds": {
-                stage: {"median": timing.median, "spread": timing.spread} for stage, timing in timings.items()
-            },
+            "seconds": {stage: {"median": timing.median, "spread": timing.spread} for stage, timing in timings.items()},
             "videos": [self._video_json(video) for video in self.videos],
             "failed": [{"source": source, "error": error} for source, error in self.failed],
         }
@@ -231,7 +230,9 @@ def compare(
     """
     _check_settings(settings)
     repeats = settings.repeats or _default_repeats(len(sources) * settings.num_clips)
-    model = create_model(settings.model, checkpoint=settings.checkpoint).to(settings.device, settings.dtype)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)  # random weights are the same ones every time
+        model = create_model(settings.model, checkpoint=settings.checkpoint).to(settings.device, settings.dtype)
     steps_per_video = 2 + repeats  # decode and count, warm-up, counted rounds
     videos: list[VideoComparison] = []
     failed: list[tuple[str, str]] = []
@@ -309,9 +310,9 @@ def _compare_video(
 
     with torch.inference_mode():
         # The network dominates; file and tokens are quick, so that they are timed in rounds of their own.
-        stages = {"decode": decode} | {
-            f"tokenize_{arm}": lambda arm=arm: _tokenize(frames, arm, model, settings) for arm in POLICIES
-        }
+        stages: dict[str, Callable[[], object]] = {"decode": decode}
+        for arm in POLICIES:
+            stages[f"tokenize_{arm}"] = partial(_tokenize, frames, arm, model, settings)
         seconds = interleave(stages, rounds=repeats, device=settings.device)
         outputs: dict[Arm, tuple[Tensor, Tensor]] = {}
 
@@ -320,7 +321,7 @@ def _compare_video(
             outputs[arm] = (features, model.head(features))
 
         seconds |= interleave(
-            {f"forward_{arm}": lambda arm=arm: forward(arm) for arm in POLICIES},
+            {f"forward_{arm}": partial(forward, arm) for arm in POLICIES},
             rounds=repeats,
             warmup=warmup,
             device=settings.device,

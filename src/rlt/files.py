@@ -42,7 +42,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def write_json(path: str | Path, content: object) -> None:
     """Write JSON with sorted structure as given, two spaces of indentation, atomically."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
 
 def _umask() -> int:

@@ -15,7 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rlt.structures import PackedTokens
-from rlt.vit import ViTConfig, VisionTransformer
+from rlt.vit import VisionTransformer, ViTConfig
 
 
 @dataclass(frozen=True)

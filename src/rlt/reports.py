@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -17,10 +18,12 @@ _MAX_CLIPS_IN_DETAIL = 4
 
 def comparison_report(result: Comparison) -> RenderableType:
     """Everything that `rlt compare` says: what was saved, what it predicted, and on which weights and machine."""
-    parts: list[RenderableType] = [_stage_table(result)]
+    parts: list[RenderableType] = [Text(_settings_line(result), style="bold"), _stage_table(result)]
     clips = sum(video.num_clips for video in result.videos)
     if clips <= _MAX_CLIPS_IN_DETAIL:
-        parts += [_top_table(result, video, index) for video in result.videos for index in range(video.num_clips)]
+        for video in result.videos:
+            for index, start in enumerate(video.clip_starts):
+                parts += [Text(f"Top 5 of {video.source} at {start:.2f} s"), _top_table(result, video, index)]
     else:
         parts.append(_video_table(result))
     same = round(result.top1_agreement * clips)
@@ -48,7 +51,7 @@ def benchmark_report(result: BenchmarkResult) -> RenderableType:
     """One row per arm, the first being the one that the others are compared with."""
     settings = result.settings
     title = f"{result.suite}: {settings.clips} clips of {settings.num_frames}x{settings.size}x{settings.size}"
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for column in ("arm", "median", "fastest to slowest", "tokens kept", "GFLOPs", "speed-up"):
         table.add_column(column, justify="left" if column == "arm" else "right")
     for arm in result.arms:
@@ -62,25 +65,26 @@ def benchmark_report(result: BenchmarkResult) -> RenderableType:
             f"{result.arms[0].timing.over(arm.timing):.2f}x",
         )
     extra = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in result.extra.items())
-    return Group(table, Text(extra[:1].upper() + extra[1:]), Text(f"Machine: {_machine_line('cpu')}"))
+    return Group(
+        Text(title, style="bold"), table, Text(extra[:1].upper() + extra[1:]), Text(f"Machine: {_machine_line('cpu')}")
+    )
 
 
 def models_report() -> RenderableType:
     """The named models with their sizes, and the attention back end of each device."""
-    table = Table(title="Models (VideoMAE, 16 frames of 224x224)", title_justify="left")
+    table = Table()
     for column in ("name", "width", "depth", "heads", "patch", "tokens per clip"):
         table.add_column(column, justify="left" if column == "name" else "right")
     for name, config in MODELS.items():
         tokens = config.num_frames // config.tubelet_size * (config.image_size // config.patch_size) ** 2
         numbers = (config.width, config.depth, config.num_heads, config.patch_size, tokens)
         table.add_row(name, *map(str, numbers))
-    import torch
-
     rows = [("cpu", torch.float32), ("cuda", torch.float32), ("cuda", torch.bfloat16)]
     backends = ", ".join(
         f"{device} {str(dtype).removeprefix('torch.')}: {choose_backend(device, dtype)}" for device, dtype in rows
     )
-    return Group(table, Text(f"Attention back ends: {backends}"))
+    title = Text("Models (VideoMAE, 16 frames of 224x224)", style="bold")
+    return Group(title, table, Text(f"Attention back ends: {backends}"))
 
 
 def format_seconds(seconds: float) -> str:
@@ -91,17 +95,18 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} µs"
 
 
-def _stage_table(result: Comparison) -> Table:
+def _settings_line(result: Comparison) -> str:
     settings = result.settings
     clips = sum(video.num_clips for video in result.videos)
     name = result.videos[0].source if len(result.videos) == 1 else f"{len(result.videos)} videos"
-    title = (
+    return (
         f"{name}: {clips} clip{'s'[: clips != 1]} of {settings.num_frames} frames (stride {settings.frame_stride}) at "
         f"{settings.size} px, {settings.model}, threshold {settings.threshold}"
     )
-    table = Table(
-        title=title, title_justify="left", caption=f"median of {result.repeats} runs", caption_justify="left"
-    )
+
+
+def _stage_table(result: Comparison) -> Table:
+    table = Table(caption=f"median of {result.repeats} runs", caption_justify="left")
     for column in ("", "dense", "RLT", "speed-up"):
         table.add_column(column, justify="left" if not column else "right")
     dense, kept = result.total_tokens("dense"), result.total_tokens("rlt")
@@ -127,7 +132,7 @@ def _both(dense: Timing, rlt: Timing) -> tuple[str, str]:
 
 
 def _top_table(result: Comparison, video: VideoComparison, clip: int) -> Table:
-    table = Table(title=f"Top 5 of {video.source} at {video.clip_starts[clip]:.2f} s", title_justify="left")
+    table = Table()
     for column in ("dense", "", "RLT", " "):
         table.add_column(column, justify="right" if not column.strip() else "left")
     for pair in zip(video.top("dense")[clip], video.top("rlt")[clip], strict=True):
@@ -136,7 +141,7 @@ def _top_table(result: Comparison, video: VideoComparison, clip: int) -> Table:
 
 
 def _video_table(result: Comparison) -> Table:
-    table = Table(title="Videos", title_justify="left")
+    table = Table()
     for column in ("video", "tokens kept", "same top-1", "feature cosine"):
         table.add_column(column, justify="left" if column == "video" else "right", overflow="fold")
     for video in result.videos:

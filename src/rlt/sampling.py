@@ -99,7 +99,10 @@ def nearest_in_time(stream: Iterable[TimedT], targets: Iterable[Fraction], frame
         if current is not None and (previous is None or current.ticks - target < target - previous.ticks):
             yield current
         elif previous is not None:
-            if current is None and target >= previous.ticks + max(Fraction(previous.duration), frame_ticks) - frame_ticks / 2:
+            if (
+                current is None
+                and target >= previous.ticks + max(Fraction(previous.duration), frame_ticks) - frame_ticks / 2
+            ):
                 return
             yield previous
         else:

@@ -191,9 +191,7 @@ def tokenize(
     pixels = frames.frames if isinstance(frames, Clip) else frames
     check_frames(pixels)
     batch = pixels if pixels.ndim == 5 else pixels[None]
-    tokens = tokenize_batch(
-        batch, threshold=threshold, policy=policy, tubelet_size=tubelet_size, patch_size=patch_size
-    )
+    tokens = tokenize_batch(batch, threshold=threshold, policy=policy, tubelet_size=tubelet_size, patch_size=patch_size)
     return tokens if pixels.ndim == 5 else tokens[0]
 
 
@@ -264,7 +262,7 @@ def check_threshold(threshold: float) -> None:
 def _patch_difference_sums(clip: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
     """Sum of absolute differences per patch and channel: uint8 [T, H, W, 3] -> int64 [T' - 1, H', W', 3]."""
     last = clip[2 * tubelet_size - 1 :: tubelet_size]
-    first = clip[: -tubelet_size : tubelet_size]
+    first = clip[:-tubelet_size:tubelet_size]
     difference = torch.maximum(last, first)  # uint8 has no absolute difference; this one cannot wrap around
     difference -= torch.minimum(last, first)
     difference = difference.contiguous()  # elementwise results keep the layout of channels-first views

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -191,9 +192,7 @@ def forward_suite(settings: BenchmarkSettings, rounds: _Rounds) -> BenchmarkResu
         "dense": pack(tokenize_batch(frames, policy="none", patch_size=model.config.patch_size)),
         "rlt": pack(_tokens(frames, settings, model.config.patch_size)),
     }
-    timings = rounds.run(
-        {name: lambda tokens=tokens: model(tokens) for name, tokens in packed.items()}, settings.rounds or 5
-    )
+    timings = rounds.run({name: partial(model, tokens) for name, tokens in packed.items()}, settings.rounds or 5)
     flops = {name: count_forward_flops(model.config, tokens) for name, tokens in packed.items()}
     arms = [
         Arm(name, timings[name], tokens.num_tokens / packed["dense"].num_tokens, flops[name])

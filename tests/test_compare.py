@@ -1,0 +1,133 @@
+"""`rlt.compare` and the benchmark suites on a real clip, with a network small enough for a test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import rlt
+from rlt import assets
+from rlt.benchmark import SUITES, BenchmarkSettings, run_suite
+from rlt.benchmark.reference import reference_tokenize
+from rlt.compare import CompareSettings, compare
+from rlt.errors import InvalidArgumentError, VideoError
+
+SMALL = {"model": "vit_tiny", "size": 64, "num_frames": 8, "repeats": 2}
+REQUIRED = {
+    "tokens_kept",
+    "speedup_forward",
+    "speedup_end_to_end",
+    "speedup_flops",
+    "top1_agreement",
+    "feature_cosine",
+    "weights",
+    "machine",
+}
+
+
+def test_both_arms_see_the_same_clips() -> None:
+    steps: list[tuple[int, int, str]] = []
+    video = assets.path("traffic.mp4")
+    result = compare([video], CompareSettings(**SMALL, num_clips=2), on_progress=lambda *step: steps.append(step))
+    numbers = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert numbers.keys() >= REQUIRED
+    assert numbers["weights"] == "random"
+    assert 0 < numbers["tokens_kept"] < 1
+    clips = torch.stack([clip.frames for clip in rlt.video.read_clips(video, num_clips=2, num_frames=8, size=64)])
+    expected = rlt.keep_mask(clips).float().mean().item()
+    assert numbers["tokens_kept"] == pytest.approx(expected)
+    assert numbers["speedup_flops"] == numbers["flops"]["dense"] / numbers["flops"]["rlt"] > 1
+    assert [done for done, _, _ in steps] == sorted(done for done, _, _ in steps)
+    assert steps[-1] == (4, 4, "traffic.mp4")
+    assert len(numbers["videos"][0]["top5"]["dense"]) == 2
+    assert numbers["videos"][0]["top5"]["rlt"][0][0]["label"] is None
+
+
+def test_nothing_dropped_means_full_agreement() -> None:
+    result = compare([assets.path("traffic.mp4")], CompareSettings(**{**SMALL, "size": 32}, frame_stride=1, threshold=0))
+    kept_all = result.tokens_kept == 1
+    assert kept_all == (result.speedup_flops == 1)
+    if kept_all:
+        assert result.top1_agreement == 1
+        assert result.feature_cosine == pytest.approx(1, abs=1e-5)
+
+
+def test_a_checkpoint_brings_its_labels(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = rlt.models.MODELS["vit_tiny"].replace(num_classes=3, labels=("run", "walk", "<b>sit</b>"))
+    rlt.VisionTransformer(config).save_pretrained(tmp_path / "model")
+    settings = CompareSettings(**SMALL, checkpoint=str(tmp_path / "model"))
+    numbers = compare([assets.path("traffic.mp4")], settings).to_json()
+    assert numbers["weights"] == str(tmp_path / "model")
+    top = numbers["videos"][0]["top5"]["rlt"][0]  # type: ignore[index]
+    assert {entry["label"] for entry in top} == {"run", "walk", "<b>sit</b>"}
+    assert sum(entry["probability"] for entry in top) == pytest.approx(1, abs=1e-5)
+
+
+def test_bad_videos_do_not_stop_the_good_ones(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"this is no video")
+    result = compare([bad, assets.path("traffic.mp4")], CompareSettings(**SMALL))
+    assert len(result.videos) == 1
+    assert [source for source, _ in result.failed] == [str(bad)]
+    with pytest.raises(VideoError, match=r"bad\.mp4"):
+        compare([bad], CompareSettings(**SMALL))
+    with pytest.raises(VideoError, match="none of 2 videos"):
+        compare([bad, bad], CompareSettings(**SMALL))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 70}, "70x70 pixels are not a multiple of patch_size=16; resize or crop to 64x64"),
+        ({"threshold": -1.0}, "threshold is -1.0"),
+        ({"num_clips": 0}, "num_clips is 0"),
+        ({"repeats": 0}, "repeats is 0"),
+        ({"model": "vit_enormous"}, "model is 'vit_enormous'; allowed are vit_tiny"),
+    ],
+)
+def test_settings_are_checked_before_anything_slow(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        compare([Path("not-even-opened.mp4")], CompareSettings(**{**SMALL, **changes}))
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_suites_measure_the_same_work(suite: str) -> None:
+    settings = BenchmarkSettings(
+        (assets.path("traffic.mp4"),), model="vit_tiny", clips=2, num_frames=8, size=64, rounds=2
+    )
+    result = run_suite(suite, settings)
+    numbers = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert numbers["suite"] == suite
+    assert numbers["speedup"] > 0
+    assert [arm["name"] for arm in numbers["arms"]][-1] == "rlt"
+    assert numbers["machine"]["processor"]
+    for arm in numbers["arms"]:
+        assert arm["seconds_spread"][0] <= arm["seconds_median"] <= arm["seconds_spread"][1]
+    if suite == "tokenize":
+        assert numbers["mask_entries_that_differ"] == 0
+        assert numbers["arms"][0]["tokens_kept"] == numbers["arms"][1]["tokens_kept"]
+    if suite == "embed":
+        assert numbers["largest_difference"] < 1e-4
+    if suite == "forward":
+        assert numbers["flop_ratio"] == numbers["arms"][1]["flops"] / numbers["arms"][0]["flops"] < 1
+
+
+def test_the_reference_finds_the_same_patches() -> None:
+    clip = rlt.read_clip(assets.path("traffic.mp4"), size=96)
+    patches, mask = reference_tokenize(clip.frames[None])
+    tokens = rlt.tokenize(clip)
+    assert torch.equal(mask[0], tokens.mask())
+    pixels = tokens.patches.view(-1, 2, 16, 16, 3).permute(0, 4, 1, 2, 3).float() / 255
+    mean, std = (torch.tensor(x).view(3, 1, 1, 1) for x in (rlt.tokens.IMAGENET_MEAN, rlt.tokens.IMAGENET_STD))
+    torch.testing.assert_close(patches, (pixels - mean) / std)
+
+
+def test_unknown_suites_are_named() -> None:
+    with pytest.raises(InvalidArgumentError, match="suite is 'speed'; allowed are tokenize, embed, forward"):
+        run_suite("speed", BenchmarkSettings((assets.path("traffic.mp4"),)))
+    with pytest.raises(InvalidArgumentError, match="no videos"):
+        run_suite("tokenize", BenchmarkSettings(()))
