@@ -47,7 +47,9 @@ def test_both_arms_see_the_same_clips() -> None:
 
 
 def test_nothing_dropped_means_full_agreement() -> None:
-    result = compare([assets.path("traffic.mp4")], CompareSettings(**{**SMALL, "size": 32}, frame_stride=1, threshold=0))
+    result = compare(
+        [assets.path("traffic.mp4")], CompareSettings(**{**SMALL, "size": 32}, frame_stride=1, threshold=0)
+    )
     kept_all = result.tokens_kept == 1
     assert kept_all == (result.speedup_flops == 1)
     if kept_all:

@@ -16,7 +16,7 @@ LAYERS = [
     {"sampling", "transforms", "tokens", "packing", "nn"},
     {"video", "_sources", "_pyav", "_torchcodec", "_filters", "_reading", "weights"},
     {"vit"},
-    {"state_maps", "checkpoints"},
+    {"state_maps", "hf_config", "exporting", "checkpoints"},
     {"models"},
     {"measure"},
     {"compare", "benchmark", "inspection"},
@@ -28,9 +28,13 @@ OPTIONAL = ("matplotlib", "PIL", "torchcodec", "transformers")
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names of all modules that a file imports, inside functions too."""
+    """Dotted names of all modules that a file imports, inside functions too, but not for type checkers alone."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

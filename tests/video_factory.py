@@ -6,6 +6,7 @@ frame it got, with no decoder's word for it.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -110,7 +111,14 @@ def as_frame(picture: Picture | av.VideoFrame) -> av.VideoFrame:
 
 
 def yuv_frame(
-    rgb: tuple[int, int, int], *, kr: float, kb: float, full_range: bool, bits: int = 8, width: int = 64, height: int = 64
+    rgb: tuple[int, int, int],
+    *,
+    kr: float,
+    kb: float,
+    full_range: bool,
+    bits: int = 8,
+    width: int = 64,
+    height: int = 64,
 ) -> av.VideoFrame:
     """A plain frame whose Y'CbCr comes from the definition: luma weights `kr`, `kb`, range and bit depth as given."""
     red, green, blue = (value / 255 for value in rgb)
@@ -126,7 +134,9 @@ def yuv_frame(
     frame = av.VideoFrame(width, height, name)
     for plane, value in zip(frame.planes, values, strict=True):
         kind = np.dtype(np.uint8 if bits == 8 else "<u2")
-        plane.update(np.full(plane.buffer_size // kind.itemsize, round(value), kind).tobytes())
+        plane.update(
+            np.full(plane.buffer_size // kind.itemsize, min(round(value), (256 << bits >> 8) - 1), kind).tobytes()
+        )
     return frame
 
 
@@ -138,7 +148,7 @@ def write_audio(target: Path, *, cover: bool = False) -> None:
         if cover:
             picture = output.add_stream("mjpeg", rate=1)
             picture.width, picture.height, picture.pix_fmt = WIDTH, HEIGHT, "yuvj420p"
-            picture.disposition = av.stream.Disposition.attached_pic
+            picture.disposition = av.stream.Disposition.attached_pic.value
         for block in range(47):
             samples = av.AudioFrame.from_ndarray(np.zeros((1, 2048), np.int16), format="s16", layout="stereo")
             samples.sample_rate, samples.pts = 48000, block * 1024
@@ -152,15 +162,16 @@ def write_audio(target: Path, *, cover: bool = False) -> None:
 
 def packets_of(data: bytes) -> list[tuple[int, int]]:
     """(position, size) in bytes of the video packets of a file, in the order in which they are stored."""
-    import io
-
     with av.open(io.BytesIO(data)) as container:
-        return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size and packet.pos is not None]
+        return [
+            (packet.pos, packet.size) for packet in container.demux(video=0) if packet.size and packet.pos is not None
+        ]
 
 
-def damage_packet(data: bytes, packet: int, *, seed: int = 0) -> bytes:
-    """The file with the second half of one video packet replaced by noise."""
+def damage_packet(data: bytes, packet: int, *, whole: bool = False) -> bytes:
+    """The file with the second half of one video packet replaced by noise, or the whole packet by 0xFF."""
     position, size = packets_of(data)[packet]
-    begin = position + size // 2
-    noise = np.random.default_rng(seed).integers(0, 256, size - size // 2, dtype=np.uint8).tobytes()
-    return data[:begin] + noise + data[position + size :]
+    begin = position if whole else position + size // 2
+    length = position + size - begin
+    noise = np.random.default_rng(0).integers(0, 256, length, dtype=np.uint8).tobytes()
+    return data[:begin] + (b"\xff" * length if whole else noise) + data[position + size :]

@@ -12,12 +12,15 @@ from typing import NamedTuple
 
 import av
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from rlt._sources import Source, library_input, missing_bytes, source_name
 from rlt.errors import VideoError
 
-# Without these a decoder conceals damage in silence. They gave no false alarm on 500 good files of five codecs.
+# Without these a decoder conceals damage in silence. They gave no false alarm on 500 good files of five codecs, and
+# found all but a few of the damaged H.264 and MPEG-4 packets. What they cannot see is damage that still decodes: VP9
+# and parts of HEVC carry no redundancy, and Matroska may lose whole blocks, which looks like a pause.
 _ERROR_DETECTION = "crccheck+bitstream+buffer+explode"
 
 # In these codecs every packet of a container shows exactly one frame, so a packet without a frame is a lost frame.
@@ -295,7 +298,8 @@ def _open_container(source: Source, name: str, missing: tuple[int, int] | None) 
 
 def _best_stream(container: InputContainer, name: str) -> VideoStream:
     """libav's choice among the video streams (default, then largest), without cover art."""
-    pictures = [stream for stream in container.streams.video if int(stream.disposition) & 0x400]  # attached_pic
+    cover = Disposition.attached_pic
+    pictures = [stream for stream in container.streams.video if cover in Disposition(stream.disposition)]
     moving = [stream for stream in container.streams.video if stream not in pictures]
     best = container.streams.best("video")
     stream = best if best in moving else next(iter(moving), None)

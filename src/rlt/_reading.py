@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import count, islice
+from math import ceil
 from typing import NamedTuple
 
 import torch
@@ -82,26 +83,26 @@ def read_planned(
     check_source(source)
     with VideoFile(source, num_threads=settings.num_threads) as file:
         clips = [_read_one(file, settings, start, num_clips, position) for position in range(num_clips)]
-        _warn_if_cut(file)
-        if file.num_frames == 1:
-            _warn(VideoWarning(f"{file.name}: the video has 1 frame; the clip repeats it, so nothing moves in it"))
+        for warning in _warnings(file):
+            warnings.warn(warning, stacklevel=3)  # points at the caller of the public function
         return clips
 
 
 def stream_clips(source: Source, settings: ClipSettings) -> Iterator[Clip]:
     """Consecutive clips in one pass. Errors are those of `rlt.video.iter_clips`."""
     with VideoFile(source, num_threads=settings.num_threads) as file:
-        _warn_if_cut(file)
+        for warning in _warnings(file):
+            warnings.warn(warning, stacklevel=2)
         targets = (index * settings.stride * file.frame_ticks for index in count())
         sampled = nearest_in_time(file.decode(), targets, file.frame_ticks)
         pixels = _convert(sampled, FrameConverter(settings.size, num_threads=settings.num_threads))
-        last: int | None = None
+        num_sampled = 0
         while chunk := list(islice(pixels, settings.num_frames)):
-            last = chunk[-1].ticks
+            num_sampled += len(chunk)
             if not file.missing:
-                _require_whole(file, last)
+                _require_whole(file, _reach(chunk, (num_sampled - 1) * settings.stride * file.frame_ticks))
             yield _make_clip(file, chunk, settings.num_frames)
-        if last is None:
+        if num_sampled == 0:
             raise nothing_decodes(file)
         if not file.missing:  # where it is, the end of the file is damaged and the warning has said so
             _require_whole(file, None)
@@ -127,7 +128,7 @@ def _read_one(file: VideoFile, settings: ClipSettings, start: float | None, num_
             file.rescan()
         elif targets[-1] - chunk[-1].ticks > _SILENT_PACKETS * file.frame_ticks:
             raise _cut_off(file, targets[-1])
-    _require_whole(file, chunk[-1].ticks)
+    _require_whole(file, _reach(chunk, targets[len(chunk) - 1]))
     return _make_clip(file, chunk, settings.num_frames)
 
 
@@ -159,7 +160,7 @@ def _decode(file: VideoFile, settings: ClipSettings, targets: list[Fraction]) ->
         chosen = list(nearest_in_time(file.scan(), targets, file.frame_ticks))
         stream = decode_at(file, [packet.ticks for packet in chosen])
         return list(_convert(stream, convert))
-    stream = file.decode(int(targets[0]))
+    stream = file.decode(ceil(targets[0] - Fraction(1, 2)))  # the tick that a container rounds the moment to
     return list(_convert(nearest_in_time(stream, targets, file.frame_ticks), convert))
 
 
@@ -169,6 +170,11 @@ def _convert(frames: Iterable[TimedFrame], convert: FrameConverter) -> Iterator[
         if last is None or timed.ticks != last.ticks:  # a frame that stands long is sampled several times
             last = _Pixels(timed.ticks, convert(timed.frame))
         yield last
+
+
+def _reach(chunk: list[_Pixels], target: Fraction) -> int:
+    """Up to where damage can touch a clip: a lost frame between its last frame and its last moment does."""
+    return max(chunk[-1].ticks, ceil(target))
 
 
 def _make_clip(file: VideoFile, chunk: list[_Pixels], num_frames: int) -> Clip:
@@ -206,16 +212,12 @@ def nothing_decodes(file: VideoFile) -> VideoError:
     return VideoError(f"{file.name}: 0 of {file.num_frames} frames can be decoded; {_REPAIR}")
 
 
-def _warn_if_cut(file: VideoFile) -> None:
+def _warnings(file: VideoFile) -> Iterator[VideoWarning]:
     if file.missing:
         size, promised = file.missing
-        _warn(
-            TruncatedVideoWarning(
-                f"{file.name}: the file is cut off ({size:,} of {promised:,} bytes are there); the frames read are "
-                "whole, but download it again"
-            )
+        yield TruncatedVideoWarning(
+            f"{file.name}: the file is cut off ({size:,} of {promised:,} bytes are there); the frames read are whole, "
+            "but download it again"
         )
-
-
-def _warn(warning: VideoWarning) -> None:
-    warnings.warn(warning, stacklevel=2)
+    if file.num_frames == 1:
+        yield VideoWarning(f"{file.name}: the video has 1 frame, so nothing moves in it; its clips repeat that frame")

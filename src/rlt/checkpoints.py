@@ -154,24 +154,22 @@ def _open(source: str | Path) -> _Opened:
         opened.tensors = weights.read_folder(path)
     else:
         content = weights.read_file(path)
-        lightning = "pytorch-lightning_version" in content
         for wrapper in _WRAPPERS:
             inner = content.get(wrapper)
             if isinstance(inner, Mapping):
                 content = inner
                 break
         opened.tensors = weights.tensors_in(content, path)
-        if lightning:
-            _keep_network(opened)
+        _keep_network(opened)
     while prefix := next((known for known in _PREFIXES if all(key.startswith(known) for key in opened.tensors)), ""):
         opened.tensors = {key.removeprefix(prefix): tensor for key, tensor in opened.tensors.items()}
     return opened
 
 
 def _keep_network(opened: _Opened) -> None:
-    """A Lightning module keeps the network under `model.`, metrics and losses beside it."""
+    """A Lightning module keeps the network under `model.`, as the original RLT does; metrics and losses beside it."""
     network = {key: tensor for key, tensor in opened.tensors.items() if key.startswith("model.")}
-    if network:
+    if network and detect_layout({key.removeprefix("model.") for key in network}):
         beside = [key for key in opened.tensors if key not in network]
         opened.ignored.update(dict.fromkeys(beside, "state of the training module beside the network"))
         opened.tensors = network
@@ -202,7 +200,7 @@ def _set_aside(opened: _Opened, layout: Layout, new_head: bool) -> int | None:
             num_positions = _check_positions(opened.source, key, tensor)
             reason = "the fixed position table"
         elif name.startswith(layout.final_norm or "\0") and new_head:
-            reason = "norm after the blocks, which a new head replaces"
+            reason = "norm that a new head replaces"
         if reason is not None:
             opened.ignored[key] = reason
         elif name in kept:
@@ -272,6 +270,11 @@ def _config_of(
     else:
         config = hf_config.config_from_hf(
             opened.config, opened.preprocessor, num_classes=classes, source=opened.source, blocks_only=new_head
+        )
+    blocks = count_blocks(layout.rules, opened.tensors)
+    if config.depth != blocks:
+        raise CheckpointError(
+            f"{opened.source} says depth {config.depth}, its weights have {blocks} blocks; get it again"
         )
     if num_heads not in (None, config.num_heads):
         raise CheckpointError(f"{opened.source} has {config.num_heads} heads; leave out num_heads={num_heads}")

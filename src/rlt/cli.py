@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import torch
 import typer
@@ -20,8 +21,9 @@ from rlt.benchmark import SUITES, BenchmarkSettings, run_suite
 from rlt.checkpoints import convert as convert_checkpoint
 from rlt.compare import CompareSettings
 from rlt.compare import compare as compare_videos
-from rlt.errors import RltError
+from rlt.errors import RltError, TruncatedVideoWarning, VideoError, VideoWarning
 from rlt.files import write_json
+from rlt.inspection import inspect_video, progress_bar
 from rlt.models import MODELS
 from rlt.video import list_videos
 
@@ -111,8 +113,56 @@ def compare(
     output.print(reports.comparison_report(result))
     if json is not None:
         write_json(json, result.to_json())
-    if result.failed:
-        raise typer.Exit(2)
+    _exit_if_any(result.failed)
+
+
+@app.command()
+def inspect(
+    videos: Videos,
+    folder: Annotated[Path, typer.Option("--output", help="Folder to write to; one inside it per video if many.")],
+    threshold: Threshold = 0.1,
+    frames: NumFrames = 16,
+    stride: FrameStride = 4,
+    size: Size = 224,
+    patch_size: Annotated[int, typer.Option(help="Height and width of a patch in pixels.")] = 16,
+    json: JsonFile = None,
+) -> None:
+    """Draw what run-length tokenization drops: pictures, a video overlay, and one page that holds them all."""
+    found = list_videos(videos)
+    root = Path(os.path.commonpath([path.absolute().parent for path in found]))
+    inspected: list[dict[str, object]] = []
+    failed: list[tuple[str, str]] = []
+    for path in found:
+        target = folder if len(found) == 1 else folder / path.absolute().relative_to(root)
+        with warnings.catch_warnings(record=True) as caught, progress_bar(path.name, console=messages) as update:
+            warnings.simplefilter("always", VideoWarning)
+            try:
+                report = inspect_video(
+                    path,
+                    target,
+                    threshold=threshold,
+                    num_frames=frames,
+                    frame_stride=stride,
+                    size=size,
+                    patch_size=patch_size,
+                    progress=update,
+                )
+            except VideoError as error:
+                if len(found) == 1:
+                    raise
+                failed.append((str(path), str(error)))
+                continue
+        inspected.append(report.to_json())
+        page = report.paths["index.html"]
+        output.print(f"{path}: {report.tokens_kept:.1%} of the tokens kept, see {page}", markup=False, soft_wrap=True)
+        cut_off = {str(warning.message) for warning in caught if issubclass(warning.category, TruncatedVideoWarning)}
+        failed += [(str(path), message) for message in cut_off]
+        for warning in caught:
+            if str(warning.message) not in cut_off:
+                _show_warning(warning.message)
+    if json is not None:
+        write_json(json, {"videos": inspected, "failed": reports.failed_json(failed)})
+    _exit_if_any(failed)
 
 
 @app.command()
@@ -159,9 +209,15 @@ def models() -> None:
     output.print(reports.models_report())
 
 
+def _exit_if_any(failed: list[tuple[str, str]]) -> None:
+    if failed:
+        messages.print(reports.failed_report(failed))
+        raise typer.Exit(2)
+
+
 @contextmanager
 def _progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar on standard error that appears with the first step; its last column names what is worked on."""
+    """A progress bar on standard error, nothing where that is no terminal. Its last column names what is worked on."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -169,7 +225,7 @@ def _progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[name]}"),
     )
-    with Progress(*columns, console=messages, transient=True) as bar:
+    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as bar:
         task = bar.add_task(title, total=None, name="")
 
         def update(done: int, total: int, name: str) -> None:
@@ -178,16 +234,8 @@ def _progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
         yield update
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """One line instead of Python's two with a source location; the signature is that of `warnings.showwarning`."""
-    del category, filename, lineno, file, line
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """One line, where Python shows two with a place in the source."""
     messages.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -195,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line: exit code 0, 2 for anything that the user can mend, 130 after Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         app([argument for argument in given if argument != "--debug"])  # exits by itself otherwise
     except RltError as error:

@@ -68,12 +68,14 @@ def _write_videomae(model: VisionTransformer, target: Path) -> list[str]:
         with replacing(target) as temporary:
             torch.save(content, temporary)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{target} cannot be written ({weights.first_line(error)}); choose another path") from error
+        raise CheckpointError(
+            f"{target} cannot be written ({weights.first_line(error)}); choose another path"
+        ) from error
     read_back = ViTConfig(layer_norm_eps=1e-6, head_norm_eps=1e-6, num_heads=NUM_HEADS.get(config.width, 1))
-    fields = ("num_heads", "layer_norm_eps", "head_norm_eps", "image_size", "pixel_mean", "pixel_std", "labels")
+    fields = ["num_heads", "layer_norm_eps", "head_norm_eps", "image_size", "pixel_mean", "pixel_std", "labels"]
     if config.length_encoding == "none":
-        fields += ("num_frames",)
-    lost = [f"{name}={getattr(config, name)!r}" for name in fields if getattr(config, name) != getattr(read_back, name)]
+        fields.append("num_frames")
+    lost = [name for name in fields if getattr(config, name) != getattr(read_back, name)]
     return [f"VideoMAE's layout does not hold {', '.join(lost)}"] if lost else []
 
 

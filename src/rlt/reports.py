@@ -37,14 +37,17 @@ def comparison_report(result: Comparison) -> RenderableType:
     else:
         parts.append(Text(f"Weights: {result.settings.checkpoint}"))
     parts.append(Text(f"Machine: {_machine_line(result.settings.device)}, attention {result.attention}"))
-    if result.failed:
-        parts.append(failed_report(result.failed))
     return Group(*parts)
 
 
 def failed_report(failed: list[tuple[str, str]]) -> RenderableType:
     """The videos that could not be processed, one line each."""
     return Text("\n".join([f"Not processed: {len(failed)}", *(f"  {error}" for _, error in failed)]), style="red")
+
+
+def failed_json(failed: list[tuple[str, str]]) -> list[dict[str, str]]:
+    """The same as JSON values."""
+    return [{"source": source, "error": error} for source, error in failed]
 
 
 def benchmark_report(result: BenchmarkResult) -> RenderableType:
@@ -89,10 +92,11 @@ def models_report() -> RenderableType:
 
 def format_seconds(seconds: float) -> str:
     """Three digits and a unit."""
+    rounded = float(f"{seconds:.3g}")
     for unit, scale in (("s", 1.0), ("ms", 1e3)):
-        if seconds * scale >= 1:
-            return f"{seconds * scale:.3g} {unit}" if seconds * scale < 1000 else f"{seconds * scale:,.0f} {unit}"
-    return f"{seconds * 1e6:.3g} µs"
+        if rounded * scale >= 1:
+            return f"{rounded * scale:.3g} {unit}"
+    return f"{rounded * 1e6:.3g} µs"
 
 
 def _settings_line(result: Comparison) -> str:
@@ -136,7 +140,7 @@ def _top_table(result: Comparison, video: VideoComparison, clip: int) -> Table:
     for column in ("dense", "", "RLT", " "):
         table.add_column(column, justify="right" if not column.strip() else "left")
     for pair in zip(video.top("dense")[clip], video.top("rlt")[clip], strict=True):
-        table.add_row(*(cell for index, value in pair for cell in (_class_name(result, index), f"{value:.1%}")))
+        table.add_row(*(cell for index, value in pair for cell in (Text(_class_name(result, index)), f"{value:.1%}")))
     return table
 
 
@@ -148,7 +152,7 @@ def _video_table(result: Comparison) -> Table:
         kept = video.tokens["rlt"] / video.tokens["dense"]
         cosine = sum(video.feature_cosine) / video.num_clips
         same = f"{sum(video.same_top1)} of {video.num_clips}"
-        table.add_row(video.source, f"{kept:.1%}", same, f"{cosine:.4f}")
+        table.add_row(Text(video.source), f"{kept:.1%}", same, f"{cosine:.4f}")
     return table
 
 

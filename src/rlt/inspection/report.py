@@ -1,0 +1,120 @@
+"""The result of an inspection as a value, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlt.inspection.overlay import OverlayInfo
+from rlt.inspection.scan import ClipCount, ScanResult
+from rlt.inspection.staging import MAKER
+from rlt.inspection.views import ClipSettings
+from rlt.structures import TokenGrid
+from rlt.video import VideoInfo
+
+CONTACT_SHEET, RUN_LENGTHS = "contact_sheet.png", "run_lengths.png"
+OVER_TIME, AGAINST_THRESHOLD = "tokens_over_time.png", "tokens_against_threshold.png"
+OVERLAY, PAGE = "overlay.mp4", "index.html"
+
+
+@dataclass(frozen=True, eq=False)
+class InspectReport:
+    """What run-length tokenization keeps of one video, and the pictures that show it."""
+
+    video: VideoInfo
+    """The file."""
+    settings: ClipSettings
+    """How it was sampled and cut into tokens."""
+    scan: ScanResult
+    """The numbers of all clips."""
+    whole_video: bool
+    """True if every part of the video was looked at, False if clips were spread over it."""
+    overlay: OverlayInfo
+    """The part of the video that the overlay shows."""
+    paths: Mapping[str, Path]
+    """Files written, by name such as "index.html"."""
+
+    @property
+    def tokens_kept(self) -> float:
+        """Share of all tokens that is kept, above 0 and up to 1."""
+        return self.scan.tokens_kept
+
+    @property
+    def grid(self) -> TokenGrid:
+        """(T', H', W') of one clip."""
+        return self.scan.grid
+
+    @property
+    def clips(self) -> tuple[ClipCount, ...]:
+        """Numbers per clip, in the order of the video."""
+        return self.scan.clips
+
+    @property
+    def threshold_curve(self) -> tuple[tuple[float, float], ...]:
+        """(threshold, share of tokens kept) in ascending order of the threshold."""
+        return tuple(zip(self.scan.thresholds, self.scan.curve, strict=True))
+
+    @property
+    def representative(self) -> ClipCount:
+        """The clip on the contact sheet: the share that it keeps is nearest to that of the whole video."""
+        return self.scan.clips[self.scan.representative()]
+
+    @property
+    def seconds_seen(self) -> float:
+        """Seconds of video that the clips cover."""
+        return sum(len(clip.times) for clip in self.clips) * self.scan.seconds_per_step
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers as plain values for `json.dump`: shares 0 to 1, times in seconds, sizes in pixels."""
+        settings, video = self.settings, self.video
+        return {
+            "made_by": MAKER,
+            "source": video.source,
+            "tokens_kept": self.tokens_kept,
+            "num_kept": self.scan.num_kept,
+            "num_tokens": self.scan.num_tokens,
+            "threshold": settings.threshold,
+            "grid": list(self.grid),
+            "num_clips": len(self.clips),
+            "whole_video": self.whole_video,
+            "seconds_seen": self.seconds_seen,
+            "video": {
+                "codec": video.codec,
+                "width": video.width,
+                "height": video.height,
+                "fps": video.fps,
+                "duration": video.duration,
+                "num_frames": video.num_frames,
+            },
+            "settings": {
+                "num_frames": settings.num_frames,
+                "frame_stride": settings.frame_stride,
+                "size": settings.size if isinstance(settings.size, int | None) else list(settings.size),
+                "tubelet_size": settings.tubelet_size,
+                "patch_size": settings.patch_size,
+            },
+            "threshold_curve": [{"threshold": at, "tokens_kept": share} for at, share in self.threshold_curve],
+            "run_lengths": {
+                "unit": "time steps",
+                "seconds_per_step": self.scan.seconds_per_step,
+                "mean_at_place": self.scan.run_lengths.tolist(),
+            },
+            "clips": [
+                {
+                    "start": clip.start,
+                    "end": clip.end,
+                    "tokens_kept": clip.tokens_kept,
+                    "kept_per_step": list(clip.kept),
+                }
+                for clip in self.clips
+            ],
+            "representative_clip": self.scan.representative(),
+            "overlay": {
+                "start": self.overlay.start,
+                "seconds": self.overlay.seconds,
+                "num_frames": self.overlay.num_frames,
+                "fps": self.overlay.fps,
+            },
+        }
