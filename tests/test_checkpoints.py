@@ -19,12 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import rlt
-from rlt import exporting, weights
-from rlt.checkpoints import LoadReport, convert, load_checkpoint, read_checkpoint
+from rlt.checkpoints import LoadReport, convert, exporting, load_checkpoint, read_checkpoint, weights
+from rlt.checkpoints.state_maps import LAYOUTS, detect_layout
 from rlt.errors import CheckpointError, InvalidArgumentError
 from rlt.models import MODELS, create_model
 from rlt.nn.positions import sinusoid_table
-from rlt.state_maps import LAYOUTS, detect_layout
 from rlt.vit import VisionTransformer, ViTConfig
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -196,7 +195,7 @@ def test_original_rlt_with_linear_embedding_and_length_embed(tmp_path: Path) -> 
 
 def test_pretraining_checkpoint_needs_a_new_head(tmp_path: Path) -> None:
     path = saved({"model": pretraining_state()}, tmp_path / "pretrain.pth")
-    with pytest.raises(CheckpointError, match=r"no head and no LayerNorm before the head.*new_head=True"):
+    with pytest.raises(CheckpointError, match=r"no head and no norm before the head.*new_head=True"):
         load_checkpoint(path, num_heads=HEADS)
     with pytest.raises(CheckpointError, match="new_head=True"):
         load_checkpoint(path, num_heads=HEADS, num_classes=0)  # the norm before the features is missing all the same

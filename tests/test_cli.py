@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import video_factory
 
 import rlt
+import video_factory
 from rlt import assets, cli
 
 QUICK = ["--model", "vit_tiny", "--size", "64", "--frames", "8", "--repeats", "1"]
@@ -32,7 +32,7 @@ class Result:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):  # noqa: ANN201
+def run(capsys: pytest.CaptureFixture[str]):
     """Call the command line in this process."""
 
     def call(*arguments: object) -> Result:

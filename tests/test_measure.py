@@ -68,14 +68,19 @@ def test_durations_have_three_digits_and_a_unit(seconds: float, text: str) -> No
     assert format_seconds(seconds) == text
 
 
+def write_half(target: Path) -> None:
+    with replacing(target) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "result.json"
     write_json(target, {"a": 1})
     with pytest.raises(ValueError, match="nan"):
         write_json(target, {"a": float("nan")})
-    with pytest.raises(KeyboardInterrupt), replacing(target) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        write_half(target)
     assert json.loads(target.read_text()) == {"a": 1}
     assert [path.name for path in target.parent.iterdir()] == ["result.json"]
     with pytest.raises(InvalidArgumentError, match="is a folder"):

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import rlt.assets
-from rlt._pyav import VideoFile
 from rlt.errors import InvalidArgumentError, MissingDependencyError, TruncatedVideoWarning, VideoError, VideoWarning
 from rlt.video import VIDEO_EXTENSIONS, iter_clips, list_videos, probe, read_clip, read_clips
+from rlt.video._pyav import VideoFile
 from video_factory import (
     as_frame,
     damage_packet,
@@ -569,7 +569,7 @@ def test_files_are_closed_after_errors(long_video):
 
 def torchcodec_runs() -> bool:
     try:
-        import rlt._torchcodec  # noqa: F401
+        import rlt.video._torchcodec  # noqa: F401
     except MissingDependencyError:
         return False
     return True

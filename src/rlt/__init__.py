@@ -1,8 +1,8 @@
 """Faster video transformers without looking twice: run-length tokenization, packed ViTs, and tools around them.
 
-    clip = rlt.read_clip("video.mp4")           # uint8 frames
-    tokens = rlt.tokenize(clip, threshold=0.1)  # only the patches that changed, and how long each one stood
-    logits = rlt.create_model("vit_base")(rlt.pack([tokens]))
+clip = rlt.read_clip("video.mp4")           # uint8 frames
+tokens = rlt.tokenize(clip, threshold=0.1)  # only the patches that changed, and how long each one stood
+logits = rlt.create_model("vit_base")(rlt.pack([tokens]))
 """
 
 from importlib.metadata import version

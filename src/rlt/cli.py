@@ -243,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line: exit code 0, 2 for anything that the user can mend, 130 after Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    warnings.showwarning = _show_warning
     try:
         app([argument for argument in given if argument != "--debug"])  # exits by itself otherwise
     except RltError as error:

@@ -20,7 +20,7 @@ from rlt.nn.attention import choose_backend
 from rlt.packing import pack
 from rlt.structures import Clip, PackedTokens
 from rlt.tokens import Policy, check_threshold, token_grid, tokenize_batch
-from rlt.video import probe, read_clips
+from rlt.video import probe, read_clips, require_motion
 from rlt.vit import VisionTransformer
 
 Arm = Literal["dense", "rlt"]
@@ -285,8 +285,7 @@ def _compare_video(
     *,
     warmup: int,
 ) -> VideoComparison:
-    if probe(source).num_frames == 1:
-        raise VideoError(f"{source} has 1 frame; savings over time need at least 2, give a video")
+    require_motion(probe(source))
 
     def decode() -> list[Clip]:
         return read_clips(

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rlt._sources import Source
 from rlt.errors import InvalidArgumentError, VideoWarning
 from rlt.inspection.charts import draw_run_lengths, draw_tokens_against_threshold, draw_tokens_over_time
 from rlt.inspection.contact_sheet import write_contact_sheet
@@ -29,7 +28,7 @@ from rlt.inspection.viz import require_viz, save_figure
 from rlt.sampling import clip_span, clip_starts
 from rlt.structures import Clip
 from rlt.transforms import Size
-from rlt.video import VideoInfo, iter_clips, probe, read_clip
+from rlt.video import Source, VideoInfo, iter_clips, probe, read_clip, require_motion
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share of all work that is done, 0 to 1, never falling."""
@@ -83,7 +82,7 @@ def inspect_video(
     _check_arguments(settings, max_seconds)
     tell = progress or (lambda _stage, _share: None)
     with staged_folder(output, FILES, source=source) as folder:
-        info = probe(source)
+        info = require_motion(probe(source))
         starts = sampled_starts(info, settings, max_seconds)
         scan = _scan(source, info, settings, starts, tell)
         view = view_clips(source, info, settings, scan.clips[scan.representative()].start)[0]

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rlt._sources import Source
 from rlt.errors import InvalidArgumentError, RltError
+from rlt.video import Source
 
 MAKER = "rlt inspect"
 """Value of "made_by" in the report: the mark of a folder whose files may be replaced."""

@@ -15,8 +15,8 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from rlt._sources import Source, library_input, missing_bytes, source_name
 from rlt.errors import VideoError
+from rlt.video._sources import Source, library_input, missing_bytes, source_name
 
 # Without these a decoder conceals damage in silence. They gave no false alarm on 500 good files of five codecs, and
 # found all but a few of the damaged H.264 and MPEG-4 packets. What they cannot see is damage that still decodes: VP9

@@ -9,10 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlt import hf_config, weights
+from rlt import weights
+from rlt.checkpoints import hf_config
+from rlt.checkpoints.state_maps import LAYOUTS, LayoutName, PatchSize, to_theirs
 from rlt.errors import CheckpointError
 from rlt.files import replacing
-from rlt.state_maps import LAYOUTS, LayoutName, PatchSize, to_theirs
 from rlt.vit import MODEL_TYPE, VisionTransformer, ViTConfig
 
 Target = Literal["rlt", "videomae", "hf"]

@@ -10,9 +10,9 @@ from typing import Any
 
 import av
 
-from rlt._pyav import TimedFrame, VideoFile
-from rlt._sources import library_input
 from rlt.errors import MissingDependencyError, VideoError
+from rlt.video._pyav import TimedFrame, VideoFile
+from rlt.video._sources import library_input
 
 try:
     VideoDecoder: Any = import_module("torchcodec.decoders").VideoDecoder

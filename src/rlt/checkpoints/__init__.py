@@ -1,7 +1,7 @@
 """Checkpoints of VideoMAE, VideoMAEv2, the original RLT, Hugging Face and rlt: read, checked, converted.
 
-Names and shapes of the layouts stand in `rlt.state_maps`, files are handled by `rlt.weights`. Every key of a file is
-either loaded, or named in the `LoadReport` with the reason why it is not; anything else is an error.
+Names and shapes of the layouts stand in `rlt.checkpoints.state_maps`, files are handled by `rlt.weights`. Every key of
+a file is either loaded, or named in the `LoadReport` with the reason why it is not; anything else is an error.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from rlt import hf_config, weights
-from rlt.errors import CheckpointError, InvalidArgumentError
-from rlt.exporting import NUM_HEADS, Target, check_destination, export
-from rlt.nn.positions import sinusoid_table
-from rlt.state_maps import (
+from rlt import weights
+from rlt.checkpoints import hf_config
+from rlt.checkpoints.exporting import NUM_HEADS, Target, check_destination, export
+from rlt.checkpoints.state_maps import (
     LAYOUTS,
     Layout,
     LayoutName,
@@ -29,6 +28,8 @@ from rlt.state_maps import (
     patch_size_of,
     to_ours,
 )
+from rlt.errors import CheckpointError, InvalidArgumentError
+from rlt.nn.positions import sinusoid_table
 from rlt.vit import MODEL_TYPE, VisionTransformer, ViTConfig
 from rlt.weights import key_problems, some
 
@@ -96,7 +97,7 @@ def load_checkpoint(
 def read_checkpoint(
     source: str | Path, *, num_classes: int | None = None, new_head: bool = False, num_heads: int | None = None
 ) -> tuple[ViTConfig, dict[str, Tensor], LoadReport]:
-    """Read and check a checkpoint of any layout in `rlt.state_maps.LAYOUTS`, without building a model.
+    """Read and check a checkpoint of any layout in `rlt.checkpoints.state_maps.LAYOUTS`, without building a model.
 
     LayerNorms get epsilon 1e-6 for VideoMAE's layouts, also for checkpoints of the original RLT: its code ran them
     with 1e-5, but started from weights that were trained with 1e-6. A pretraining checkpoint's norm after the encoder
@@ -316,20 +317,21 @@ def _settle_head(
     """The configuration with the head that is asked for, and the names of the weights that start new."""
     stored = config.num_classes
     norm = tuple(name for name in ("fc_norm.weight", "fc_norm.bias") if name not in state)
-    lacking = [name for name, there in (("head", stored), ("LayerNorm before the head", not norm)) if not there]
-    without_head = num_classes == 0 or (num_classes is None and opened.config is not None and stored == 0)
-    if not new_head and (norm or (not stored and not without_head)):
-        raise CheckpointError(
-            f"{opened.source} has no {' and no '.join(lacking)}, as after pretraining; "
-            "give a fine-tuned checkpoint, or new_head=True to start them new"
-        )
-    if not new_head and num_classes not in (None, 0, stored):
-        raise CheckpointError(
-            f"{opened.source} has {stored} classes, num_classes is {num_classes}; "
-            f"give num_classes={stored}, or new_head=True to start a new head"
-        )
-    if not new_head and not without_head:
-        return config, ()
+    if not new_head:
+        without_head = num_classes == 0 or (num_classes is None and opened.config is not None and stored == 0)
+        lacking = [*(["head"] if not stored and not without_head else []), *(["norm before the head"] if norm else [])]
+        if lacking:
+            raise CheckpointError(
+                f"{opened.source} has no {' and no '.join(lacking)}, as after pretraining; "
+                "give a fine-tuned checkpoint, or new_head=True to start them new"
+            )
+        if num_classes not in (None, 0, stored):
+            raise CheckpointError(
+                f"{opened.source} has {stored} classes, num_classes is {num_classes}; "
+                f"give num_classes={stored}, or new_head=True to start a new head"
+            )
+        if not without_head:
+            return config, ()
     for name in ("head.weight", "head.bias"):
         if state.pop(name, None) is not None:
             opened.ignored[name] = "the head, by request"

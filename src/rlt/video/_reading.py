@@ -13,13 +13,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlt._filters import FrameConverter
-from rlt._pyav import TimedFrame, VideoFile
-from rlt._sources import Source, check_source
 from rlt.errors import InvalidArgumentError, TruncatedVideoWarning, VideoError, VideoWarning
 from rlt.sampling import clip_span, clip_starts, frame_indices, nearest_in_time
 from rlt.structures import Clip
 from rlt.transforms import Size, check_size
+from rlt.video._filters import FrameConverter
+from rlt.video._pyav import TimedFrame, VideoFile
+from rlt.video._sources import Source, check_source
 
 DECODERS = ("pyav", "torchcodec")
 """Values of `decoder`."""
@@ -155,7 +155,7 @@ def _decode(file: VideoFile, settings: ClipSettings, targets: list[Fraction]) ->
     convert = FrameConverter(settings.size, num_threads=settings.num_threads)
     stream: Iterable[TimedFrame]
     if settings.decoder == "torchcodec":
-        from rlt._torchcodec import decode_at  # optional package
+        from rlt.video._torchcodec import decode_at  # optional package
 
         chosen = list(nearest_in_time(file.scan(), targets, file.frame_ticks))
         stream = decode_at(file, [packet.ticks for packet in chosen])

@@ -19,15 +19,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlt._filters import display_matrix, rotation_degrees
-from rlt._pyav import VideoFile
-from rlt._reading import DECODERS, ClipSettings, nothing_decodes, read_planned, stream_clips
-from rlt._sources import Source, check_source
 from rlt.errors import InvalidArgumentError, VideoError
 from rlt.structures import Clip
 from rlt.transforms import Size
+from rlt.video._filters import display_matrix, rotation_degrees
+from rlt.video._pyav import VideoFile
+from rlt.video._reading import DECODERS, ClipSettings, nothing_decodes, read_planned, stream_clips
+from rlt.video._sources import Source, check_source
 
-__all__ = ["DECODERS", "VIDEO_EXTENSIONS", "VideoInfo", "iter_clips", "list_videos", "probe", "read_clip", "read_clips"]
+__all__ = [
+    "DECODERS",
+    "VIDEO_EXTENSIONS",
+    "Source",
+    "VideoInfo",
+    "iter_clips",
+    "list_videos",
+    "probe",
+    "read_clip",
+    "read_clips",
+    "require_motion",
+]
 
 _EXTENSIONS = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
 VIDEO_EXTENSIONS = tuple(f".{name}" for name in _EXTENSIONS.split())
@@ -174,6 +185,17 @@ def probe(source: Source) -> VideoInfo:
             has_audio=file.has_audio,
             truncated=file.missing is not None,
         )
+
+
+def require_motion(info: VideoInfo) -> VideoInfo:
+    """Return `info`, but refuse a single picture: what it saves over time says nothing.
+
+    Raises:
+        VideoError: if the video has one frame.
+    """
+    if info.num_frames == 1:
+        raise VideoError(f"{info.source} has 1 frame; savings over time need at least 2, give a video")
+    return info
 
 
 def list_videos(paths: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[Path]:
