@@ -38,6 +38,8 @@ figures: $(INSTALLED)  ## Measure the figures of the README again and write them
 	$(BIN)/rlt benchmark tokenize --json docs/results/tokenize.json
 	$(BIN)/rlt benchmark embed --json docs/results/embed.json
 	$(BIN)/rlt benchmark forward --json docs/results/forward.json
+	$(BIN)/rlt inspect src/rlt/assets/traffic.mp4 --stride 2 --size 224x384 --output output/readme
+	cp output/readme/contact_sheet.png docs/images/contact_sheet.png
 	$(BIN)/python scripts/write_tables.py
 
 clean:  ## Remove the environment and everything made

@@ -149,7 +149,7 @@ def bad_videos(folder: Path, whole: bytes) -> dict[str, Path]:
     paths["text"].write_text("renamed from notes.txt\n" * 50)
     damaged = whole
     for packet in range(20, 40):
-        damaged = video_factory.damage_packet(damaged, packet, seed=packet)
+        damaged = video_factory.damage_packet(damaged, packet)
     paths["corrupt"].write_bytes(damaged)
     paths["audio"] = folder / "audio.mp4"
     video_factory.write_audio(paths["audio"])

@@ -530,11 +530,12 @@ def test_frames_are_shown_at_a_readable_size() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*1 frame:rlt.errors.VideoWarning")
-def test_one_frame_and_one_step(tmp_path: Path) -> None:
-    video = write_video(tmp_path / "one.mkv", half_moving(1, 64))
-    report = inspect_video(video, tmp_path / "out", **CLIP)
-    assert report.clips[0].kept == (16,)
-    assert report.overlay.num_frames == 1
+def test_one_frame_is_refused_and_one_step_is_not(tmp_path: Path) -> None:
+    picture = write_video(tmp_path / "one.mkv", half_moving(1, 64))
+    with pytest.raises(VideoError, match=r"one\.mkv has 1 frame"):
+        inspect_video(picture, tmp_path / "out", **CLIP)
+    assert not (tmp_path / "out" / "index.html").exists()
+    video = write_video(tmp_path / "two.mkv", half_moving(2, 64))
     short = inspect_video(video, tmp_path / "short", num_frames=2, frame_stride=1, size=64)
     assert short.grid == (1, 4, 4)
     assert short.tokens_kept == 1.0

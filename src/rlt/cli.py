@@ -25,6 +25,7 @@ from rlt.errors import RltError, TruncatedVideoWarning, VideoError, VideoWarning
 from rlt.files import write_json
 from rlt.inspection import inspect_video, progress_bar
 from rlt.models import MODELS
+from rlt.transforms import Size
 from rlt.video import list_videos
 
 app = typer.Typer(
@@ -58,6 +59,14 @@ class Target(str, Enum):
     hf = "hf"
 
 
+def _parse_size(text: str) -> Size:
+    height, cross, width = text.partition("x")
+    try:
+        return (int(height), int(width)) if cross else int(height)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r}; a number of pixels (224) or height x width (224x384) is needed") from None
+
+
 Videos = Annotated[list[Path], typer.Argument(help="Video files, or folders to search for them.", show_default=False)]
 Model = Annotated[ModelName, typer.Option(help="Size of the network.")]
 Threshold = Annotated[
@@ -65,7 +74,13 @@ Threshold = Annotated[
 ]
 NumFrames = Annotated[int, typer.Option("--frames", help="Frames per clip.")]
 FrameStride = Annotated[int, typer.Option("--stride", help="Distance of sampled frames, in frames of the video.")]
-Size = Annotated[int, typer.Option(help="Height and width of clips in pixels, a multiple of the patch size.")]
+SizeText = Annotated[
+    str,
+    typer.Option(
+        metavar="PIXELS|HxW",
+        help="Clips are scaled and cropped to PIXELS x PIXELS or H x W, multiples of the patch size.",
+    ),
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")]
 
 
@@ -86,7 +101,7 @@ def compare(
     threshold: Threshold = 0.1,
     frames: NumFrames = 16,
     stride: FrameStride = 4,
-    size: Size = 224,
+    size: SizeText = "224",
     clips: Annotated[int, typer.Option(help="Clips per video, spread evenly.")] = 1,
     repeats: Annotated[
         int | None, typer.Option(help="Counted runs. 5 for one clip, fewer for many, if not given.")
@@ -102,7 +117,7 @@ def compare(
         threshold=threshold,
         num_frames=frames,
         frame_stride=stride,
-        size=size,
+        size=_parse_size(size),
         num_clips=clips,
         repeats=repeats,
         device=device,
@@ -123,7 +138,7 @@ def inspect(
     threshold: Threshold = 0.1,
     frames: NumFrames = 16,
     stride: FrameStride = 4,
-    size: Size = 224,
+    size: SizeText = "224",
     patch_size: Annotated[int, typer.Option(help="Height and width of a patch in pixels.")] = 16,
     json: JsonFile = None,
 ) -> None:
@@ -143,7 +158,7 @@ def inspect(
                     threshold=threshold,
                     num_frames=frames,
                     frame_stride=stride,
-                    size=size,
+                    size=_parse_size(size),
                     patch_size=patch_size,
                     progress=update,
                 )

@@ -20,6 +20,7 @@ from rlt.nn.attention import choose_backend
 from rlt.packing import pack
 from rlt.structures import Clip, PackedTokens
 from rlt.tokens import Policy, check_threshold, token_grid, tokenize_batch
+from rlt.transforms import Size, check_size
 from rlt.video import probe, read_clips, require_motion
 from rlt.vit import VisionTransformer
 
@@ -43,7 +44,7 @@ class CompareSettings:
     """Frames per clip."""
     frame_stride: int = 4
     """Distance of sampled frames in frames of the video."""
-    size: int = 224
+    size: Size = 224
     """Height and width in pixels that clips are scaled and cropped to."""
     num_clips: int = 1
     """Clips per video, spread evenly."""
@@ -264,12 +265,15 @@ def _check_settings(settings: CompareSettings) -> None:
     """Find what cannot work before anything slow starts."""
     config = model_config(settings.model)
     check_threshold(settings.threshold)
-    for name in ("num_clips", "num_frames", "frame_stride", "size", "repeats"):
+    check_size(settings.size)
+    for name in ("num_clips", "num_frames", "frame_stride", "repeats"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise InvalidArgumentError(f"{name} is {value}; at least 1 is needed")
-    frames_shape = (settings.num_frames, settings.size, settings.size, 3)
-    token_grid(frames_shape, tubelet_size=config.tubelet_size, patch_size=config.patch_size)
+    if settings.size is not None:
+        height, width = (settings.size, settings.size) if isinstance(settings.size, int) else settings.size
+        frames_shape = (settings.num_frames, height, width, 3)
+        token_grid(frames_shape, tubelet_size=config.tubelet_size, patch_size=config.patch_size)
 
 
 def _default_repeats(num_clips: int) -> int:

@@ -12,6 +12,7 @@ from rlt.compare import POLICIES, Comparison, VideoComparison
 from rlt.measure import Timing, machine_info
 from rlt.models import MODELS
 from rlt.nn.attention import choose_backend
+from rlt.transforms import Size
 
 _MAX_CLIPS_IN_DETAIL = 4
 
@@ -99,13 +100,20 @@ def format_seconds(seconds: float) -> str:
     return f"{rounded * 1e6:.3g} µs"
 
 
+def format_size(size: Size) -> str:
+    """Pixels of a clip: "224 px", "224x384 px", or "native size"."""
+    if size is None:
+        return "native size"
+    return f"{size} px" if isinstance(size, int) else f"{size[0]}x{size[1]} px"
+
+
 def _settings_line(result: Comparison) -> str:
     settings = result.settings
     clips = sum(video.num_clips for video in result.videos)
     name = result.videos[0].source if len(result.videos) == 1 else f"{len(result.videos)} videos"
     return (
         f"{name}: {clips} clip{'s'[: clips != 1]} of {settings.num_frames} frames (stride {settings.frame_stride}) at "
-        f"{settings.size} px, {settings.model}, threshold {settings.threshold}"
+        f"{format_size(settings.size)}, {settings.model}, threshold {settings.threshold}"
     )
 
 
