@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -153,14 +156,16 @@ def _top_table(result: Comparison, video: VideoComparison, clip: int) -> Table:
 
 
 def _video_table(result: Comparison) -> Table:
-    table = Table()
+    folder = os.path.commonpath([Path(video.source).absolute().parent for video in result.videos])
+    table = Table(caption=f"videos in {folder}", caption_justify="left")
     for column in ("video", "tokens kept", "same top-1", "feature cosine"):
         table.add_column(column, justify="left" if column == "video" else "right", overflow="fold")
     for video in result.videos:
+        name = str(Path(video.source).absolute().relative_to(folder))
         kept = video.tokens["rlt"] / video.tokens["dense"]
         cosine = sum(video.feature_cosine) / video.num_clips
         same = f"{sum(video.same_top1)} of {video.num_clips}"
-        table.add_row(Text(video.source), f"{kept:.1%}", same, f"{cosine:.4f}")
+        table.add_row(Text(name), f"{kept:.1%}", same, f"{cosine:.4f}")
     return table
 
 
