@@ -15,16 +15,21 @@ LAYERS = [
     {"structures", "files", "assets"},
     {"sampling", "transforms", "tokens", "packing", "nn"},
     {"video", "weights"},
+    {"baselines"},
     {"vit"},
+    {"tome"},
     {"checkpoints"},
     {"models"},
     {"measure"},
+    {"data"},
     {"compare", "benchmark", "inspection"},
+    {"evaluation", "training"},
+    {"conf"},
     {"reports"},
     {"cli"},
 ]
 """From low to high. A module may import its own layer and those before it."""
-OPTIONAL = ("matplotlib", "PIL", "torchcodec", "transformers")
+OPTIONAL = ("matplotlib", "PIL", "torchcodec", "transformers", "kornia", "pyarrow", "wandb", "hydra")
 
 
 def imports(path: Path) -> set[str]:

@@ -144,7 +144,8 @@ class RunLengthTokens:
             dropped patches were exact repeats.
 
         Raises:
-            InvalidArgumentError: if features has another number of rows than there are tokens.
+            InvalidArgumentError: if features has another number of rows than there are tokens, or a place has no run
+                (tokens that were not chosen by runs).
         """
         values = self.patches if features is None else features
         _require(len(values) == len(self), f"features has {len(values)} rows; one per token is needed: {len(self)}")
@@ -159,10 +160,11 @@ class RunLengthTokens:
 
     def token_at_place(self) -> Tensor:
         """int64 [T', H', W']: the row of the token whose run covers each place of the grid."""
-        rows = torch.zeros(self.grid, dtype=torch.int64, device=self.coords.device)
+        rows = torch.full(self.grid, -1, dtype=torch.int64, device=self.coords.device)
         rows[tuple(self.coords.unbind(1))] = torch.arange(len(self), device=rows.device)
         # Rows grow with t within a column, so the newest kept row so far is the largest so far.
         newest: Tensor = rows.cummax(dim=0).values
+        _require(bool((newest[0] >= 0).all()), "a column has no token at t=0, so its places belong to no run")
         return newest
 
     def validate(self) -> RunLengthTokens:

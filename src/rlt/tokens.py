@@ -217,13 +217,20 @@ def tokenize_batch(
 
 
 def select_tokens(
-    frames: Tensor, mask: Tensor, *, tubelet_size: int = 2, patch_size: int = 16
+    frames: Tensor,
+    mask: Tensor,
+    *,
+    lengths: Tensor | None = None,
+    tubelet_size: int = 2,
+    patch_size: int = 16,
 ) -> list[RunLengthTokens]:
     """Gather patches, coordinates and run lengths of the kept tokens with one mask, so that they cannot disagree.
 
     Args:
         frames: uint8 [B, T, H, W, 3].
         mask: bool [B, T', H', W'], True where a token is kept.
+        lengths: int64 [number of True] run lengths in (b, t, h, w) order, for masks that are no runs; None computes
+            them from the mask, which must then keep the first time step.
         tubelet_size: frames per token.
         patch_size: height and width of a token in pixels.
 
@@ -231,13 +238,13 @@ def select_tokens(
         One `RunLengthTokens` per clip.
 
     Raises:
-        InvalidArgumentError: if the mask does not fit the frames or drops a token of the first time step.
+        InvalidArgumentError: if the mask does not fit the frames, or without lengths drops a token of the first time step.
     """
     check_frames(frames, dims=(5,))
     grid = token_grid(frames.shape, tubelet_size=tubelet_size, patch_size=patch_size)
     if tuple(mask.shape) != (len(frames), *grid):
         raise InvalidArgumentError(f"mask has shape {list(mask.shape)}; the frames need {[len(frames), *grid]}")
-    lengths = run_lengths(mask)
+    lengths = run_lengths(mask) if lengths is None else lengths
     places = mask.nonzero()
     patches = _gather_patches(frames, places, tubelet_size, patch_size)
     counts = mask.flatten(1).sum(1).tolist()
