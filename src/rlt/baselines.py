@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -75,14 +76,14 @@ def select(
         One `RunLengthTokens` per clip. Under "random" every run length is 1, since a token stands for itself only.
     """
     grid = token_grid(frames.shape, tubelet_size=tubelet_size, patch_size=patch_size)
-    sizes = {"tubelet_size": tubelet_size, "patch_size": patch_size}
+    cut = partial(select_tokens, tubelet_size=tubelet_size, patch_size=patch_size)
     if config.policy in ("none", "tome"):
         mask = torch.ones(len(frames), *grid, dtype=torch.bool, device=frames.device)
-        return select_tokens(frames, mask, **sizes)
+        return cut(frames, mask)
     if config.policy == "rlt" or config.keep_ratio is None:
-        mask = keep_mask(frames, threshold=config.threshold, **sizes)
+        mask = keep_mask(frames, threshold=config.threshold, tubelet_size=tubelet_size, patch_size=patch_size)
         if config.policy == "rlt":
-            return select_tokens(frames, mask, **sizes)
+            return cut(frames, mask)
         counts = mask.flatten(1).sum(1).tolist()
     else:
         counts = [max(round(config.keep_ratio * grid.num_tokens), 1)] * len(frames)
@@ -93,11 +94,11 @@ def select(
         ).view(-1, *grid)
         mask = mask.to(frames.device)
         lengths = torch.ones(int(mask.sum()), dtype=torch.int64, device=frames.device)
-        return select_tokens(frames, mask, lengths=lengths, **sizes)
+        return cut(frames, mask, lengths=lengths)
     mask = torch.zeros(len(frames), *grid, dtype=torch.bool, device=frames.device)
     for clip, count in zip(mask, counts, strict=True):
         clip[_even_steps(grid.time, max(round(count / (grid.height * grid.width)), 1))] = True
-    return select_tokens(frames, mask, **sizes)
+    return cut(frames, mask)
 
 
 def _random_mask(num_tokens: int, count: int, seed: int) -> Tensor:

@@ -238,7 +238,8 @@ def select_tokens(
         One `RunLengthTokens` per clip.
 
     Raises:
-        InvalidArgumentError: if the mask does not fit the frames, or without lengths drops a token of the first time step.
+        InvalidArgumentError: if the mask does not fit the frames, or drops a token of the first time step without
+            lengths being given.
     """
     check_frames(frames, dims=(5,))
     grid = token_grid(frames.shape, tubelet_size=tubelet_size, patch_size=patch_size)
