@@ -199,6 +199,13 @@ def test_clips_are_spread_from_the_first_to_the_last_frame(long_video):
     assert numbers(middle[0]) == numbers(read_clip(long_video, num_frames=4, frame_stride=2, size=None))
 
 
+@pytest.mark.parametrize("container", ["mp4", "avi", "h264"])
+def test_several_clips_of_a_short_video_all_start_at_its_beginning(container):
+    codec = "mpeg4" if container == "avi" else "libx264"
+    clips = read_clips(video_bytes(20, container=container, codec=codec), num_clips=3, num_frames=8, size=None)
+    assert [numbers(clip) for clip in clips] == [[0, 4, 8, 12, 16, 16, 16, 16]] * 3
+
+
 def test_short_videos_repeat_their_last_frame():
     clip = read_clip(video_bytes(10), num_frames=8, frame_stride=2, size=None)
     assert numbers(clip) == [0, 2, 4, 6, 8, 8, 8, 8]

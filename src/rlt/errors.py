@@ -30,5 +30,9 @@ class CheckpointError(RltError, RuntimeError):
     """A checkpoint cannot be read, or its weights do not fit the model."""
 
 
+class TrainingError(RltError, RuntimeError):
+    """A training run cannot go on, or cannot be continued."""
+
+
 class MissingDependencyError(RltError, ImportError):
     """An optional package is needed; the message names the extra that installs it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Protocol, TypeVar
 
@@ -74,6 +74,31 @@ def frame_indices(start: int, num_frames: int, stride: int) -> list[int]:
     """
     _at_least("start", start, 0)
     return list(range(start, start + clip_span(num_frames, stride), stride))
+
+
+def segment_indices(num_video_frames: int, offsets: Sequence[float]) -> list[int]:
+    """One frame from each of `len(offsets)` equal segments of a video.
+
+    Args:
+        num_video_frames: frames of the video, at least 1. In a video with fewer frames than segments some frames are
+            taken more than once.
+        offsets: where in its segment each frame lies, from 0 (its first frame) to below 1. Uniform random numbers
+            make the choice uniform over the segment; 0.5 everywhere takes the middles.
+
+    Returns:
+        Frame numbers in ascending order.
+
+    Raises:
+        InvalidArgumentError: if num_video_frames is below 1, or an offset is out of range.
+    """
+    _at_least("num_video_frames", num_video_frames, 1)
+    _at_least("number of segments", len(offsets), 1)
+    if not all(0 <= offset < 1 for offset in offsets):
+        raise InvalidArgumentError(f"offsets are {list(offsets)}; fractions of a segment from 0 to below 1 are needed")
+    return [
+        min(int((segment + offset) * num_video_frames / len(offsets)), num_video_frames - 1)
+        for segment, offset in enumerate(offsets)
+    ]
 
 
 def nearest_in_time(stream: Iterable[TimedT], targets: Iterable[Fraction], frame_ticks: Fraction) -> Iterator[TimedT]:

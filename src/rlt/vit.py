@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rlt import weights
 from rlt.errors import CheckpointError, InvalidArgumentError
@@ -185,6 +186,7 @@ class VisionTransformer(
         self.fc_norm = nn.LayerNorm(width, eps=config.head_norm_eps)
         self.head = nn.Linear(width, config.num_classes) if config.num_classes else nn.Identity()
         self.attention_backend: Backend | None = None
+        self.activation_checkpointing = False
         self.apply(_init_linear)
 
     def forward(self, packed: PackedTokens) -> Tensor:
@@ -208,8 +210,8 @@ class VisionTransformer(
         features: Tensor = self.fc_norm(mean_per_clip(self.forward_tokens(packed), packed.segments))
         return features
 
-    def forward_tokens(self, packed: PackedTokens) -> Tensor:
-        """Output of the last block, float [tokens, width]; `RunLengthTokens.expand` puts it back on the grid."""
+    def embed(self, packed: PackedTokens) -> Tensor:
+        """Input of the first block, float [tokens, width]: patches, positions, and run lengths if they are encoded."""
         self._check_token_size(packed)
         x_TD: Tensor = self.patch_embed(packed.patches)
         largest_grid = max(grid.num_tokens for grid in packed.grids)
@@ -217,9 +219,35 @@ class VisionTransformer(
         if self.length_embed is not None:
             longest = len(self.length_embed)  # runs longer than any seen in training share the last vector
             x_TD = x_TD + self.length_embed[(packed.lengths - 1).clamp(max=longest - 1)]
-        for block in self.blocks:
-            x_TD = block(x_TD, packed.segments, self.attention_backend)
         return x_TD
+
+    def forward_tokens(self, packed: PackedTokens) -> Tensor:
+        """Output of the last block, float [tokens, width]; `RunLengthTokens.expand` puts it back on the grid."""
+        x_TD = self.embed(packed)
+        for block in self.blocks:
+            if self.activation_checkpointing and self.training:
+                x_TD = checkpoint(block, x_TD, packed.segments, self.attention_backend, use_reentrant=False)
+            else:
+                x_TD = block(x_TD, packed.segments, self.attention_backend)
+        return x_TD
+
+    def set_drop_path(self, rate: float) -> None:
+        """Set stochastic depth for training: 0 in the first block, growing evenly to `rate` in the last.
+
+        Raises:
+            InvalidArgumentError: if rate is below 0, or 1 or more.
+        """
+        if not 0 <= rate < 1:
+            raise InvalidArgumentError(f"drop_path is {rate}; 0 or more and below 1 is needed")
+        for index, block in enumerate(self.blocks):
+            block.drop_path = rate * index / max(len(self.blocks) - 1, 1)  # type: ignore[assignment]
+
+    def add_length_encoding(self) -> None:
+        """Give a model without length encoding a learned one that starts at zero, so that its outputs do not change."""
+        if self.length_embed is None:
+            time = self.config.num_frames // self.config.tubelet_size
+            self.length_embed = nn.Parameter(torch.zeros(time, self.config.width, device=self.fc_norm.weight.device))
+            self.config = self.config.replace(length_encoding="learned")
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | Path, *, config: None = None, model_card_kwargs: dict[str, object] | None = None

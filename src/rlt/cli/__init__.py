@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rlt import assets, reports
 from rlt.benchmark import SUITES, BenchmarkSettings, run_suite
 from rlt.checkpoints import convert as convert_checkpoint
+from rlt.cli import experiments
+from rlt.cli.common import messages, output, progress
+from rlt.cli.prepare import prepare_app
 from rlt.compare import CompareSettings
 from rlt.compare import compare as compare_videos
 from rlt.errors import RltError, TruncatedVideoWarning, VideoError, VideoWarning
@@ -36,8 +36,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-output = Console()
-messages = Console(stderr=True)
+app.add_typer(prepare_app, name="prepare")
+app.command("train")(experiments.train)
+app.command("evaluate")(experiments.evaluate)
 
 ModelName = Enum("ModelName", {name: name for name in MODELS}, type=str)  # type: ignore[misc]
 SuiteName = Enum("SuiteName", {name: name for name in SUITES}, type=str)  # type: ignore[misc]
@@ -123,7 +124,7 @@ def compare(
         device=device,
         dtype=getattr(torch, dtype.value),
     )
-    with _progress("Comparing") as update:
+    with progress("Comparing") as update:
         result = compare_videos(list_videos(videos), settings, on_progress=update)
     output.print(reports.comparison_report(result))
     if json is not None:
@@ -193,7 +194,7 @@ def benchmark(
     """Time one stage beside its peers, in turn, on real clips."""
     chosen = list_videos(videos) if videos else [assets.path(name) for name in assets.names()]
     settings = BenchmarkSettings(tuple(chosen), model=model.value, clips=clips, threshold=threshold, rounds=rounds)
-    with _progress("Measuring") as update:
+    with progress("Measuring") as update:
         result = run_suite(suite.value, settings, on_progress=lambda done, total: update(done, total, suite.value))
     output.print(reports.benchmark_report(result))
     if json is not None:
@@ -228,25 +229,6 @@ def _exit_if_any(failed: list[tuple[str, str]]) -> None:
     if failed:
         messages.print(reports.failed_report(failed))
         raise typer.Exit(2)
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar on standard error, nothing where that is no terminal. Its last column names what is worked on."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[name]}"),
-    )
-    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as bar:
-        task = bar.add_task(title, total=None, name="")
-
-        def update(done: int, total: int, name: str) -> None:
-            bar.update(task, completed=done, total=total, name=name)
-
-        yield update
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -25,13 +25,17 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_TD: Tensor, segments: Segments, backend: Backend | None = None) -> Tensor:
-        """Mix tokens of the same clip: [T, D] -> [T, D]."""
+    def queries_keys_values(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project to three tensors [T, H, K]."""
         bias = None
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv_T3HK = F.linear(x_TD, self.qkv.weight, bias).unflatten(1, (3, self.num_heads, -1))
-        q_THK, k_THK, v_THK = qkv_T3HK.unbind(1)
+        q_THK, k_THK, v_THK = F.linear(x_TD, self.qkv.weight, bias).unflatten(1, (3, self.num_heads, -1)).unbind(1)
+        return q_THK, k_THK, v_THK
+
+    def forward(self, x_TD: Tensor, segments: Segments, backend: Backend | None = None) -> Tensor:
+        """Mix tokens of the same clip: [T, D] -> [T, D]."""
+        q_THK, k_THK, v_THK = self.queries_keys_values(x_TD)
         x_THK = packed_attention(q_THK, k_THK, v_THK, segments, backend=backend)
         output: Tensor = self.proj(x_THK.flatten(1))
         return output
@@ -52,6 +56,22 @@ class Mlp(nn.Module):
         return output
 
 
+def drop_path(x_TD: Tensor, segments: Segments, rate: float) -> Tensor:
+    """Stochastic depth: drop a whole residual branch of some clips, and scale that of the others by 1 / (1 - rate).
+
+    Args:
+        x_TD: output of the branch, [T, D].
+        segments: which rows belong to which clip; all tokens of a clip share its fate.
+        rate: chance of a clip to be dropped, 0 or more and below 1.
+
+    Returns:
+        [T, D], drawn from torch's global generator.
+    """
+    keep_B = (torch.rand(len(segments), device=x_TD.device) >= rate).to(x_TD.dtype) / (1 - rate)
+    lengths_B = segments.cu_seqlens.diff()
+    return x_TD * keep_B.repeat_interleave(lengths_B, output_size=len(x_TD))[:, None]
+
+
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
@@ -64,12 +84,16 @@ class Block(nn.Module):
         self.attn = Attention(width, num_heads, qkv_bias=qkv_bias)
         self.norm2 = nn.LayerNorm(width, eps=layer_norm_eps)
         self.mlp = Mlp(width, mlp_width)
+        self.drop_path = 0.0
 
     def forward(self, x_TD: Tensor, segments: Segments, backend: Backend | None = None) -> Tensor:
         """[T, D] -> [T, D]."""
-        x_TD = x_TD + self.attn(self.norm1(x_TD), segments, backend)
-        output: Tensor = x_TD + self.mlp(self.norm2(x_TD))
-        return output
+        x_TD = x_TD + self.branch(self.attn(self.norm1(x_TD), segments, backend), segments)
+        return x_TD + self.branch(self.mlp(self.norm2(x_TD)), segments)
+
+    def branch(self, x_TD: Tensor, segments: Segments) -> Tensor:
+        """What a residual branch adds: its output, under stochastic depth in training."""
+        return drop_path(x_TD, segments, self.drop_path) if self.training and self.drop_path else x_TD
 
 
 def mean_per_clip(x_TD: Tensor, segments: Segments) -> Tensor:

@@ -26,10 +26,13 @@ from rlt.video._filters import display_matrix, rotation_degrees
 from rlt.video._pyav import VideoFile
 from rlt.video._reading import DECODERS, ClipSettings, nothing_decodes, read_planned, stream_clips
 from rlt.video._sources import Source, check_source
+from rlt.video._views import ClipPlan, Planner, read_views
 
 __all__ = [
     "DECODERS",
     "VIDEO_EXTENSIONS",
+    "ClipPlan",
+    "Planner",
     "Source",
     "VideoInfo",
     "iter_clips",
@@ -37,6 +40,7 @@ __all__ = [
     "probe",
     "read_clip",
     "read_clips",
+    "read_views",
     "require_motion",
 ]
 

@@ -101,6 +101,7 @@ class VideoFile:
             self._container.close()
             raise
         self._peeked: list[av.Packet[VideoStream]] = []
+        self._at_beginning = True
         self._start_record()
 
     def _start_record(self) -> None:
@@ -186,9 +187,12 @@ class VideoFile:
                 if first is not None and first.ticks <= ticks:
                     return chain([first], frames)
             self._reopen()
+        elif not self._at_beginning:
+            self._reopen()
         return self._decode_on()
 
     def _decode_on(self) -> Iterator[TimedFrame]:
+        self._at_beginning = False
         self._start_record()
         frames = self._raw_frames()
         # AVI stores no presentation times; libav guesses them, and swaps neighbours where B-frames are packed.

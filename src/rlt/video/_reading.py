@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import count, islice
@@ -16,7 +16,7 @@ from torch import Tensor
 from rlt.errors import InvalidArgumentError, TruncatedVideoWarning, VideoError, VideoWarning
 from rlt.sampling import clip_span, clip_starts, frame_indices, nearest_in_time
 from rlt.structures import Clip
-from rlt.transforms import Size, check_size
+from rlt.transforms import Size, View, check_size
 from rlt.video._filters import FrameConverter
 from rlt.video._pyav import TimedFrame, VideoFile
 from rlt.video._sources import Source, check_source
@@ -83,7 +83,7 @@ def read_planned(
     check_source(source)
     with VideoFile(source, num_threads=settings.num_threads) as file:
         clips = [_read_one(file, settings, start, num_clips, position) for position in range(num_clips)]
-        for warning in _warnings(file):
+        for warning in file_warnings(file):
             warnings.warn(warning, stacklevel=3)  # points at the caller of the public function
         return clips
 
@@ -91,21 +91,23 @@ def read_planned(
 def stream_clips(source: Source, settings: ClipSettings) -> Iterator[Clip]:
     """Consecutive clips in one pass. Errors are those of `rlt.video.iter_clips`."""
     with VideoFile(source, num_threads=settings.num_threads) as file:
-        for warning in _warnings(file):
+        for warning in file_warnings(file):
             warnings.warn(warning, stacklevel=2)
         targets = (index * settings.stride * file.frame_ticks for index in count())
         sampled = nearest_in_time(file.decode(), targets, file.frame_ticks)
-        pixels = _convert(sampled, FrameConverter(settings.size, num_threads=settings.num_threads))
+        pixels = _convert(sampled, FrameConverter(View(settings.size), num_threads=settings.num_threads))
         num_sampled = 0
         while chunk := list(islice(pixels, settings.num_frames)):
             num_sampled += len(chunk)
+            ticks = [sample.ticks for sample in chunk]
             if not file.missing:
-                _require_whole(file, _reach(chunk, (num_sampled - 1) * settings.stride * file.frame_ticks))
-            yield _make_clip(file, chunk, settings.num_frames)
+                last_target = (num_sampled - 1) * settings.stride * file.frame_ticks
+                require_whole(file, max(ticks[-1], ceil(last_target)))
+            yield make_clip(file, [sample.rgb for sample in chunk], ticks, settings.num_frames)
         if num_sampled == 0:
             raise nothing_decodes(file)
         if not file.missing:  # where it is, the end of the file is damaged and the warning has said so
-            _require_whole(file, None)
+            require_whole(file, None)
 
 
 def _read_one(file: VideoFile, settings: ClipSettings, start: float | None, num_clips: int, position: int) -> Clip:
@@ -114,22 +116,36 @@ def _read_one(file: VideoFile, settings: ClipSettings, start: float | None, num_
             first = Fraction(clip_starts(file.num_frames, num_clips, settings.span)[position])
         else:
             first = _first_place(file, start)
-        targets = _targets(file, settings, first)
+        places = [first + index for index in frame_indices(0, settings.num_frames, settings.stride)]
+        targets = moments(file, places)
         chunk = _decode(file, settings, targets)
-        if len(chunk) == len(targets):
+        ticks = [pixels.ticks for pixels in chunk]
+        if reaches_plan(file, targets, ticks, measured_headers_only=measured == "headers"):
             break
-        # The stream ended before the plan did: it was cut, or it is damaged, or its headers promise too much.
-        if file.missing:
-            raise _cut_off(file, targets[-1])
-        _require_whole(file, None)
-        if not chunk:
-            raise nothing_decodes(file)
-        if measured == "headers":
-            file.rescan()
-        elif targets[-1] - chunk[-1].ticks > _SILENT_PACKETS * file.frame_ticks:
-            raise _cut_off(file, targets[-1])
-    _require_whole(file, _reach(chunk, targets[len(chunk) - 1]))
-    return _make_clip(file, chunk, settings.num_frames)
+    require_whole(file, reach(ticks, targets))
+    return make_clip(file, [pixels.rgb for pixels in chunk], ticks, settings.num_frames)
+
+
+def reaches_plan(file: VideoFile, targets: list[Fraction], ticks: list[int], *, measured_headers_only: bool) -> bool:
+    """Whether the frames that came (shown at `ticks`) are what was asked for; False = plan again and decode again.
+
+    Raises:
+        VideoError: if frames are missing, and it is not that the headers promised too much.
+    """
+    if len(ticks) == len(targets):
+        return True
+    # The stream ended before the plan did: it was cut, or it is damaged, or its headers promise too much.
+    if file.missing:
+        raise _cut_off(file, targets[-1])
+    require_whole(file, None)
+    if not ticks:
+        raise nothing_decodes(file)
+    if measured_headers_only:
+        file.rescan()
+        return False
+    if targets[-1] - ticks[-1] > _SILENT_PACKETS * file.frame_ticks:
+        raise _cut_off(file, targets[-1])
+    return True
 
 
 def _first_place(file: VideoFile, start: float) -> Fraction:
@@ -143,16 +159,15 @@ def _first_place(file: VideoFile, start: float) -> Fraction:
     return first
 
 
-def _targets(file: VideoFile, settings: ClipSettings, first: Fraction) -> list[Fraction]:
-    """Moments of the clip's frames in ticks, as far as the video reaches."""
-    places = [first + index for index in frame_indices(0, settings.num_frames, settings.stride)]
+def moments(file: VideoFile, places: Sequence[Fraction | int]) -> list[Fraction]:
+    """Moments in ticks of places in frames of the video, ascending, as far as the video reaches."""
     # Half a frame of tolerance: a start in seconds hardly ever meets a frame exactly.
     inside = [place for place in places if place < file.num_frames - Fraction(1, 2)] or places[:1]
     return [place * file.frame_ticks for place in inside]
 
 
 def _decode(file: VideoFile, settings: ClipSettings, targets: list[Fraction]) -> list[_Pixels]:
-    convert = FrameConverter(settings.size, num_threads=settings.num_threads)
+    convert = FrameConverter(View(settings.size), num_threads=settings.num_threads)
     stream: Iterable[TimedFrame]
     if settings.decoder == "torchcodec":
         from rlt.video._torchcodec import decode_at  # optional package
@@ -172,23 +187,24 @@ def _convert(frames: Iterable[TimedFrame], convert: FrameConverter) -> Iterator[
         yield last
 
 
-def _reach(chunk: list[_Pixels], target: Fraction) -> int:
+def reach(ticks: list[int], targets: list[Fraction]) -> int:
     """Up to where damage can touch a clip: a lost frame between its last frame and its last moment does."""
-    return max(chunk[-1].ticks, ceil(target))
+    return max(ticks[-1], ceil(targets[len(ticks) - 1]))
 
 
-def _make_clip(file: VideoFile, chunk: list[_Pixels], num_frames: int) -> Clip:
-    num_repeated = num_frames - len(chunk)
-    padded = chunk + chunk[-1:] * num_repeated
+def make_clip(file: VideoFile, pictures: list[Tensor], ticks: list[int], num_frames: int) -> Clip:
+    """A clip of `num_frames` from the pictures that there are; the last one is repeated."""
+    num_repeated = num_frames - len(pictures)
+    padded = ticks + ticks[-1:] * num_repeated
     return Clip(
-        frames=torch.stack([pixels.rgb for pixels in padded]),
-        times=torch.tensor([float(pixels.ticks * file.tick) for pixels in padded], dtype=torch.float64),
+        frames=torch.stack(pictures + pictures[-1:] * num_repeated),
+        times=torch.tensor([float(moment * file.tick) for moment in padded], dtype=torch.float64),
         source=file.name,
         num_repeated=num_repeated,
     )
 
 
-def _require_whole(file: VideoFile, ticks: int | None) -> None:
+def require_whole(file: VideoFile, ticks: int | None) -> None:
     """Raise if damage was seen up to `ticks` (None: anywhere) in what was decoded last."""
     flaw = file.damage_until(ticks)
     if flaw is not None:
@@ -212,7 +228,8 @@ def nothing_decodes(file: VideoFile) -> VideoError:
     return VideoError(f"{file.name}: 0 of {file.num_frames} frames can be decoded; {_REPAIR}")
 
 
-def _warnings(file: VideoFile) -> Iterator[VideoWarning]:
+def file_warnings(file: VideoFile) -> Iterator[VideoWarning]:
+    """What deserves a look though the clips are whole."""
     if file.missing:
         size, promised = file.missing
         yield TruncatedVideoWarning(

@@ -1,0 +1,73 @@
+"""`rlt train` and `rlt evaluate`: Hydra's `key=value` overrides on the command line."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from rlt.cli.common import messages, output, progress
+from rlt.errors import MissingDependencyError
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Presets and values, see docs/configuration.md.", show_default=False),
+]
+
+
+def train(overrides: Overrides = None) -> None:
+    """Fine-tune a model, or train it from scratch: rlt train experiment=NAME data.train=FILE run_dir=DIR.
+
+    Presets: experiment, data, model, tokenizer (none, rlt, random, uniform_frames, tome), logger. resume=auto goes on
+    with a run that was cut off.
+    """
+    _require("lightning", "hydra", "torchmetrics", "kornia", "pyarrow")
+    from rlt.conf import compose
+    from rlt.training.run import train as run_training
+
+    given = overrides or []
+    summary = run_training(compose(given), overrides=given, say=_say)
+    kept = f"{summary.tokens_kept:.1%} of the tokens kept"
+    accuracy = "" if summary.val_top1 is None else f", validation top-1 {summary.val_top1:.1%}"
+    _show(f"{summary.run_dir}: step {summary.steps}, {summary.train_seconds:.1f} s of training, {kept}{accuracy}")
+    if summary.failed:
+        _say(f"replaced videos: {len(summary.failed)}, see {summary.run_dir}/summary.json")
+
+
+def evaluate(overrides: Overrides = None) -> None:
+    """Evaluate a checkpoint or a run on a manifest: rlt evaluate checkpoint=RUN data.test=FILE tokenizer=rlt.
+
+    json=FILE keeps the numbers, predictions=FILE.parquet one row per video, pictures=DIR the confusion matrix;
+    compare_with=FILE.parquet compares with the predictions of another evaluation, pair by pair.
+    """
+    _require("lightning", "hydra", "torchmetrics", "kornia", "pyarrow")
+    from rlt.conf import compose, merge_overrides
+    from rlt.evaluation.report import comparison_report, evaluation_report
+    from rlt.evaluation.run import evaluate_config, overrides_of_run
+
+    given = overrides or []
+    named = [override.removeprefix("checkpoint=") for override in given if override.startswith("checkpoint=")]
+    earlier = overrides_of_run(named[-1]) if named else []
+    config = compose(merge_overrides(earlier, given))
+    with progress("Evaluating") as update:
+        run = evaluate_config(config, on_progress=update)
+    output.print(evaluation_report(run.result))
+    if run.comparison is not None:
+        output.print(comparison_report(run.comparison))
+
+
+def _require(*packages: str) -> None:
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise MissingDependencyError(
+            f'{", ".join(missing)} cannot be imported; install what experiments need with: pip install "rlt[train]"'
+        )
+
+
+def _say(text: str) -> None:
+    messages.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _show(text: str) -> None:
+    output.print(text, markup=False, highlight=False, soft_wrap=True)

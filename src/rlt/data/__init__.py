@@ -1,0 +1,1 @@
+"""Labelled video: manifests and how they are made, sampling, augmentation, and batches of packed tokens."""

@@ -1,0 +1,184 @@
+"""What leaves the data workers: only the kept patches of a batch, packed, with targets and names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rlt.baselines import TokenizerConfig, select
+from rlt.data.augment import AugmentConfig, mix_batch, soft_targets
+from rlt.data.dataset import EvaluationSample, TrainingSample
+from rlt.data.sampler import derive_seed
+from rlt.errors import InvalidArgumentError
+from rlt.packing import pack
+from rlt.structures import PackedTokens, Segments
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The clips of one training step on one rank."""
+
+    packed: PackedTokens
+    """The kept tokens of all clips."""
+    targets: Tensor
+    """float32 [clips, classes], each row sums to 1."""
+    label_ids: Tensor
+    """int64 [clips], the class of each clip before mixing."""
+    paths: tuple[str, ...]
+    """The video of each clip."""
+    failed: tuple[tuple[str, str], ...]
+    """(path, reason) of videos that could not be decoded and were replaced."""
+    position: int
+    """`SampleKey.position` of the first clip."""
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return len(self.packed)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The same batch on another device."""
+        return replace(
+            self,
+            packed=self.packed.to(device, non_blocking=non_blocking),
+            targets=self.targets.to(device, non_blocking=non_blocking),
+            label_ids=self.label_ids.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> Batch:
+        """The same batch in memory that a device can copy from while it computes; a DataLoader calls this."""
+        return replace(
+            self,
+            packed=_pinned(self.packed),
+            targets=self.targets.pin_memory(),
+            label_ids=self.label_ids.pin_memory(),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationBatch:
+    """All views of several videos."""
+
+    packed: PackedTokens | None
+    """The tokens of all views, video by video; None if no video of the batch could be decoded."""
+    views_per_video: tuple[int, ...]
+    """Views of each video, in the order of `samples`; 0 for one that could not be decoded."""
+    samples: tuple[EvaluationSample, ...]
+    """The videos, without their tokens (they are in `packed`)."""
+
+    def __len__(self) -> int:
+        """Number of videos."""
+        return len(self.samples)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> EvaluationBatch:
+        """The same batch on another device."""
+        return replace(self, packed=self.packed and self.packed.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> EvaluationBatch:
+        """The same batch in memory that a device can copy from while it computes; a DataLoader calls this."""
+        return replace(self, packed=self.packed and _pinned(self.packed))
+
+
+class Collate:
+    """Samples -> `Batch`: mix, select tokens, pack. A function of the samples and their positions alone."""
+
+    def __init__(
+        self,
+        tokenizer: TokenizerConfig,
+        augment: AugmentConfig,
+        num_classes: int,
+        tubelet_size: int = 2,
+        patch_size: int = 16,
+        *,
+        training: bool = True,
+        seed: int = 0,
+    ) -> None:
+        """Plain values only, so that workers can be given it.
+
+        Args:
+            tokenizer: which tokens are kept.
+            augment: mixup, cutmix and label smoothing.
+            num_classes: columns of the targets, at least 1.
+            tubelet_size: frames per token.
+            patch_size: height and width of a token in pixels.
+            training: False leaves out mixing and smoothing.
+            seed: of the run.
+
+        Raises:
+            InvalidArgumentError: if num_classes is below 1.
+        """
+        if num_classes < 1:
+            raise InvalidArgumentError(f"num_classes is {num_classes}; a whole number of at least 1 is needed")
+        self.tokenizer = tokenizer
+        self.augment = augment
+        self.num_classes = num_classes
+        self.tubelet_size = tubelet_size
+        self.patch_size = patch_size
+        self.training = training
+        self.seed = seed
+
+    def __call__(self, samples: Sequence[TrainingSample]) -> Batch:
+        """Pack the samples.
+
+        Raises:
+            InvalidArgumentError: for no samples, or a label that is no class.
+        """
+        if not samples:
+            raise InvalidArgumentError("0 samples; a batch needs at least one")
+        for sample in samples:
+            if not 0 <= sample.label_id < self.num_classes:
+                raise InvalidArgumentError(
+                    f"{sample.path} has label {sample.label_id}; 0 to {self.num_classes - 1} are the classes"
+                )
+        frames = torch.stack([sample.frames for sample in samples])
+        label_ids = torch.tensor([sample.label_id for sample in samples], dtype=torch.int64)
+        smoothing = self.augment.label_smoothing if self.training else 0.0
+        targets = soft_targets(label_ids, self.num_classes, smoothing=smoothing)
+        position = samples[0].position
+        if self.training:
+            # Mixed before tokens are selected: the mask is taken on the clip as the network will see it.
+            frames, targets = mix_batch(frames, targets, self.augment, seed=derive_seed(self.seed, position, 4))
+        tokens = select(
+            frames,
+            self.tokenizer,
+            tubelet_size=self.tubelet_size,
+            patch_size=self.patch_size,
+            seeds=[derive_seed(self.seed, sample.position, 5) for sample in samples],
+        )
+        return Batch(
+            packed=pack(tokens),
+            targets=targets,
+            label_ids=label_ids,
+            paths=tuple(sample.path for sample in samples),
+            failed=tuple(failure for sample in samples for failure in sample.failed),
+            position=position,
+        )
+
+
+def collate_evaluation(samples: Sequence[EvaluationSample]) -> EvaluationBatch:
+    """All views of several videos in one pack.
+
+    Raises:
+        InvalidArgumentError: for no samples.
+    """
+    if not samples:
+        raise InvalidArgumentError("0 samples; a batch needs at least one")
+    tokens = [view for sample in samples for view in sample.tokens]
+    return EvaluationBatch(
+        packed=pack(tokens) if tokens else None,
+        views_per_video=tuple(len(sample.tokens) for sample in samples),
+        samples=tuple(replace(sample, tokens=[]) for sample in samples),
+    )
+
+
+def _pinned(packed: PackedTokens) -> PackedTokens:
+    segments = Segments(packed.segments.lengths, packed.segments.cu_seqlens.pin_memory())
+    return replace(
+        packed,
+        patches=packed.patches.pin_memory(),
+        coords=packed.coords.pin_memory(),
+        lengths=packed.lengths.pin_memory(),
+        segments=segments,
+    )

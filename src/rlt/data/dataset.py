@@ -1,0 +1,225 @@
+"""Videos of a manifest as data sets: random clips for training, all views tokenized for evaluation.
+
+Both are map-style and picklable, open a file inside `__getitem__` and close it there, and decode with one thread, so
+that they work in forked and in spawned workers of a DataLoader.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from rlt.baselines import TokenizerConfig, select
+from rlt.data.augment import AugmentConfig, augment_clip
+from rlt.data.clips import ClipConfig, ViewConfig, read_evaluation_clips, read_training_clip
+from rlt.data.manifest import VideoEntry
+from rlt.data.sampler import SampleKey, derive_seed
+from rlt.errors import InvalidArgumentError, VideoError, VideoWarning
+from rlt.structures import RunLengthTokens
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSample:
+    """One augmented clip."""
+
+    frames: Tensor
+    """uint8 [T, H, W, 3]."""
+    label_id: int
+    """Its class; of the replacement if the video asked for could not be decoded."""
+    path: str
+    """The video that the frames come from."""
+    failed: tuple[tuple[str, str], ...]
+    """(path, reason) of videos that could not be decoded and were replaced by this one."""
+    position: int
+    """`SampleKey.position`."""
+    notes: tuple[str, ...] = ()
+    """What deserves a look though the clip is whole, such as a file that is cut off behind it."""
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationSample:
+    """All views of one video."""
+
+    index: int
+    """Number of the video in the data set."""
+    tokens: list[RunLengthTokens]
+    """One per view, crops of a clip next to each other; empty if the video could not be decoded."""
+    label_id: int
+    """Its class."""
+    path: str
+    """Its file."""
+    error: str | None
+    """Why it could not be decoded, in one line."""
+    seconds_decode: float
+    """Time that reading and decoding took, in seconds."""
+    seconds_tokenize: float
+    """Time that selecting tokens took, in seconds."""
+    frames_shape: tuple[int, ...]
+    """(T, H, W, 3) of a view; empty if the video could not be decoded."""
+    notes: tuple[str, ...] = ()
+    """What deserves a look though all views are whole."""
+
+
+class TrainingDataset(Dataset[TrainingSample]):
+    """Random augmented clips; everything random is a function of (seed, position)."""
+
+    def __init__(
+        self, entries: Sequence[VideoEntry], clip: ClipConfig, augment: AugmentConfig, *, seed: int = 0
+    ) -> None:
+        """Nothing is opened here.
+
+        Args:
+            entries: usable videos (`Manifest.usable`).
+            clip: frames and size.
+            augment: random changes.
+            seed: of the run.
+
+        Raises:
+            InvalidArgumentError: for no videos.
+        """
+        self.entries = _not_empty(entries)
+        self.clip = clip
+        self.augment = augment
+        self.seed = seed
+        self._replacements = _by_class(self.entries)
+
+    def __len__(self) -> int:
+        """Number of videos."""
+        return len(self.entries)
+
+    def __getitem__(self, key: SampleKey) -> TrainingSample:
+        """The clip for a position of the run.
+
+        A video that cannot be decoded is replaced by the next one of its class, wrapping around; if none of the class
+        can be decoded, by one of the next class.
+
+        Raises:
+            VideoError: if no video at all can be decoded.
+        """
+        seed = derive_seed(self.seed, key.position)
+        failed: list[tuple[str, str]] = []
+        for index in self._candidates(key.index):
+            entry = self.entries[index]
+            try:
+                with _recorded_warnings() as notes:
+                    frames = read_training_clip(entry.path, self.clip, self.augment, seed=seed).frames
+            except VideoError as error:
+                failed.append((entry.path, str(error)))
+                continue
+            frames = augment_clip(frames, self.augment, seed=derive_seed(seed, 3))
+            return TrainingSample(frames, entry.label_id, entry.path, tuple(failed), key.position, tuple(notes))
+        raise VideoError(f"none of {len(self.entries)} videos can be decoded; the first one: {failed[0][1]}")
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        """The sample itself, the others of its class from there on, then the next classes."""
+        label_ids = list(self._replacements)
+        first = label_ids.index(self.entries[index].label_id)
+        for label_id in label_ids[first:] + label_ids[:first]:
+            members = self._replacements[label_id]
+            start = members.index(index) if index in members else 0
+            yield from members[start:] + members[:start]
+
+
+class EvaluationDataset(Dataset[EvaluationSample]):
+    """All views of each video, tokenized; the same on every call."""
+
+    def __init__(
+        self,
+        entries: Sequence[VideoEntry],
+        clip: ClipConfig,
+        views: ViewConfig,
+        tokenizer: TokenizerConfig,
+        *,
+        tubelet_size: int = 2,
+        patch_size: int = 16,
+        seed: int = 0,
+    ) -> None:
+        """Nothing is opened here.
+
+        Args:
+            entries: videos to evaluate on.
+            clip: frames and size.
+            views: clips and crops.
+            tokenizer: which tokens are kept.
+            tubelet_size: frames per token.
+            patch_size: height and width of a token in pixels.
+            seed: of the tokenizer "random". The choice for a view depends on this, the name of the file and the
+                number of the view, not on which other videos there are or which machine reads them.
+
+        Raises:
+            InvalidArgumentError: for no videos.
+        """
+        self.entries = _not_empty(entries)
+        self.clip = clip
+        self.views = views
+        self.tokenizer = tokenizer
+        self.tubelet_size = tubelet_size
+        self.patch_size = patch_size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Number of videos."""
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> EvaluationSample:
+        """The views of one video, or the reason why there are none."""
+        entry = self.entries[index]
+        begin = time.perf_counter()
+        try:
+            with _recorded_warnings() as notes:
+                clips = read_evaluation_clips(entry.path, self.clip, self.views)
+        except VideoError as error:
+            seconds = time.perf_counter() - begin
+            return EvaluationSample(index, [], entry.label_id, entry.path, str(error), seconds, 0.0, ())
+        decoded = time.perf_counter()
+        tokens = select(
+            torch.stack([clip.frames for clip in clips]),
+            self.tokenizer,
+            tubelet_size=self.tubelet_size,
+            patch_size=self.patch_size,
+            seeds=[derive_seed(self.seed, _name_number(entry.path), view) for view in range(len(clips))],
+        )
+        done = time.perf_counter()
+        shape = tuple(clips[0].frames.shape)
+        return EvaluationSample(
+            index, tokens, entry.label_id, entry.path, None, decoded - begin, done - decoded, shape, tuple(notes)
+        )
+
+
+@contextmanager
+def _recorded_warnings() -> Iterator[list[str]]:
+    """Warnings about videos go into the list instead of to a worker's terminal; the list is filled at the end."""
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", VideoWarning)
+        yield notes
+    for warning in caught:
+        if issubclass(warning.category, VideoWarning):
+            notes.append(str(warning.message))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def _name_number(path: str) -> int:
+    return int.from_bytes(Path(path).name.encode(), "big")
+
+
+def _by_class(entries: Sequence[VideoEntry]) -> dict[int, list[int]]:
+    members: dict[int, list[int]] = {}
+    for index, entry in enumerate(entries):
+        members.setdefault(entry.label_id, []).append(index)
+    return dict(sorted(members.items()))
+
+
+def _not_empty(entries: Sequence[VideoEntry]) -> tuple[VideoEntry, ...]:
+    if not entries:
+        raise InvalidArgumentError("0 videos; a data set needs at least one whose status is ok")
+    return tuple(entries)

@@ -1,0 +1,141 @@
+"""Names of classes: the lists that ship with the package, lists from files, and names as other people spell them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from rlt.data.manifest import MANIFEST_EXTENSIONS, read_manifest
+from rlt.errors import InvalidArgumentError
+
+CLASS_LISTS = ("kinetics400", "ssv2")
+"""Data sets whose class names ship with the package."""
+
+
+@cache
+def class_names(name: str) -> tuple[str, ...]:
+    """Names of the classes of a data set, in the order of their label ids.
+
+    Args:
+        name: one of `CLASS_LISTS`.
+
+    Raises:
+        InvalidArgumentError: for any other name.
+    """
+    if name not in CLASS_LISTS:
+        raise InvalidArgumentError(f"no class names for {name!r}; there are lists for {', '.join(CLASS_LISTS)}")
+    text = (resources.files("rlt.data") / "class_names" / f"{name}.txt").read_text(encoding="utf-8")
+    return tuple(text.splitlines())
+
+
+def read_class_names(path: str | Path) -> tuple[str, ...]:
+    """Class names from a file: one name a line, a JSON map from name to label id, a JSON list, or a manifest.
+
+    Raises:
+        InvalidArgumentError: if the file cannot be read, is empty, names a class twice, or leaves a label id out.
+    """
+    file = Path(path)
+    if file.suffix.lower() in MANIFEST_EXTENSIONS:
+        return read_manifest(file).class_names
+    text = read_text(file)
+    names = _json_names(text, file) if file.suffix.lower() == ".json" else text.splitlines()
+    names = [name.strip() for name in names if name.strip()]
+    if not names:
+        raise InvalidArgumentError(f"{path}: no class name in it; one name a line is needed, in the order of label ids")
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise InvalidArgumentError(f"{path}: {min(twice)!r} stands in it twice; every class needs a name of its own")
+    return tuple(names)
+
+
+def _json_names(text: str, file: Path) -> list[str]:
+    remedy = 'a list of names, or a map such as {"Closing something": "5"}, is needed'
+    try:
+        content = json.loads(text)
+        if isinstance(content, list):
+            return [str(name) for name in content]
+        by_id = {int(label_id): str(name) for name, label_id in content.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InvalidArgumentError(f"{file}: not a JSON file of class names ({error}); {remedy}") from None
+    if len(by_id) != len(content) or sorted(by_id) != list(range(len(content))):
+        raise InvalidArgumentError(f"{file}: its label ids are not 0 to {len(content) - 1}, each once; {remedy}")
+    return [by_id[label_id] for label_id in range(len(by_id))]
+
+
+def read_text(path: Path) -> str:
+    """A text file as it is, without the mark that some editors put first.
+
+    Raises:
+        InvalidArgumentError: if it does not exist or is no UTF-8 text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise InvalidArgumentError(f"{path}: not a text file in UTF-8; give the list of the data set") from None
+    except OSError as error:
+        raise InvalidArgumentError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+
+
+class ClassIndex:
+    """Finds label ids by names whose case, spaces, underscores, brackets or quotes differ.
+
+    Published copies of Kinetics spell the same class "massaging person's head", "massaging_persons_head" and
+    "passing_American_football_-in_game-"; templates of Something-Something stand with and without brackets.
+    """
+
+    def __init__(self, names: Sequence[str], *, origin: str) -> None:
+        """Prepare for these names, which come from `origin` (for messages)."""
+        self.names = tuple(names)
+        self._origin = origin
+        self._exact = {name: label_id for label_id, name in enumerate(names)}
+        self._spelled: dict[str, int | None] = {}
+        for label_id, name in enumerate(names):
+            key = _letters(name)
+            self._spelled[key] = label_id if key not in self._spelled else None  # None: two names look alike
+
+    def find(self, name: str) -> int | None:
+        """Label id of a name, None if it is not in the list."""
+        exact = self._exact.get(name)
+        return exact if exact is not None else self._spelled.get(_letters(name))
+
+    def find_all(self, names: Iterable[str], *, source: str) -> dict[str, int]:
+        """Label id of each of these names, which stand in `source`.
+
+        Raises:
+            InvalidArgumentError: naming the first ones that are not in the list.
+        """
+        found = {name: self.find(name) for name in names}
+        unknown = sorted(name for name, label_id in found.items() if label_id is None)
+        if unknown:
+            raise InvalidArgumentError(
+                f"{source}: {some(unknown)} not among the {len(self.names)} classes of {self._origin}; "
+                "correct the names, or give the right list with --labels"
+            )
+        return {name: label_id for name, label_id in found.items() if label_id is not None}
+
+    def name(self, label_id: int, *, source: str) -> str:
+        """Name of a label id that stands in `source`.
+
+        Raises:
+            InvalidArgumentError: if there is no such class.
+        """
+        if not 0 <= label_id < len(self.names):
+            raise InvalidArgumentError(
+                f"{source}: label {label_id} is not among the {len(self.names)} classes of {self._origin} "
+                f"(0 to {len(self.names) - 1}); give the right list with --labels"
+            )
+        return self.names[label_id]
+
+
+def some(names: Sequence[str], count: int = 3) -> str:
+    """The first few names for a message: "'a', 'b', 'c' and 7 more are"."""
+    shown = ", ".join(map(repr, names[:count]))
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return f"{shown}{more} {'is' if len(names) == 1 else 'are'}"
+
+
+def _letters(name: str) -> str:
+    return "".join(character for character in name.casefold() if character.isalnum())

@@ -1,0 +1,213 @@
+"""Which samples make which batch: a pure function of (seed, step), so that a run can be continued at any step.
+
+Every sample of a run has a position: 0 for the first one that is trained on, and so on, through all epochs. Epoch e is
+a permutation of the data set that is seeded by (seed, e); nothing is dropped at its end, steps run across it. All
+randomness of a sample (its frames, crop, augmentation) is seeded by its position, so it does not depend on who loads
+it, or when.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import Sampler
+
+from rlt.errors import InvalidArgumentError
+
+
+@dataclass(frozen=True, slots=True)
+class SampleKey:
+    """What a training data set is asked for."""
+
+    index: int
+    """Number of the sample in the data set."""
+    position: int
+    """Running number of the sample in the whole run: the seed of everything random about it."""
+
+
+class TokenBalance(NamedTuple):
+    """How evenly one step's expected tokens lie on the ranks."""
+
+    step: int
+    """Number of the step, from 0."""
+    mean_tokens: float
+    """Expected tokens of a rank, on average over the ranks."""
+    max_tokens: float
+    """Expected tokens of the rank that has most: the one that the others wait for."""
+
+    @property
+    def ratio(self) -> float:
+        """Most loaded rank over average: 1 is perfect."""
+        return self.max_tokens / self.mean_tokens
+
+
+def derive_seed(*integers: int) -> int:
+    """A seed from 0 to 2**63 - 1 that depends on all integers and on their order, the same on every machine."""
+    digest = hashlib.blake2b(",".join(str(int(number)) for number in integers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int) -> list[int]:
+    """The order of epoch `epoch` (from 0): a permutation of 0..num_samples-1."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
+    order: list[int] = torch.randperm(num_samples, generator=generator).tolist()
+    return order
+
+
+class StepSampler(Sampler[list[SampleKey]]):
+    """Batches of one rank for step `start_step`, `start_step` + 1, ...: a `batch_sampler` for a DataLoader.
+
+    With `batch_size` every step holds `batch_size` samples per rank. With `token_budget` a step takes samples until
+    they are expected to hold that many tokens per rank, and deals them out so that ranks are balanced (the longest
+    first, each to the rank with the fewest tokens so far). In both cases the samples of a step over all ranks depend
+    only on `batch_size * world_size` or `token_budget * world_size`, and all ranks have the same number of steps.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        batch_size: int | None = None,
+        token_budget: float | None = None,
+        expected_tokens: Sequence[float] | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+        num_steps: int | None = None,
+    ) -> None:
+        """Nothing is read here but numbers.
+
+        Args:
+            num_samples: size of the data set, at least 1.
+            batch_size: samples per rank and step, at least 1; give this or `token_budget`.
+            token_budget: expected kept tokens per rank and step, above 0. A step holds at least one sample per rank.
+            expected_tokens: for `token_budget`: expected kept tokens of each sample, above 0.
+            seed: of the order.
+            rank: number of this process, 0..world_size-1.
+            world_size: number of processes.
+            start_step: first step to give, 0 or more: how many steps of the run have been made.
+            num_steps: number of steps of the whole run; None = endless.
+
+        Raises:
+            InvalidArgumentError: naming the argument that is out of range.
+        """
+        _check("num_samples", num_samples, 1)
+        _check("world_size", world_size, 1)
+        _check("start_step", start_step, 0)
+        if not 0 <= rank < world_size:
+            raise InvalidArgumentError(f"rank is {rank}; 0 to {world_size - 1} (world_size - 1) is needed")
+        if (batch_size is None) == (token_budget is None):
+            raise InvalidArgumentError(
+                f"batch_size is {batch_size} and token_budget is {token_budget}; give exactly one of them"
+            )
+        if batch_size is not None:
+            _check("batch_size", batch_size, 1)
+        if token_budget is not None:
+            _check_tokens(token_budget, expected_tokens, num_samples)
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.token_budget = token_budget
+        self.expected_tokens = None if expected_tokens is None else [float(tokens) for tokens in expected_tokens]
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.start_step = start_step
+        self.num_steps = num_steps
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        """Batches of this rank from `start_step` on."""
+        for shares in self._steps():
+            yield shares[self.rank]
+
+    def __len__(self) -> int:
+        """Number of batches that an iteration gives.
+
+        Raises:
+            TypeError: if the sampler is endless.
+        """
+        if self.num_steps is None:
+            raise TypeError("an endless sampler has no length; give num_steps")
+        return max(self.num_steps - self.start_step, 0)
+
+    def balance(self, num_steps: int) -> list[TokenBalance]:
+        """Expected tokens on the ranks for the next `num_steps` steps; samples count as 1 without expected tokens."""
+        found = []
+        for step, shares in enumerate(islice(self._steps(), num_steps), start=self.start_step):
+            totals = [sum(self._tokens(key) for key in share) for share in shares]
+            found.append(TokenBalance(step, sum(totals) / len(totals), max(totals)))
+        return found
+
+    def epoch_of(self, position: int) -> float:
+        """Epochs of data that the samples before `position` make."""
+        return position / self.num_samples
+
+    def _steps(self) -> Iterator[list[list[SampleKey]]]:
+        """For each step from `start_step` on the samples of every rank."""
+        steps = self._fixed_steps() if self.batch_size is not None else self._token_steps()
+        return steps if self.num_steps is None else islice(steps, max(self.num_steps - self.start_step, 0))
+
+    def _keys(self, position: int) -> Iterator[SampleKey]:
+        """Samples from `position` on, endless."""
+        epoch, offset = divmod(position, self.num_samples)
+        while True:
+            for index in epoch_order(self.num_samples, self.seed, epoch)[offset:]:
+                yield SampleKey(index, position)
+                position += 1
+            epoch, offset = epoch + 1, 0
+
+    def _fixed_steps(self) -> Iterator[list[list[SampleKey]]]:
+        assert self.batch_size is not None
+        keys = self._keys(self.start_step * self.batch_size * self.world_size)
+        while True:
+            yield [list(islice(keys, self.batch_size)) for _ in range(self.world_size)]
+
+    def _token_steps(self) -> Iterator[list[list[SampleKey]]]:
+        assert self.token_budget is not None
+        budget = self.token_budget * self.world_size
+        keys = self._keys(0)  # where a step begins depends on all steps before it: they are replayed, in integers
+        step, batch, total = 0, list[SampleKey](), 0.0
+        for key in keys:
+            tokens = self._tokens(key)
+            # A sample that would overshoot by more than half of itself waits for the next step.
+            if len(batch) >= self.world_size and total + tokens / 2 > budget:
+                if step >= self.start_step:
+                    yield self._deal(batch)
+                step, batch, total = step + 1, [], 0.0
+            batch.append(key)
+            total += tokens
+
+    def _deal(self, batch: list[SampleKey]) -> list[list[SampleKey]]:
+        """Spread the samples of a step over the ranks: longest first, each to the rank with the fewest tokens."""
+        shares: list[list[SampleKey]] = [[] for _ in range(self.world_size)]
+        totals = [0.0] * self.world_size
+        for key in sorted(batch, key=lambda key: (-self._tokens(key), key.position)):
+            rank = min(range(self.world_size), key=lambda rank: (totals[rank], rank))
+            shares[rank].append(key)
+            totals[rank] += self._tokens(key)
+        return [sorted(share, key=lambda key: key.position) for share in shares]
+
+    def _tokens(self, key: SampleKey) -> float:
+        return 1.0 if self.expected_tokens is None else self.expected_tokens[key.index]
+
+
+def _check(name: str, value: int, minimum: int) -> None:
+    if value < minimum:
+        raise InvalidArgumentError(f"{name} is {value}; a whole number of at least {minimum} is needed")
+
+
+def _check_tokens(token_budget: float, expected_tokens: Sequence[float] | None, num_samples: int) -> None:
+    if not token_budget > 0:
+        raise InvalidArgumentError(f"token_budget is {token_budget}; expected tokens per rank, above 0, are needed")
+    if expected_tokens is None or len(expected_tokens) != num_samples:
+        given = "no" if expected_tokens is None else str(len(expected_tokens))
+        raise InvalidArgumentError(
+            f"{given} expected_tokens for {num_samples} samples; token_budget needs one for each"
+        )
+    if not min(expected_tokens) > 0:
+        raise InvalidArgumentError(f"expected_tokens has {min(expected_tokens)}; numbers above 0 are needed")

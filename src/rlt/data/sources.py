@@ -1,0 +1,174 @@
+"""Kinetics and Something-Something v2: from their official label files to the videos and labels."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rlt.data.labels import ClassIndex, class_names, read_text
+from rlt.data.listings import (
+    Candidate,
+    Listing,
+    check_folder,
+    class_folder_listing,
+    list_file_listing,
+    sorted_index,
+    videos_by_stem,
+)
+from rlt.data.manifest import absolute_path
+from rlt.errors import InvalidArgumentError
+
+KINETICS = ("kinetics400", "kinetics600", "kinetics700")
+"""Names of the Kinetics data sets."""
+
+_KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end")
+
+
+def kinetics_listing(
+    dataset: str,
+    videos: str | Path,
+    *,
+    csv_file: str | Path | None = None,
+    names: Sequence[str] | None = None,
+    split: str | None = None,
+) -> Listing:
+    """List Kinetics from an official CSV file, from a list of paths and labels, or from class folders.
+
+    Args:
+        dataset: one of `KINETICS`.
+        videos: folder of the videos, `<youtube_id>_<start>_<end>.mp4` with six digits of seconds each or
+            `<youtube_id>.mp4`, in any folder below it and with any extension of a video; class folders without a CSV.
+        csv_file: official CSV file (label, youtube_id, time_start, time_end, split), or a list file.
+        names: class names in the order of label ids. Without it Kinetics-400 has the published order, the others the
+            sorted order of the names found.
+        split: value of the column split of the lines to take; needed where a file holds several.
+
+    Raises:
+        InvalidArgumentError: if a file or folder cannot be read, or names a class that does not exist.
+    """
+    if dataset not in KINETICS:
+        raise InvalidArgumentError(f"dataset is {dataset!r}; allowed are {', '.join(KINETICS)}")
+    folder = check_folder(videos)
+    index = None
+    if names is not None:
+        index = ClassIndex(names, origin="--labels")
+    elif dataset == "kinetics400":
+        index = ClassIndex(class_names(dataset), origin=dataset)
+    if csv_file is None:
+        return class_folder_listing(folder, index=index, underscores=False)
+    file = absolute_path(csv_file)
+    rows = _official_rows(file)
+    if rows is None:
+        return list_file_listing(file, videos=folder, index=index)
+    rows = _of_split(rows, split, file)
+    if index is None:
+        index = sorted_index((row["label"] for row in rows), origin=str(file))
+    label_ids = index.find_all({row["label"] for row in rows}, source=str(file))
+    found = videos_by_stem(folder)
+    candidates = []
+    for row in rows:
+        label_id = label_ids[row["label"]]
+        stem = _kinetics_stem(row, file)
+        path = found.get(stem) or found.get(row["youtube_id"]) or folder / f"{stem}.mp4"
+        candidates.append(Candidate(str(path), label_id, index.names[label_id]))
+    return Listing(str(file), tuple(candidates), index.names)
+
+
+def _official_rows(file: Path) -> list[dict[str, str]] | None:
+    """Rows of an official CSV file; None if this is a list of paths and labels."""
+    lines = csv.reader(read_text(file).splitlines())
+    header = [name.strip() for name in next(lines, [])]
+    if "youtube_id" not in header:
+        return None
+    missing = [name for name in _KINETICS_COLUMNS if name not in header]
+    if missing == ["label"]:
+        raise InvalidArgumentError(f"{file}: no column label, as in lists of test videos; give a list with labels")
+    if missing:
+        raise InvalidArgumentError(f"{file}: no column {', '.join(missing)}; give the official CSV file")
+    rows = []
+    for row in lines:
+        if row:
+            if len(row) != len(header):
+                raise InvalidArgumentError(
+                    f"{file}, line {lines.line_num}: {len(row)} columns; {len(header)} are needed as in the first line"
+                )
+            rows.append(dict(zip(header, row, strict=True)) | {"line": str(lines.line_num)})
+    if not rows:
+        raise InvalidArgumentError(f"{file}: no video in it; give the official CSV file")
+    return rows
+
+
+def _of_split(rows: list[dict[str, str]], split: str | None, file: Path) -> list[dict[str, str]]:
+    held = sorted({row.get("split", "") for row in rows})
+    if split is None and len(held) > 1:
+        raise InvalidArgumentError(f"{file}: it holds the splits {', '.join(held)}; choose one with --split")
+    if split is not None and split not in held:
+        raise InvalidArgumentError(f"{file}: no split {split!r}; it holds {', '.join(held)}")
+    return rows if split is None else [row for row in rows if row.get("split", "") == split]
+
+
+def _kinetics_stem(row: Mapping[str, str], file: Path) -> str:
+    try:
+        start, end = (int(float(row[name])) for name in ("time_start", "time_end"))
+    except ValueError:
+        raise InvalidArgumentError(
+            f"{file}, line {row['line']}: time_start {row['time_start']!r}, time_end {row['time_end']!r}; "
+            "two numbers of seconds are needed"
+        ) from None
+    return f"{row['youtube_id']}_{start:06d}_{end:06d}"
+
+
+def ssv2_listing(annotations: str | Path, videos: str | Path, *, names: Sequence[str] | None = None) -> Listing:
+    """List Something-Something v2 from an official JSON file, or from a list of paths and labels.
+
+    Args:
+        annotations: JSON list of {"id", "template", ...}, or a list file.
+        videos: folder of the videos, `<id>.webm` (or another extension of a video), also in folders below it.
+        names: templates in the order of label ids; the published ones without it.
+
+    Raises:
+        InvalidArgumentError: if a file or folder cannot be read, or an entry has no template or an unknown one.
+    """
+    folder = check_folder(videos)
+    file = absolute_path(annotations)
+    origin = "ssv2" if names is None else "--labels"
+    index = ClassIndex(class_names("ssv2") if names is None else names, origin=origin)
+    text = read_text(file)
+    if not re.match(r"\s*[\[{]", text):
+        return list_file_listing(file, videos=folder, index=index)
+    entries = _ssv2_entries(text, file)
+    label_ids = index.find_all({template for _, template in entries}, source=str(file))
+    found = videos_by_stem(folder)
+    candidates = [
+        Candidate(
+            str(found.get(name) or folder / f"{name}.webm"), label_ids[template], index.names[label_ids[template]]
+        )
+        for name, template in entries
+    ]
+    return Listing(str(file), tuple(candidates), index.names)
+
+
+def _ssv2_entries(text: str, file: Path) -> list[tuple[str, str]]:
+    """(id, template) of each entry."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise InvalidArgumentError(f"{file}: not a JSON file ({error}); give the official annotations") from None
+    if not isinstance(content, list) or not all(isinstance(entry, dict) and "id" in entry for entry in content):
+        raise InvalidArgumentError(
+            f"{file}: not the annotations of Something-Something v2; a list of entries with id and template is needed"
+        )
+    if not content:
+        raise InvalidArgumentError(f"{file}: no video in it; give the official annotations")
+    entries = []
+    for entry in content:
+        if not isinstance(entry.get("template"), str):
+            raise InvalidArgumentError(
+                f"{file}: entry {entry['id']} has no template, as in the test annotations; "
+                "give the annotations for training or validation"
+            )
+        entries.append((str(entry["id"]), entry["template"]))
+    return entries

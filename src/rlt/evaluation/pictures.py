@@ -1,0 +1,93 @@
+"""Two pictures of an evaluation: which classes are taken for which, and how many tokens the clips keep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rlt.evaluation.results import HISTOGRAM_BINS, EvaluationResult
+from rlt.files import replacing
+from rlt.inspection.viz import new_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_INK, _QUIET_INK, _RULE = "#1f2328", "#59636e", "#d8dee4"
+_KEPT, _MARK = "#0072b2", "#d55e00"  # Okabe and Ito: told apart with any colour vision
+_MAX_NAMED_CLASSES = 40  # names of more classes cannot be read
+_MAX_NUMBERED_CLASSES = 15  # counts in more cells cannot be read
+_MAX_NAME = 28  # letters
+
+
+def write_pictures(result: EvaluationResult, folder: str | Path) -> tuple[Path, Path]:
+    """Write confusion.png and tokens.png into a folder, which is made where it does not exist.
+
+    Raises:
+        InvalidArgumentError: if they cannot be written.
+        MissingDependencyError: if matplotlib is not installed.
+    """
+    confusion, tokens = Path(folder) / "confusion.png", Path(folder) / "tokens.png"
+    for path, draw in ((confusion, draw_confusion), (tokens, draw_tokens)):
+        figure = draw(result)
+        with replacing(path) as temporary:
+            save_figure(figure, temporary)
+    return confusion, tokens
+
+
+def draw_confusion(result: EvaluationResult) -> Figure:
+    """The confusion matrix; colour is the share of the videos of a class, so that rows of any size compare."""
+    counts = np.array(result.confusion)
+    totals = counts.sum(1, keepdims=True)
+    shares = np.divide(100 * counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    classes = len(counts)
+    side = float(np.clip(0.32 * classes, 4.2, 12))
+    figure = new_figure(side + 2.4, side + 1.2)
+    axes = figure.subplots()
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
+    axes.set_xlabel("predicted class", color=_QUIET_INK)
+    axes.set_ylabel("class of the video", color=_QUIET_INK)
+    title = f"Top-1 {result.top1:.1%} of {result.num_videos:,} videos, tokenizer {result.settings.tokenizer.policy}"
+    axes.set_title(title, fontsize=11, color=_INK, loc="left")
+    axes.tick_params(colors=_QUIET_INK, length=0)
+    if classes <= _MAX_NAMED_CLASSES:
+        names = [_short(name) for name in result.class_names]
+        axes.set_xticks(range(classes), names, rotation=90 if classes > 3 else 0, parse_math=False)
+        axes.set_yticks(range(classes), names, parse_math=False)
+    if classes <= _MAX_NUMBERED_CLASSES:
+        for row, column in zip(*counts.nonzero(), strict=True):
+            colour = "white" if shares[row, column] > 55 else _INK
+            axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=colour, fontsize=9)
+    bar = figure.colorbar(picture, ax=axes, fraction=0.046, pad=0.03)
+    bar.set_label("% of the videos of the class", color=_QUIET_INK)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(colors=_QUIET_INK, length=3)
+    return figure
+
+
+def draw_tokens(result: EvaluationResult) -> Figure:
+    """Histogram of the share of tokens that the clips keep, with its mean."""
+    figure = new_figure(7.6, 3.4)
+    axes = figure.subplots()
+    width = 100 / HISTOGRAM_BINS
+    edges = [width * index for index in range(HISTOGRAM_BINS)]
+    axes.bar(edges, result.tokens_histogram, width=width, align="edge", color=_KEPT, edgecolor="white")
+    mean, spread = 100 * result.tokens_kept, 100 * result.tokens_kept_spread
+    axes.axvline(mean, color=_MARK, linewidth=1.4, label=f"mean {mean:.1f} %, standard deviation {spread:.1f} %")
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("tokens of a clip that enter the network (%)", color=_QUIET_INK)
+    axes.set_ylabel("clips", color=_QUIET_INK)
+    axes.locator_params(axis="y", integer=True)
+    axes.grid(axis="y", color=_RULE, linewidth=0.7)
+    axes.set_axisbelow(True)
+    for name, spine in axes.spines.items():
+        spine.set_visible(name == "bottom")
+        spine.set_color(_RULE)
+    axes.tick_params(colors=_QUIET_INK, length=3)
+    figure.legend(loc="outside upper left", frameon=False, labelcolor=_INK, fontsize=9)
+    return figure
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…"

@@ -1,0 +1,185 @@
+"""How sure a difference is: intervals for accuracies, a paired test of two runs, and the spread over seeds.
+
+Plain functions of counts and numbers, exact where that is possible; nothing here is drawn at random.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, fmean, stdev
+
+from rlt.errors import InvalidArgumentError
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with its confidence interval."""
+
+    value: float
+    """The estimate."""
+    low: float
+    """Lower end of the interval."""
+    high: float
+    """Upper end of the interval."""
+
+    def to_json(self) -> dict[str, float | None]:
+        """All three; null for an end that is infinite, which JSON cannot hold."""
+        numbers = {"value": self.value, "low": self.low, "high": self.high}
+        return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+
+
+def wilson_interval(successes: int, total: int, *, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a proportion: it keeps its coverage for few videos and near 0 and 1.
+
+    Args:
+        successes: 0 to total.
+        total: number of independent trials, at least 1.
+        confidence: of the interval, between 0 and 1.
+
+    Raises:
+        InvalidArgumentError: for counts or a confidence out of range.
+    """
+    if not 0 <= successes <= total or total < 1:
+        raise InvalidArgumentError(f"{successes} successes of {total}; at least 1 trial and 0 to all successes needed")
+    z2 = _normal_quantile(confidence) ** 2
+    share = successes / total
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = math.sqrt(z2 * (share * (1 - share) / total + z2 / (4 * total**2))) / (1 + z2 / total)
+    # At 0 and 1 the ends are exact, whatever rounding says.
+    return Interval(share, 0.0 if successes == 0 else centre - half, 1.0 if successes == total else centre + half)
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """Two-sided p-value of McNemar's exact test: do two runs on the same videos differ in accuracy?
+
+    Under the hypothesis that they do not, a video that only one of them gets right is either's with chance 1/2. The
+    p-value is twice the smaller tail of that binomial distribution, at most 1.
+
+    Args:
+        only_first: videos that only the first run gets right.
+        only_second: videos that only the second run gets right.
+
+    Raises:
+        InvalidArgumentError: if a count is negative.
+    """
+    if min(only_first, only_second) < 0:
+        raise InvalidArgumentError(f"counts are {only_first} and {only_second}; 0 or more is needed")
+    total = only_first + only_second
+    ways, tail = 1, 1  # binomial coefficients one from the other, in whole numbers: no rounding for any count
+    for chosen in range(min(only_first, only_second)):
+        ways = ways * (total - chosen) // (chosen + 1)
+        tail += ways
+    p_value: float = 2 * tail / 2**total
+    return min(1.0, p_value)
+
+
+@dataclass(frozen=True)
+class PairedCounts:
+    """How many videos two runs get right."""
+
+    both: int
+    """Right in both runs."""
+    only_first: int
+    """Right in the first run only."""
+    only_second: int
+    """Right in the second run only."""
+    neither: int
+    """Wrong in both runs."""
+
+    @property
+    def total(self) -> int:
+        """All videos."""
+        return self.both + self.only_first + self.only_second + self.neither
+
+
+def accuracy_difference(counts: PairedCounts, *, confidence: float = 0.95) -> Interval:
+    """Accuracy of the first run minus that of the second, with Newcombe's interval for paired proportions.
+
+    Method 10 of Newcombe, Statistics in Medicine 17 (1998): the two Wilson intervals joined, with the correlation of
+    the runs corrected for continuity. Like them it holds for few videos and does not leave -1..1.
+
+    Raises:
+        InvalidArgumentError: for no videos, or a confidence out of range.
+    """
+    first = wilson_interval(counts.both + counts.only_first, counts.total, confidence=confidence)
+    second = wilson_interval(counts.both + counts.only_second, counts.total, confidence=confidence)
+    correlation = _corrected_correlation(counts)
+
+    def joined(ours: float, theirs: float) -> float:
+        return math.sqrt(max(ours**2 - 2 * correlation * ours * theirs + theirs**2, 0.0))
+
+    difference = (counts.only_first - counts.only_second) / counts.total
+    return Interval(
+        difference,
+        difference - joined(first.value - first.low, second.high - second.value),
+        difference + joined(first.high - first.value, second.value - second.low),
+    )
+
+
+def _corrected_correlation(counts: PairedCounts) -> float:
+    """Phi coefficient; a positive one is pulled towards 0 by half the number of videos."""
+    both, only_first, only_second, neither = counts.both, counts.only_first, counts.only_second, counts.neither
+    margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
+    if margins == 0:
+        return 0.0
+    product: float = both * neither - only_first * only_second
+    if product > 0:
+        product = max(product - counts.total / 2, 0.0)
+    return product / math.sqrt(margins)
+
+
+def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
+    """Mean over repetitions, such as seeds, with Student's t interval. A single value has an endless interval.
+
+    Raises:
+        InvalidArgumentError: for no values, or a confidence out of range.
+    """
+    if not values:
+        raise InvalidArgumentError("no values to average; give at least one")
+    mean = fmean(values)
+    if len(values) == 1:
+        return Interval(mean, -math.inf, math.inf)
+    half = student_quantile(len(values) - 1, confidence=confidence) * stdev(values) / math.sqrt(len(values))
+    return Interval(mean, mean - half, mean + half)
+
+
+def student_quantile(degrees: int, *, confidence: float = 0.95) -> float:
+    """The t with P(|T| < t) = confidence, for Student's distribution with a whole number of degrees of freedom.
+
+    Raises:
+        InvalidArgumentError: for degrees below 1, or a confidence out of range.
+    """
+    if degrees < 1:
+        raise InvalidArgumentError(f"degrees is {degrees}; at least 1 is needed")
+    _check_confidence(confidence)
+    # By bisection of the angle arctan(t / sqrt(degrees)), in which the probability is a finite sum.
+    low, high = 0.0, math.pi / 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_probability(middle, degrees) < confidence else (low, middle)
+    return math.sqrt(degrees) * math.tan(low)
+
+
+def _student_probability(angle: float, degrees: int) -> float:
+    """P(|T| < sqrt(degrees) tan(angle)): the finite series in sine and cosine that whole degrees have."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = degrees % 2
+    term = total = cosine if odd else 1.0
+    for index in range(1 + odd, degrees - 2, 2):
+        term *= index / (index + 1) * cosine**2
+        total += term
+    if odd:
+        return 2 / math.pi * (angle + (sine * total if degrees > 1 else 0.0))
+    return sine * total
+
+
+def _normal_quantile(confidence: float) -> float:
+    _check_confidence(confidence)
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise InvalidArgumentError(f"confidence is {confidence}; between 0 and 1 is needed, such as 0.95")

@@ -1,0 +1,300 @@
+"""Token Merging (Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023, arXiv 2210.09461) over packed tokens.
+
+The baseline that makes tokens fewer inside the network instead of before it. Written from the paper. In every block,
+between attention and MLP, the tokens of a clip are dealt alternately into sets A and B, each token of A finds the
+token of B whose key is most similar (cosine of the keys, averaged over the heads), and the pairs that are most similar
+become one token each, the mean weighted by size. Size counts the tokens of the input that a token stands for:
+attention adds its logarithm to the logits (proportional attention), and the mean over a clip that goes to the head is
+weighted by it, which the paper leaves open for models without a class token.
+
+Choices of our own: tokens that survive stay in their order, so that the next deal is alternate in place again, and of
+equal similarities the earlier token is merged first. Sizes and means are float32 in any precision.
+
+Shape legend: T tokens of all clips, D model width, H heads, K width of a head. Clips of one length are worked on
+together: G clips, n tokens of each, r merges, m = n - r tokens of each after merging.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from rlt.errors import InvalidArgumentError
+from rlt.nn.attention import Backend, packed_attention
+from rlt.nn.blocks import Attention, Block, mean_per_clip
+from rlt.structures import PackedTokens, Segments
+from rlt.vit import VisionTransformer, ViTConfig
+
+
+class Matching(NamedTuple):
+    """Which tokens of G clips of n tokens become one: row numbers within each clip."""
+
+    source: Tensor
+    """int64 [G, r], rows that are merged away, the most similar first; all even."""
+    target: Tensor
+    """int64 [G, r], the row that each source goes into; all odd, several sources may share one."""
+    kept: Tensor
+    """int64 [G, m], rows that remain, ascending."""
+
+
+@dataclass(frozen=True, eq=False)
+class MergedTokens:
+    """Packed tokens in the middle of the network: each stands for one or more tokens of the input."""
+
+    features: Tensor
+    """float [tokens, width]."""
+    segments: Segments
+    """Which rows belong to which clip."""
+    sizes: Tensor | None
+    """float32 [tokens]: how many tokens of the input each stands for. They add up to the clip's tokens. None as long
+    as nothing has been merged: all are 1."""
+    owner: Tensor
+    """int64 [tokens of the input]: the row that stands for each."""
+
+
+def with_token_merging(model: VisionTransformer, merge_per_block: int) -> TokenMergingTransformer:
+    """The same network with token merging; weights are shared, so training one trains the other.
+
+    Args:
+        model: left as it is. Settings that are changed later (back end, checkpointing) are not shared.
+        merge_per_block: tokens that each block merges away per clip, 0 or more; at most half of those that are there.
+            0 gives the outputs of `model`, bit for bit.
+
+    Raises:
+        InvalidArgumentError: if merge_per_block is negative.
+    """
+    if merge_per_block < 0:
+        raise InvalidArgumentError(f"merge_per_block is {merge_per_block}; 0 or more is needed")
+    merging = TokenMergingTransformer.__new__(TokenMergingTransformer)
+    nn.Module.__init__(merging)
+    merging.__dict__.update(model.__dict__)  # parameters and modules are the model's own, not copies
+    merging.merge_per_block = merge_per_block
+    return merging
+
+
+class TokenMergingTransformer(VisionTransformer):
+    """A `VisionTransformer` that merges tokens in every block; made by `with_token_merging`.
+
+    It has no weights of its own and is saved as a plain one.
+    """
+
+    merge_per_block: int = 0
+    """Tokens that each block merges away per clip."""
+
+    def forward_features(self, packed: PackedTokens) -> Tensor:
+        """Normalised mean over each clip, tokens weighted by size: float [clips, width]."""
+        merged = self.forward_merged(packed)
+        features: Tensor = self.fc_norm(_mean_over_input(merged, packed.segments.lengths))
+        return features
+
+    def forward_tokens(self, packed: PackedTokens) -> Tensor:
+        """Output of the last block for every token of the input, float [tokens, width]: merged tokens share a row."""
+        merged = self.forward_merged(packed)
+        return merged.features if merged.sizes is None else merged.features.index_select(0, merged.owner)
+
+    def forward_merged(self, packed: PackedTokens) -> MergedTokens:
+        """Output of the last block with the tokens that are left, their sizes, and what each of them stands for."""
+        x_TD = self.embed(packed)
+        tokens = MergedTokens(x_TD, packed.segments, None, torch.arange(len(x_TD), device=x_TD.device))
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            arguments = (block, tokens, self.merge_per_block, self.attention_backend)
+            if self.activation_checkpointing and self.training:
+                tokens = checkpoint(_merging_block, *arguments, use_reentrant=False)
+            else:
+                tokens = _merging_block(*arguments)
+        return tokens
+
+
+def _mean_over_input(tokens: MergedTokens, counts: Sequence[int]) -> Tensor:
+    """Mean of each clip over the `counts` tokens of its input, that is, weighted by size: [T, D] -> [clips, D]."""
+    if tokens.sizes is None:
+        return mean_per_clip(tokens.features, tokens.segments)
+    clips = (tokens.features.float() * tokens.sizes[:, None]).split(tokens.segments.lengths)
+    means_BD = torch.stack([x_nD.sum(0) / count for x_nD, count in zip(clips, counts, strict=True)])
+    return means_BD.to(tokens.features.dtype)
+
+
+def _merging_block(block: Block, tokens: MergedTokens, merge_per_block: int, backend: Backend | None) -> MergedTokens:
+    """Attention, merging, MLP."""
+    mixed_TD, keys_THK = _attend(block.attn, block.norm1(tokens.features), tokens, backend)
+    tokens = _replace_features(tokens, tokens.features + block.branch(mixed_TD, tokens.segments))
+    tokens = merge_tokens(tokens, keys_THK.detach().mean(1), merge_per_block)
+    x_TD = tokens.features
+    return _replace_features(tokens, x_TD + block.branch(block.mlp(block.norm2(x_TD)), tokens.segments))
+
+
+def _replace_features(tokens: MergedTokens, features: Tensor) -> MergedTokens:
+    return MergedTokens(features, tokens.segments, tokens.sizes, tokens.owner)
+
+
+def _attend(attention: Attention, x_TD: Tensor, tokens: MergedTokens, backend: Backend | None) -> tuple[Tensor, Tensor]:
+    """Proportional attention: output [T, D], and the keys [T, H, K]."""
+    q_THK, k_THK, v_THK = attention.queries_keys_values(x_TD)
+    if tokens.sizes is None:  # the logarithm of 1 adds nothing: take the fastest kernel
+        mixed_THK = packed_attention(q_THK, k_THK, v_THK, tokens.segments, backend=backend)
+    else:
+        bias_T = tokens.sizes.log().to(q_THK.dtype)
+        mixed_THK = _proportional_attention(q_THK, k_THK, v_THK, bias_T, tokens.segments)
+    output_TD: Tensor = attention.proj(mixed_THK.flatten(1))
+    return output_TD, k_THK
+
+
+def _proportional_attention(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, bias_T: Tensor, segments: Segments) -> Tensor:
+    """Softmax attention within each clip, with `bias_T` of the key added to the logits."""
+    outputs = []
+    groups = zip(*(_grouped(x, segments) for x in (q_THK, k_THK, v_THK, bias_T)), strict=True)
+    for q_GnHK, k_GnHK, v_GnHK, bias_Gn in groups:
+        q_GHnK, k_GHnK, v_GHnK = (x_GnHK.transpose(1, 2) for x_GnHK in (q_GnHK, k_GnHK, v_GnHK))
+        mixed_GHnK = F.scaled_dot_product_attention(q_GHnK, k_GHnK, v_GHnK, attn_mask=bias_Gn[:, None, None, :])
+        outputs.append(mixed_GHnK.transpose(1, 2).flatten(0, 1))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _grouped(x: Tensor, segments: Segments) -> list[Tensor]:
+    """[T, ...] -> [G, n, ...]: one group if all clips have the same length, else one for each clip."""
+    if len(set(segments.lengths)) == 1:
+        return [x.unflatten(0, (len(segments), -1))]
+    return [clip[None] for clip in x.split(segments.lengths)]
+
+
+def merge_tokens(tokens: MergedTokens, metric_TK: Tensor, merge_per_block: int) -> MergedTokens:
+    """Merge the most similar tokens of each clip.
+
+    Args:
+        tokens: of one or more clips.
+        metric_TK: float [tokens, values], by whose cosine similarity is judged.
+        merge_per_block: tokens to merge away per clip; at most half of a clip's, rounded down.
+
+    Returns:
+        The tokens that are left, in their order. Features are means weighted by size, and sizes are added up.
+    """
+    counts = [min(merge_per_block, length // 2) for length in tokens.segments.lengths]
+    if not any(counts):
+        return tokens
+    sizes_T = (
+        tokens.features.new_ones(len(tokens.features), dtype=torch.float32) if tokens.sizes is None else tokens.sizes
+    )
+    weighted_TD = tokens.features.float() * sizes_T[:, None]
+    grouped = (_grouped(x, tokens.segments) for x in (metric_TK, weighted_TD, sizes_T))
+    weighted, sizes, rows, offset = [], [], [], 0
+    for metric_GnK, weighted_GnD, sizes_Gn in zip(*grouped, strict=True):
+        count = min(merge_per_block, metric_GnK.shape[1] // 2)
+        matching = match_tokens(metric_GnK, count)
+        weighted.append(_gather_merged(weighted_GnD, matching).flatten(0, 1))
+        sizes.append(_gather_merged(sizes_Gn[..., None], matching).flatten())
+        rows.append(_new_rows(matching, metric_GnK.shape[1]) + offset)
+        offset += matching.kept.numel()
+    merged_sizes_T = torch.cat(sizes)
+    features = (torch.cat(weighted) / merged_sizes_T[:, None]).to(tokens.features.dtype)
+    lengths = [length - count for length, count in zip(tokens.segments.lengths, counts, strict=True)]
+    segments = Segments.from_lengths(lengths, device=features.device)
+    return MergedTokens(features, segments, merged_sizes_T, torch.cat(rows).index_select(0, tokens.owner))
+
+
+@torch.no_grad()
+def match_tokens(metric_GnK: Tensor, num_merges: int) -> Matching:
+    """Bipartite soft matching (section 3 of the paper): the `num_merges` most similar pairs of each clip.
+
+    Args:
+        metric_GnK: float [clips, tokens of each, values].
+        num_merges: r, from 0 to half of the tokens.
+
+    Returns:
+        Who goes where. No gradient flows through the choice.
+    """
+    unit_GnK = F.normalize(metric_GnK.float(), dim=-1)
+    set_a, set_b = unit_GnK[:, 0::2], unit_GnK[:, 1::2]
+    if num_merges == 0:
+        empty = torch.empty(len(unit_GnK), 0, dtype=torch.int64, device=unit_GnK.device)
+        return Matching(empty, empty, torch.arange(unit_GnK.shape[1], device=unit_GnK.device).expand(len(unit_GnK), -1))
+    best_Ga, partner_Ga = (set_a @ set_b.transpose(1, 2)).max(dim=-1)
+    order_Ga = best_Ga.argsort(dim=-1, descending=True, stable=True)
+    chosen_Gr, others_Ga = order_Ga[:, :num_merges], order_Ga[:, num_merges:]
+    odd_b = torch.arange(set_b.shape[1], device=unit_GnK.device) * 2 + 1
+    kept_Gm = torch.cat([others_Ga * 2, odd_b.expand(len(unit_GnK), -1)], dim=1).sort(dim=1).values
+    return Matching(chosen_Gr * 2, partner_Ga.gather(1, chosen_Gr) * 2 + 1, kept_Gm)
+
+
+def _gather_merged(values_GnD: Tensor, matching: Matching) -> Tensor:
+    """Add the values of each source to those of its target, then keep the rows that remain: [G, n, D] -> [G, m, D]."""
+    source, target, kept = (rows[..., None].expand(-1, -1, values_GnD.shape[2]) for rows in matching)
+    return values_GnD.scatter_add(1, target, values_GnD.gather(1, source)).gather(1, kept)
+
+
+def _new_rows(matching: Matching, num_tokens: int) -> Tensor:
+    """int64 [G * n]: for each token before merging, the row after it that stands for it, counted over the group."""
+    num_clips, num_kept = matching.kept.shape
+    device = matching.kept.device
+    place_Gm = torch.arange(num_clips * num_kept, device=device).view(num_clips, num_kept)
+    rows_Gn = torch.zeros(num_clips, num_tokens, dtype=torch.int64, device=device).scatter(1, matching.kept, place_Gm)
+    return rows_Gn.scatter(1, matching.source, rows_Gn.gather(1, matching.target)).flatten()
+
+
+def count_merging_flops(config: ViTConfig, packed: PackedTokens, merge_per_block: int) -> int:
+    """FLOPs of one forward pass with token merging, counted as `rlt.measure.count_forward_flops` does.
+
+    The search for similar tokens is a matrix product and is counted; sorting and adding up are not.
+    """
+    with torch.device("meta"):
+        model = with_token_merging(VisionTransformer(config), merge_per_block)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(packed.to("meta"))
+    return int(counter.get_total_flops())
+
+
+def forward_flops(config: ViTConfig, length: int, merge_per_block: int = 0) -> int:
+    """The same for one clip in closed form: FLOPs (2 per multiply-add) of `length` tokens.
+
+    FLOPs of packed clips add up, since tokens of different clips meet in no product.
+    """
+    width = config.width
+    flops = 2 * length * config.tubelet_size * config.patch_size**2 * 3 * width  # embedding
+    for _ in range(config.depth):
+        flops += 8 * length * width**2 + 4 * length**2 * width  # four projections; attention
+        merges = min(merge_per_block, length // 2)
+        if merges:
+            flops += 2 * (length // 2) * ((length + 1) // 2) * (width // config.num_heads)  # similarity
+        length -= merges
+        flops += 4 * length * width * config.mlp_width
+    return flops + 2 * width * config.num_classes
+
+
+def merge_for_flops(config: ViTConfig, lengths: Sequence[int], target_flops: float) -> int:
+    """How many tokens to merge per block, so that the clips together cost as near as possible to `target_flops`.
+
+    For comparisons at equal FLOPs.
+
+    Args:
+        config: of the network.
+        lengths: tokens of each clip that enters it, usually all of the grid.
+        target_flops: of the clips together; at or above what they cost unmerged gives 0.
+
+    Returns:
+        `merge_per_block`; of two equally near the smaller.
+
+    Raises:
+        InvalidArgumentError: for no clips, or a target that even the most merging does not reach.
+    """
+    if not lengths:
+        raise InvalidArgumentError("no clips to match FLOPs for; give at least one length")
+    counts = Counter(lengths)
+
+    def total(merges: int) -> int:
+        return sum(forward_flops(config, length, merges) * count for length, count in counts.items())
+
+    most = max(lengths) // 2
+    if target_flops < total(most):
+        raise InvalidArgumentError(
+            f"target of {target_flops:.4g} FLOPs is below the {total(most):.4g} that remain when every block merges "
+            "half of its tokens; give a larger target"
+        )
+    return min(range(most + 1), key=lambda merges: abs(total(merges) - target_flops))

@@ -1,0 +1,109 @@
+"""Never lose a run: checkpoints that are whole or not there, and the newest one that can be read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from rlt.errors import TrainingError
+from rlt.files import replacing
+
+_STEP = re.compile(r"step=(\d+)\.ckpt")
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint to a temporary file and renames it, so that `kill -9` cannot leave half of one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write `checkpoint` to `path`, whole or not at all."""
+        del storage_options
+        with replacing(path) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+def checkpoint_folder(run_dir: str | Path) -> Path:
+    """Where the checkpoints of a run lie."""
+    return Path(run_dir) / "checkpoints"
+
+
+def step_checkpoints(run_dir: str | Path, every_steps: int, keep: int = 2) -> ModelCheckpoint:
+    """Lightning's callback, saving every so many optimizer steps and keeping the newest few."""
+    return ModelCheckpoint(
+        dirpath=checkpoint_folder(run_dir),
+        filename="{step}",
+        monitor="step",
+        mode="max",
+        save_top_k=keep,
+        every_n_train_steps=every_steps,
+        save_on_train_epoch_end=False,
+    )
+
+
+class SaveLastStep(Callback):
+    """Saves the last step of a run too, so that a longer run can go on from it."""
+
+    def __init__(self, run_dir: str | Path, total_steps: int) -> None:
+        """Save into the run's checkpoint folder when `total_steps` optimizer steps have been made."""
+        self.path = checkpoint_folder(run_dir) / f"step={total_steps}.ckpt"
+        self.total_steps = total_steps
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Lightning's hook."""
+        del pl_module, outputs, batch, batch_idx
+        if trainer.global_step == self.total_steps and not self.path.exists():
+            trainer.save_checkpoint(self.path)
+
+
+def newest_checkpoint(
+    run_dir: str | Path, *, on_broken: Callable[[Path, str], None] | None = None
+) -> tuple[Path, int] | None:
+    """The newest checkpoint of a run that can be read, and its optimizer step.
+
+    Args:
+        run_dir: folder of the run.
+        on_broken: called with every newer one that cannot be read, and the reason.
+
+    Returns:
+        None if the run has no checkpoint at all.
+
+    Raises:
+        TrainingError: if there are checkpoints, but none can be read.
+    """
+    folder = checkpoint_folder(run_dir)
+    found = sorted(
+        ((int(match[1]), path) for path in folder.glob("*.ckpt") if (match := _STEP.fullmatch(path.name))), reverse=True
+    )
+    for _, path in found:
+        try:
+            return path, read_step(path)
+        except TrainingError as error:
+            if on_broken is not None:
+                on_broken(path, str(error))
+    if found:
+        raise TrainingError(
+            f"none of the {len(found)} checkpoints in {folder} can be read; start anew with another run_dir"
+        )
+    return None
+
+
+def read_step(path: str | Path) -> int:
+    """Optimizer step of a checkpoint, after reading all of it.
+
+    Raises:
+        TrainingError: in one line, if it cannot be read.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return int(content["global_step"])
+    except Exception as error:  # torch.load raises many kinds for a broken file, all mean the same here
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TrainingError(f"{path} cannot be read ({reason})") from error

@@ -1,0 +1,165 @@
+"""What can be configured, as dataclasses: `rlt train --help` and the configuration reference are made from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rlt.baselines import TokenizerConfig
+from rlt.data.augment import AugmentConfig
+from rlt.data.clips import ClipConfig, ViewConfig
+from rlt.errors import InvalidArgumentError
+from rlt.training.optimizer import OptimizerConfig
+
+PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+"""Values of `TrainerConfig.precision`, and what Lightning calls them."""
+
+
+@dataclass
+class DataConfig:
+    """Manifests (`rlt prepare`) and how clips are taken from their videos."""
+
+    train: str | None = None
+    """Manifest to train on."""
+    val: str | None = None
+    """Manifest that training is validated on; also evaluated where there is no test manifest."""
+    test: str | None = None
+    """Manifest to evaluate."""
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    """Frames, stride, size and sampling of a clip."""
+    views: ViewConfig = field(default_factory=ViewConfig)
+    """Clips and crops per video in `rlt evaluate`."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Augmentation in training."""
+    num_workers: int = 0
+    """Processes that decode, per device; 0 decodes in the training process."""
+
+
+@dataclass
+class ModelConfig:
+    """The network."""
+
+    name: str = "vit_base"
+    """One of `rlt models`."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last block, 0 or more and below 1."""
+    length_encoding: str = "none"
+    """"learned" tells the network how long each token stands; starts at zero."""
+    new_head: bool = False
+    """Take a fresh head where the checkpoint has none or another, as after pretraining."""
+    num_heads: int | None = None
+    """Attention heads of a checkpoint of unpublished size."""
+
+    def __post_init__(self) -> None:
+        """Hold values.
+
+        Raises:
+            InvalidArgumentError: naming the field.
+        """
+        if self.length_encoding not in ("none", "learned"):
+            raise InvalidArgumentError(f"model.length_encoding is {self.length_encoding!r}; allowed are none, learned")
+
+
+@dataclass
+class TrainerConfig:
+    """How long, how much at once, where, and in which precision."""
+
+    max_steps: int | None = None
+    """Optimizer steps of the whole run."""
+    max_epochs: int | None = None
+    """Length in passes over the training manifest, instead of max_steps."""
+    batch_size: int = 8
+    """Clips per device and step."""
+    token_budget: int | None = None
+    """Kept tokens per device and step, instead of batch_size; needs `rlt prepare --measure-tokens`."""
+    accumulate: int = 1
+    """Batches whose gradients are added up to one optimizer step."""
+    precision: str = "float32"
+    """float32, bfloat16 or float16 (the last two by autocast)."""
+    gradient_clip: float | None = None
+    """Largest norm of the gradient; none by default."""
+    accelerator: str = "auto"
+    """cpu, gpu or auto."""
+    devices: int = 1
+    """Devices per machine."""
+    num_nodes: int = 1
+    """Machines."""
+    strategy: str = "auto"
+    """auto, ddp or fsdp, or another name that Lightning knows."""
+    validate_every: int | None = None
+    """Steps between validations; only at the end if not given."""
+    save_every: int = 100
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+    log_every: int = 10
+    """Steps between log entries."""
+    compile: bool = False
+    """Compile the blocks with `torch.compile`."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+    ema_decay: float | None = None
+    """Decay of an exponential moving average of the weights, which is then what is kept, such as 0.999."""
+
+    def __post_init__(self) -> None:
+        """Hold values.
+
+        Raises:
+            InvalidArgumentError: naming the field.
+        """
+        if self.precision not in PRECISIONS:
+            raise InvalidArgumentError(f"trainer.precision is {self.precision!r}; allowed are {', '.join(PRECISIONS)}")
+        names = ("batch_size", "accumulate", "devices", "num_nodes", "save_every", "keep_checkpoints", "log_every")
+        for name in (*names, "max_steps", "max_epochs", "token_budget", "validate_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidArgumentError(f"trainer.{name} is {value}; at least 1 is needed")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise InvalidArgumentError(f"trainer.ema_decay is {self.ema_decay}; between 0 and 1 is needed")
+
+
+@dataclass
+class LoggerConfig:
+    """Where measurements go, all in the run's folder."""
+
+    csv: bool = True
+    """metrics.csv."""
+    tensorboard: bool = True
+    """Event files for TensorBoard."""
+    wandb: bool = False
+    """Weights & Biases (`logger=wandb`)."""
+    project: str = "rlt"
+    """Project in Weights & Biases."""
+    offline: bool = False
+    """Keep Weights & Biases' records on disk, to be uploaded later by `wandb sync`."""
+
+
+@dataclass
+class Config:
+    """A whole experiment."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    checkpoint: str | None = None
+    """Weights to start from or to evaluate: a file, a folder, a hub id, or the folder of a run."""
+    run_dir: str = "runs/default"
+    """Folder of the run."""
+    resume: str | None = None
+    """auto goes on from the run's newest readable checkpoint, if there is one; a path from that one."""
+    seed: int = 0
+    """Everything random is a function of it."""
+    device: str = "auto"
+    """Device of `rlt evaluate`: cpu, cuda or auto."""
+    max_videos: int | None = None
+    """Evaluate only so many videos, evenly spread over the manifest."""
+    predictions: str | None = None
+    """Parquet file for the predictions of `rlt evaluate`, one row per video."""
+    compare_with: str | None = None
+    """Predictions of another evaluation of the same videos, to be compared with pair by pair."""
+    pictures: str | None = None
+    """Folder for the confusion matrix and the histogram of tokens of `rlt evaluate`."""
+    json: str | None = None
+    """File for the numbers of `rlt evaluate`."""

@@ -1,0 +1,144 @@
+"""Data of a run as Lightning wants it: batches made in the workers, the same ones however often the run is cut off."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from rlt.data.batch import Collate, collate_evaluation
+from rlt.data.clips import ViewConfig
+from rlt.data.dataset import EvaluationDataset, EvaluationSample, TrainingDataset, TrainingSample
+from rlt.data.manifest import Manifest
+from rlt.data.sampler import StepSampler
+from rlt.errors import InvalidArgumentError
+from rlt.training.config import Config
+from rlt.vit import ViTConfig
+
+
+class TrainingData(LightningDataModule):
+    """Endless training batches from a given step on, and one view of every validation video."""
+
+    def __init__(
+        self,
+        config: Config,
+        training: Manifest,
+        validation: Manifest | None,
+        model: ViTConfig,
+        *,
+        start_step: int = 0,
+    ) -> None:
+        """Plan the batches; nothing is opened.
+
+        Args:
+            config: the experiment.
+            training: manifest to train on.
+            validation: manifest to validate on, with the same classes.
+            model: configuration of the network.
+            start_step: optimizer steps that have been made.
+
+        Raises:
+            InvalidArgumentError: for an empty manifest, classes that differ, or a token budget without token counts.
+        """
+        super().__init__()
+        if not training.usable:
+            raise InvalidArgumentError(f"{config.data.train} has no usable video; see its status column")
+        if validation is not None and validation.class_names != training.class_names:
+            raise InvalidArgumentError(
+                f"{config.data.val} has the classes {_some(validation)}, {config.data.train} has {_some(training)}; "
+                "prepare both with the same labels"
+            )
+        self.config = config
+        self.model = model
+        self.class_names = training.class_names
+        self.training = training.usable
+        self.validation = validation.usable if validation is not None else ()
+        self.start_batch = start_step * config.trainer.accumulate
+        self.expected_tokens = self._expected_tokens() if config.trainer.token_budget is not None else None
+
+    @property
+    def num_samples(self) -> int:
+        """Usable training videos."""
+        return len(self.training)
+
+    @property
+    def clips_per_step(self) -> float:
+        """Clips of one optimizer step over all devices; their expected mean under a token budget."""
+        trainer = self.config.trainer
+        per_batch = float(trainer.batch_size)
+        if self.expected_tokens is not None and trainer.token_budget is not None:
+            per_batch = trainer.token_budget * len(self.expected_tokens) / sum(self.expected_tokens)
+        return per_batch * trainer.devices * trainer.num_nodes * trainer.accumulate
+
+    def sampler(self, rank: int, world_size: int) -> StepSampler:
+        """Which samples each batch of a device holds."""
+        trainer = self.config.trainer
+        return StepSampler(
+            self.num_samples,
+            batch_size=trainer.batch_size if trainer.token_budget is None else None,
+            token_budget=trainer.token_budget,
+            expected_tokens=self.expected_tokens,
+            seed=self.config.seed,
+            rank=rank,
+            world_size=world_size,
+            start_step=self.start_batch,
+        )
+
+    def train_dataloader(self) -> DataLoader[TrainingSample]:
+        """Batches of this device, without end."""
+        data, rank, world_size = self.config.data, 0, 1
+        if self.trainer is not None:
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        return DataLoader(
+            TrainingDataset(self.training, data.clip, data.augment, seed=self.config.seed),
+            batch_sampler=self.sampler(rank, world_size),
+            collate_fn=Collate(
+                self.config.tokenizer,
+                data.augment,
+                len(self.class_names),
+                self.model.tubelet_size,
+                self.model.patch_size,
+                seed=self.config.seed,
+            ),
+            num_workers=data.num_workers,
+            pin_memory=self.config.trainer.accelerator != "cpu",
+            persistent_workers=data.num_workers > 0,
+        )
+
+    def val_dataloader(self) -> DataLoader[EvaluationSample] | list[DataLoader[EvaluationSample]]:
+        """The middle view of every validation video, shared out to the devices."""
+        if not self.validation:
+            return []
+        data, trainer = self.config.data, self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        dataset = EvaluationDataset(
+            self.validation[rank::world_size],
+            data.clip,
+            ViewConfig(num_clips=1, num_crops=1),
+            self.config.tokenizer,
+            tubelet_size=self.model.tubelet_size,
+            patch_size=self.model.patch_size,
+            seed=self.config.seed,
+        )
+        return DataLoader(
+            dataset,
+            batch_size=self.config.trainer.batch_size,
+            collate_fn=collate_evaluation,
+            num_workers=data.num_workers,
+        )
+
+    def _expected_tokens(self) -> list[float]:
+        clip, model = self.config.data.clip, self.model
+        places = clip.num_frames // model.tubelet_size * (clip.size // model.patch_size) ** 2
+        unknown = [entry.path for entry in self.training if entry.tokens_kept is None]
+        if unknown:
+            raise InvalidArgumentError(
+                f"trainer.token_budget needs the tokens of every video, {self.config.data.train} lacks those of "
+                f"{len(unknown)}; prepare it with --measure-tokens"
+            )
+        every = self.config.tokenizer.policy in ("none", "tome")
+        return [places * (1.0 if every else entry.tokens_kept or 1.0) for entry in self.training]
+
+
+def _some(manifest: Manifest) -> str:
+    names = manifest.class_names
+    return f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''} ({len(names)})"

@@ -1,0 +1,134 @@
+"""The Lightning module: one step, its loss and what is logged. The loop around it is Lightning's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
+
+from rlt.data.batch import Batch, EvaluationBatch
+from rlt.errors import TrainingError
+from rlt.training.optimizer import OptimizerConfig, make_optimizer
+from rlt.vit import VisionTransformer
+
+_NAMED_FILES = 8
+
+
+class VideoClassifier(LightningModule):
+    """Trains a `VisionTransformer` on packed batches with soft targets."""
+
+    def __init__(
+        self,
+        model: VisionTransformer,
+        optimizer: OptimizerConfig,
+        *,
+        total_steps: int,
+        clips_per_step: float,
+        seed: int = 0,
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            model: the network; classes are those of its head.
+            optimizer: see `OptimizerConfig`.
+            total_steps: optimizer steps of the whole run.
+            clips_per_step: clips of one optimizer step over all devices, for the scaling of the learning rate.
+            seed: of stochastic depth; each step draws from a generator seeded by it and the step's place in the run.
+        """
+        super().__init__()
+        self.model = model
+        self.optimizer_config = optimizer
+        self.total_steps = total_steps
+        self.clips_per_step = clips_per_step
+        self.seed = seed
+        self.failed: dict[str, str] = {}
+        """Videos that could not be decoded: path -> error."""
+        self.tokens_seen = 0
+        """Kept tokens of all training batches of this process."""
+        self.tokens_possible = 0
+        """Tokens of the same batches when nothing is dropped."""
+        classes = model.config.num_classes
+        self.accuracy = MulticlassAccuracy(num_classes=classes, average="micro")
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits, float [clips, classes]."""
+        logits: Tensor = self.model(batch.packed)
+        return logits
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Make the step's random numbers a function of its place in the run, so that a run can go on exactly."""
+        del batch_idx
+        torch.manual_seed((self.seed * 1_000_003 + batch.position) * 65_537 + self.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross entropy with soft targets, averaged over the clips of all devices.
+
+        Raises:
+            TrainingError: if the loss is not finite, naming the step and the files of the batch.
+        """
+        del batch_idx
+        per_clip = -(batch.targets * F.log_softmax(self(batch).float(), dim=1)).sum(1)
+        loss = per_clip.mean()
+        if not torch.isfinite(loss):
+            raise TrainingError(self._not_finite(batch, per_clip))
+        self._note(batch)
+        clips = len(batch.packed)
+        kept = batch.packed.num_tokens / sum(grid.num_tokens for grid in batch.packed.grids)
+        rate = self.optimizers().param_groups[-1]["lr"]  # type: ignore[union-attr]
+        values: Mapping[str, Any] = {"train/loss": loss.detach(), "train/tokens_kept": kept, "train/lr": rate}
+        self.log_dict(values, batch_size=clips, prog_bar=True)
+        return loss * self._share_of_clips(clips)
+
+    def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+        """Accuracy and loss on the middle view of each video that can be decoded."""
+        del batch_idx
+        if batch.packed is None:
+            return
+        decoded = [sample for sample in batch.samples if sample.error is None]
+        label_ids = torch.tensor([sample.label_id for sample in decoded], device=self.device)
+        logits = self.model(batch.packed).float()
+        self.accuracy(logits, label_ids)
+        loss = F.cross_entropy(logits, label_ids)
+        self.log("val/top1", self.accuracy, on_epoch=True, prog_bar=True, batch_size=len(decoded))
+        self.log("val/loss", loss, on_epoch=True, sync_dist=True, batch_size=len(decoded))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with layer-wise rates; the schedule moves with every optimizer step."""
+        optimizer, schedule = make_optimizer(
+            self.model,
+            self.model.config.depth,
+            self.optimizer_config,
+            clips_per_step=self.clips_per_step,
+            total_steps=self.total_steps,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _share_of_clips(self, clips: int) -> Tensor | float:
+        """Weight of this device's mean, so that averaging over devices gives the mean over all clips."""
+        if self.trainer.world_size == 1:
+            return 1.0
+        counts = self.all_gather(torch.tensor(float(clips), device=self.device))
+        assert isinstance(counts, Tensor)
+        return clips / counts.mean()
+
+    def _note(self, batch: Batch) -> None:
+        new = {path: error for path, error in batch.failed if path not in self.failed}
+        self.failed.update(new)
+        for path, error in new.items():
+            self.print(f"replaced {path}: {error}")
+        self.tokens_seen += batch.packed.num_tokens
+        self.tokens_possible += sum(grid.num_tokens for grid in batch.packed.grids)
+
+    def _not_finite(self, batch: Batch, per_clip: Tensor) -> str:
+        guilty = [path for path, value in zip(batch.paths, per_clip.tolist(), strict=False) if value - value != 0]
+        names = ", ".join((guilty or list(batch.paths))[:_NAMED_FILES])
+        return (
+            f"loss is {per_clip.mean().item()} at step {self.global_step}; the clips are from {names}; "
+            "look at these files, or lower optimizer.lr or use trainer.precision=float32"
+        )

@@ -1,0 +1,368 @@
+"""Training: the optimizer against closed forms, and runs that can be cut off at any moment."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import video_factory
+
+pytest.importorskip("lightning")
+
+import rlt
+from rlt.conf import compose, experiments, merge_overrides
+from rlt.data.manifest import Manifest, VideoEntry, write_manifest
+from rlt.errors import InvalidArgumentError, TrainingError
+from rlt.nn.blocks import drop_path
+from rlt.structures import Segments
+from rlt.training.checkpointing import newest_checkpoint
+from rlt.training.config import Config
+from rlt.training.module import VideoClassifier
+from rlt.training.optimizer import OptimizerConfig, layer_of, lr_factor, make_optimizer
+from rlt.training.run import TrainingSummary, build_model, train
+
+SMALL = [
+    "data=folder",
+    "model=vit_tiny",
+    "model.drop_path=0.2",
+    "data.clip.num_frames=4",
+    "data.clip.frame_stride=1",
+    "data.clip.size=32",
+    "data.augment.rand_augment_num_ops=0",
+    "trainer.batch_size=2",
+    "trainer.accelerator=cpu",
+    "trainer.save_every=2",
+    "logger=none",
+    "optimizer.lr=0.05",
+]
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight short videos of two classes: bright or dark, with a moving square."""
+    folder = tmp_path_factory.mktemp("videos")
+    entries = []
+    for number in range(8):
+        label_id = number % 2
+
+        def picture(frame: int, number: int = number, label_id: int = label_id) -> np.ndarray:
+            image = np.full((48, 64, 3), 60 + 120 * label_id, np.uint8)
+            image[8:24, 4 * number % 30 + frame : 4 * number % 30 + frame + 12] = 200 - 150 * label_id
+            return image
+
+        path = folder / f"{number}.mp4"
+        video_factory.write_video(path, 8, picture=picture)
+        label = ("dark", "bright")[label_id]
+        entries.append(VideoEntry(str(path), label_id, label, 8, 25.0, 64, 48, 0.32, "ok", 0.5 + number / 20))
+    target = folder / "manifest.parquet"
+    write_manifest(Manifest(tuple(entries), ("dark", "bright")), target)
+    return target
+
+
+def settings(manifest: Path, run_dir: Path, *more: str) -> list[str]:
+    return [*SMALL, f"data.train={manifest}", f"data.val={manifest}", f"run_dir={run_dir}", *more]
+
+
+def run(manifest: Path, run_dir: Path, *more: str) -> TrainingSummary:
+    overrides = settings(manifest, run_dir, *more)
+    return train(compose(overrides), overrides=overrides, say=lambda _: None, progress=False)
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return rlt.VisionTransformer.from_pretrained(run_dir / "model").state_dict()
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    ours, theirs = weights(first), weights(second)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+def test_layer_decay_is_applied_as_the_closed_form_says() -> None:
+    config = rlt.models.MODELS["vit_tiny"].replace(depth=3, num_classes=2, length_encoding="learned")
+    model = rlt.VisionTransformer(config)
+    optimizer, _ = make_optimizer(
+        model, 3, OptimizerConfig(lr=1e-3, layer_decay=0.5, warmup_steps=1), clips_per_step=512, total_steps=10
+    )
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    seen = set()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            seen.add(name)
+            layer = (
+                0 if name.startswith(("patch", "length")) else int(name.split(".")[1]) + 1 if "blocks" in name else 4
+            )
+            assert group["lr"] == pytest.approx(2e-3 * 0.5 ** (4 - layer)), name
+            decayed = name.endswith("weight") and "norm" not in name
+            assert group["weight_decay"] == (0.05 if decayed else 0.0), name
+    assert seen == set(names.values())
+    with pytest.raises(InvalidArgumentError, match=r"'decoder\.weight' belongs to no layer"):
+        layer_of("decoder.weight", 3)
+
+
+def test_the_step_really_moves_layers_by_their_own_rate() -> None:
+    model = rlt.VisionTransformer(rlt.models.MODELS["vit_tiny"].replace(depth=2, num_classes=2))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer, _ = make_optimizer(
+        model,
+        2,
+        OptimizerConfig(lr=1e-3, layer_decay=0.1, weight_decay=0.0, warmup_steps=1),
+        clips_per_step=256,
+        total_steps=10,
+    )
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():  # AdamW's first step is lr in every direction
+        moved = float((parameter - before[name]).abs().mean().detach())
+        assert moved == pytest.approx(1e-3 * 0.1 ** (3 - layer_of(name, 2)), rel=1e-2), name
+
+
+def test_schedule_follows_the_closed_form() -> None:
+    factor = lr_factor(100, OptimizerConfig(lr=1e-3, warmup_steps=10, min_lr=1e-5))
+    assert [factor(step) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    for step in (10, 55, 100):
+        progress = (step - 10) / 90
+        assert factor(step) == pytest.approx(0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
+    assert factor(1000) == pytest.approx(0.01)
+    assert lr_factor(100, OptimizerConfig(warmup_fraction=0.2))(19) == 1.0
+
+
+def test_drop_path_drops_whole_clips_and_keeps_the_mean() -> None:
+    segments = Segments.from_lengths([3, 5] * 500)
+    torch.manual_seed(0)
+    dropped = drop_path(torch.ones(segments.num_tokens, 2), segments, 0.25)
+    per_clip = [clip.unique().tolist() for clip in dropped.split(segments.lengths)]
+    assert all(len(values) == 1 for values in per_clip)
+    assert {round(values[0], 6) for values in per_clip} == {0.0, 1.333333}
+    assert float(dropped.mean()) == pytest.approx(1.0, abs=0.06)
+
+
+def test_activation_checkpointing_changes_memory_not_gradients() -> None:
+    torch.manual_seed(0)
+    model = rlt.VisionTransformer(rlt.models.MODELS["vit_tiny"].replace(depth=2, num_classes=2)).train()
+    packed = rlt.pack(rlt.tokenize(torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)))
+    gradients = []
+    for model.activation_checkpointing in (False, True):
+        model.zero_grad()
+        model(packed).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])  # type: ignore[union-attr]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_length_encoding_starts_neutral() -> None:
+    torch.manual_seed(0)
+    model = rlt.VisionTransformer(rlt.models.MODELS["vit_tiny"].replace(depth=2, num_classes=2)).eval()
+    packed = rlt.pack(rlt.tokenize(torch.zeros(16, 32, 32, 3, dtype=torch.uint8)))
+    before = model(packed)
+    model.add_length_encoding()
+    assert torch.equal(model(packed), before)
+    assert model.config.length_encoding == "learned"
+    model(packed).sum().backward()
+    assert model.length_embed is not None
+    assert model.length_embed.grad is not None
+    assert model.length_embed.grad[7].abs().sum() > 0
+    assert model.length_embed.grad[:7].abs().sum() == 0  # every run is 8 long
+
+
+@pytest.mark.parametrize("tokenizer", ["none", "rlt", "random", "uniform_frames", "tome"])
+def test_every_tokenizer_trains(manifest: Path, tmp_path: Path, tokenizer: str) -> None:
+    more = ["tokenizer.merge_per_block=1"] if tokenizer == "tome" else []
+    summary = run(manifest, tmp_path / "run", f"tokenizer={tokenizer}", "trainer.max_steps=2", *more)
+    assert summary.steps == 2
+    assert (summary.tokens_kept == 1) == (tokenizer in ("none", "tome"))
+    assert summary.val_top1 is not None
+    numbers = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert numbers["machine"]["processor"]
+    config = rlt.VisionTransformer.from_pretrained(tmp_path / "run" / "model").config
+    assert (config.labels, config.num_frames, config.image_size) == (("dark", "bright"), 4, 32)
+
+
+def test_seeded_runs_repeat_exactly(manifest: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(manifest, tmp_path / name, "trainer.max_steps=3", f"seed={seed}")
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+    assert not torch.equal(weights(tmp_path / "a")["head.weight"], weights(tmp_path / "c")["head.weight"])
+
+
+@pytest.mark.parametrize("ema", ["null", "0.9"])
+def test_a_longer_run_goes_on_from_a_finished_one(manifest: Path, tmp_path: Path, ema: str) -> None:
+    constant = ["optimizer.min_lr=0.05", "optimizer.warmup_steps=1", "trainer.accumulate=2", f"trainer.ema_decay={ema}"]
+    run(manifest, tmp_path / "whole", "trainer.max_steps=5", *constant)
+    run(manifest, tmp_path / "parts", "trainer.max_steps=3", *constant)
+    summary = run(manifest, tmp_path / "parts", "trainer.max_steps=5", "resume=auto", *constant)
+    assert (summary.resumed_at, summary.steps) == (3, 5)
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(manifest: Path, tmp_path: Path) -> None:
+    overrides = settings(manifest, tmp_path / "killed", "trainer.max_steps=40", "trainer.save_every=3")
+    code = "import sys; from rlt.cli import main; main(['train', *sys.argv[1:]])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *overrides], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    folder = tmp_path / "killed" / "checkpoints"
+    while not list(folder.glob("step=*.ckpt")) and process.poll() is None:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    stderr = process.communicate()[1]
+    assert process.returncode == -signal.SIGKILL, stderr.decode()[-2000:]
+    summary = run(manifest, tmp_path / "killed", "trainer.max_steps=40", "trainer.save_every=3", "resume=auto")
+    assert 3 <= summary.resumed_at < 40
+    run(manifest, tmp_path / "whole", "trainer.max_steps=40", "trainer.save_every=3")
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_corrupt_checkpoint_falls_back_to_the_one_before(manifest: Path, tmp_path: Path) -> None:
+    run(manifest, tmp_path / "run", "trainer.max_steps=4")
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["step=2.ckpt", "step=4.ckpt"]
+    newest = folder / "step=4.ckpt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    said: list[str] = []
+    overrides = settings(manifest, tmp_path / "run", "trainer.max_steps=6", "resume=auto")
+    summary = train(compose(overrides), overrides=overrides, say=said.append, progress=False)
+    assert summary.resumed_at == 2
+    assert "step=4.ckpt" in said[0]
+    assert "step=2.ckpt" in said[1]
+    for path in folder.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(TrainingError, match="none of the 3 checkpoints"):
+        newest_checkpoint(tmp_path / "run")
+
+
+def test_a_run_is_not_overwritten_by_accident(manifest: Path, tmp_path: Path) -> None:
+    run(manifest, tmp_path / "run", "trainer.max_steps=2")
+    with pytest.raises(TrainingError, match="resume=auto"):
+        run(manifest, tmp_path / "run", "trainer.max_steps=4")
+    with pytest.raises(TrainingError, match="nothing is left to do"):
+        run(manifest, tmp_path / "run", "trainer.max_steps=2", "resume=auto")
+
+
+def test_two_processes_equal_one(manifest: Path, tmp_path: Path) -> None:
+    same = ["model.drop_path=0", "data.augment.mixup_alpha=0", "data.augment.cutmix_alpha=0", "trainer.max_steps=3"]
+    run(manifest, tmp_path / "one", *same, "trainer.batch_size=4")
+    overrides = settings(
+        manifest, tmp_path / "two", *same, "trainer.batch_size=2", "trainer.devices=2", "trainer.strategy=ddp"
+    )
+    command = Path(sys.executable).parent / "rlt"
+    done = subprocess.run(
+        [command, "train", *overrides], capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ours, theirs = weights(tmp_path / "one"), weights(tmp_path / "two")
+    moved = rlt.create_model("vit_tiny").state_dict().keys() == ours.keys()
+    assert moved
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], atol=2e-5, rtol=1e-3, msg=name)
+
+
+def test_a_broken_video_is_replaced_counted_and_reported(manifest: Path, tmp_path: Path) -> None:
+    entries = list(rlt.data.manifest.read_manifest(manifest).entries)
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    entries[2] = VideoEntry(str(broken), 0, "dark", 8, 25.0, 64, 48, 0.32, "ok", 0.5)
+    target = tmp_path / "with_broken.parquet"
+    write_manifest(Manifest(tuple(entries), ("dark", "bright")), target)
+    summary = run(target, tmp_path / "run", "trainer.max_steps=4")
+    assert list(summary.failed) == [str(broken)]
+    assert str(broken) in json.loads((tmp_path / "run" / "summary.json").read_text())["failed"]
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_files(manifest: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"loss is (nan|inf) at step \d+; the clips are from .*\.mp4") as error:
+        run(manifest, tmp_path / "run", "trainer.max_steps=30", "optimizer.lr=1e30", "optimizer.warmup_steps=1")
+    assert "\n" not in str(error.value)
+
+
+def test_a_token_budget_sets_the_batches(manifest: Path, tmp_path: Path) -> None:
+    config = compose(settings(manifest, tmp_path, "trainer.max_steps=1", "trainer.token_budget=15"))
+    from rlt.training.loaders import TrainingData
+
+    data = rlt.data.manifest.read_manifest(manifest)
+    loaders = TrainingData(config, data, None, build_model(config, data).config)
+    places = 2 * 2 * 2
+    expected = [places * entry.tokens_kept for entry in data.entries if entry.tokens_kept]
+    assert loaders.clips_per_step == pytest.approx(15 / (sum(expected) / 8))
+    balance = loaders.sampler(0, 2).balance(4)
+    assert all(step.mean_tokens <= 15 + places for step in balance)
+    summary = run(manifest, tmp_path / "run", "trainer.max_steps=2", "trainer.token_budget=15")
+    assert summary.steps == 2
+
+
+def test_wandb_is_one_flag_away_and_works_offline(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run(manifest, tmp_path / "run", "trainer.max_steps=2", "logger=wandb", "logger.offline=true", "trainer.log_every=1")
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    metrics = (tmp_path / "run" / "logs" / "metrics.csv").read_text()
+    assert "train/loss" in metrics.splitlines()[0]
+    assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_compiled_blocks_give_the_same_run(manifest: Path, tmp_path: Path) -> None:
+    same = ["model.drop_path=0", "trainer.max_steps=2"]
+    run(manifest, tmp_path / "eager", *same)
+    run(manifest, tmp_path / "compiled", *same, "trainer.compile=true")
+    ours, theirs = weights(tmp_path / "eager"), weights(tmp_path / "compiled")
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-3, rtol=1e-2, msg=name)
+
+
+def test_the_loss_is_the_soft_cross_entropy() -> None:
+    model = rlt.VisionTransformer(rlt.models.MODELS["vit_tiny"].replace(depth=1, num_classes=3))
+    module = VideoClassifier(model, OptimizerConfig(), total_steps=1, clips_per_step=2)
+    assert module.model is model
+
+
+@pytest.mark.parametrize("name", experiments())
+def test_presets_compose(name: str) -> None:
+    config = compose([f"experiment={name}"])
+    assert isinstance(config, Config)
+    if name.startswith("ssv2"):
+        assert config.data.augment.horizontal_flip is False
+        assert config.data.clip.sampling == "uniform"
+    if name == "k400_vit_base_eval":
+        assert (config.data.views.num_clips, config.data.views.num_crops) == (4, 3)
+    if "stride1" in name:
+        assert (config.data.clip.num_frames, config.data.clip.frame_stride) == (64, 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["tokenizer=best"], "tokenizer"),
+        (["tokenizer.threshold=-1"], "threshold is -1.0; 0 or more"),
+        (["trainer.precision=int8"], "trainer.precision is 'int8'; allowed are float32"),
+        (["trainer.max_stps=3"], "max_stps"),
+        (["trainer.max_steps=many"], "many"),
+        (["trainer.batch_size=0"], "trainer.batch_size is 0"),
+        (["model.length_encoding=sinus"], "model.length_encoding is 'sinus'"),
+        (["optimizer.layer_decay=2"], "optimizer.layer_decay is 2.0"),
+    ],
+)
+def test_bad_overrides_are_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message) as error:
+        compose(overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_later_overrides_replace_earlier_ones() -> None:
+    merged = merge_overrides(["tokenizer=rlt", "tokenizer.threshold=0.2", "seed=1"], ["tokenizer=none"])
+    assert merged == ["seed=1", "tokenizer=none"]
+    assert merge_overrides(["a.b=1", "a.c=2"], ["a.b=3"]) == ["a.c=2", "a.b=3"]
