@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,7 +39,7 @@ class TrainingSummary:
     resumed_at: int
     """Optimizer step that this process went on from; 0 for a fresh run."""
     train_seconds: float
-    """Wall-clock seconds that this process spent in training, without validation."""
+    """Wall-clock seconds of training, without validation; parts of a resumed run are added up."""
     tokens_kept: float
     """Share of the tokens that the training batches of this process kept, 0..1."""
     val_top1: float | None
@@ -49,6 +51,15 @@ class TrainingSummary:
         """As JSON values, with the machine."""
         content = asdict(self) | {"run_dir": str(self.run_dir)}
         return {**content, "machine": machine_info("cuda" if torch.cuda.is_available() else "cpu")}
+
+
+_QUIET = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"(Experiment logs|Checkpoint) directory .* exists and is not empty",  # a run that is continued
+    r"The '\w+' does not have many workers",
+    r"`torch.jit.script_method` is deprecated",
+)
+"""Warnings of Lightning that a user of `rlt train` can do nothing about."""
 
 
 def train(
@@ -91,12 +102,16 @@ def train(
     )
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(run_dir / "overrides.json", list(overrides))
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements between our messages
     timer = Timer(verbose=False)
     trainer = _make_trainer(config, total_steps, [timer], progress)
     if config.trainer.compile:
         for block in model.blocks:
             block.compile(dynamic=True)
-    trainer.fit(module, datamodule=data, ckpt_path=resume[0] if resume else None, weights_only=True)
+    with warnings.catch_warnings():
+        for message in _QUIET:
+            warnings.filterwarnings("ignore", message)
+        trainer.fit(module, datamodule=data, ckpt_path=resume[0] if resume else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     return _finish(config, trainer, module, timer, resume[1] if resume else 0)

@@ -1,0 +1,90 @@
+"""Train and evaluate small networks on real labelled video, dense and with every selection rule, from the same seeds.
+
+Leaves one JSON per run in docs/results/small; a run whose JSON is there is not repeated. `scripts/write_tables.py`
+makes the tables of docs/results.md from them. Needs the videos in DATA/{surveillance,ucf6}/{train,val}/<class>.
+
+    python scripts/results_small.py [DATA] [--steps 120] [--seeds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rlt.conf import compose
+from rlt.data.listings import folder_listing
+from rlt.data.prepare import prepare
+from rlt.evaluation.run import evaluate_config
+from rlt.files import write_json
+from rlt.measure import machine_info
+from rlt.training.run import train
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results" / "small"
+DATASETS = {"surveillance": "surveillance_small", "ucf6": "ucf_small"}
+ARMS = ("none", "rlt", "random", "uniform_frames")
+CLIP = ["data.clip.num_frames=8", "data.clip.frame_stride=4", "data.num_workers=1", "logger=none"]
+
+
+def main() -> None:
+    """Run what is missing, seed by seed, so that a slow hour of the machine hits all arms alike."""
+    arguments = _arguments()
+    work = ROOT / "output" / "results-small"
+    todo = [(dataset, seed, arm) for seed in range(arguments.seeds) for dataset in DATASETS for arm in ARMS]
+    for number, (dataset, seed, arm) in enumerate(todo, start=1):
+        target = RESULTS / f"{dataset}-{arm}-seed{seed}.json"
+        if target.exists():
+            continue
+        print(f"{number} of {len(todo)}: {dataset}, trained with {arm}, seed {seed}", flush=True)
+        manifests = {
+            split: _manifest(arguments.data / dataset / split, work / f"{dataset}-{split}.parquet")
+            for split in ("train", "val")
+        }
+        write_json(target, _one_run(dataset, seed, arm, manifests, work / target.stem, arguments.steps))
+
+
+def _one_run(
+    dataset: str, seed: int, arm: str, manifests: dict[str, Path], run_dir: Path, steps: int
+) -> dict[str, object]:
+    common = [f"experiment={DATASETS[dataset]}", *CLIP, f"seed={seed}", f"data.test={manifests['val']}"]
+    overrides = [*common, f"data.train={manifests['train']}", f"tokenizer={arm}", f"trainer.max_steps={steps}"]
+    overrides += [f"run_dir={run_dir}", "resume=auto"]
+    summary = train(compose(overrides), overrides=overrides, say=lambda text: print(text, flush=True), progress=False)
+    evaluations = {}
+    for tokenizer in ("none", "rlt"):
+        result = evaluate_config(
+            compose([*common, f"checkpoint={run_dir}", f"tokenizer={tokenizer}", "device=cpu"])
+        ).result.to_json()
+        names = ("top1", "tokens_kept", "clips_per_second", "num_videos", "failed", "flops")
+        evaluations[tokenizer] = {name: result[name] for name in names}
+    return {
+        "dataset": dataset,
+        "arm": arm,
+        "seed": seed,
+        "steps": steps,
+        "settings": CLIP,
+        "train_seconds": summary.train_seconds,
+        "train_tokens_kept": summary.tokens_kept,
+        "evaluation": evaluations,
+        "machine": machine_info(),
+    }
+
+
+def _manifest(folder: Path, target: Path) -> Path:
+    if not target.exists():
+        prepare(folder_listing(folder), target)
+    return target
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "data", nargs="?", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the videos"
+    )
+    parser.add_argument("--steps", type=int, default=120, help="optimizer steps of each run")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each arm")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
