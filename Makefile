@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test lint format figures clean
+.PHONY: help demo test lint format figures reference results-small clean
 
 help:  ## Show the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -40,6 +40,14 @@ figures: $(INSTALLED)  ## Measure the figures of the README again and write them
 	$(BIN)/rlt benchmark forward --json docs/results/forward.json
 	$(BIN)/rlt inspect src/rlt/assets/traffic.mp4 --stride 2 --size 224x384 --output output/readme
 	cp output/readme/contact_sheet.png docs/images/contact_sheet.png
+	$(BIN)/python scripts/write_tables.py
+
+reference: $(INSTALLED)  ## Write docs/configuration.md from the code
+	$(BIN)/python scripts/write_reference.py
+
+DATA ?= ../shared/data
+results-small: $(INSTALLED)  ## Train and evaluate on small real data sets in DATA (hours), and write docs/results.md
+	$(BIN)/python scripts/results_small.py $(DATA)
 	$(BIN)/python scripts/write_tables.py
 
 clean:  ## Remove the environment and everything made

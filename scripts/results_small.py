@@ -9,15 +9,25 @@ makes the tables of docs/results.md from them. Needs the videos in DATA/{surveil
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import torch
+import torch.nn.functional as F
+
 from rlt.conf import compose
+from rlt.data.batch import Batch
 from rlt.data.listings import folder_listing
+from rlt.data.manifest import read_manifest
 from rlt.data.prepare import prepare
 from rlt.evaluation.run import evaluate_config
 from rlt.files import write_json
-from rlt.measure import machine_info
-from rlt.training.run import train
+from rlt.measure import interleave, machine_info
+from rlt.training.loaders import TrainingData
+from rlt.training.optimizer import make_optimizer
+from rlt.training.run import build_model, train
+from rlt.vit import VisionTransformer
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "small"
@@ -30,6 +40,12 @@ def main() -> None:
     """Run what is missing, seed by seed, so that a slow hour of the machine hits all arms alike."""
     arguments = _arguments()
     work = ROOT / "output" / "results-small"
+    for dataset in DATASETS:
+        target = RESULTS / f"{dataset}-steps.json"
+        if not target.exists() and not arguments.skip_timing:
+            print(f"timing steps on {dataset}", flush=True)
+            videos = _manifest(arguments.data / dataset / "train", work / f"{dataset}-train.parquet")
+            write_json(target, _time_steps(dataset, videos))
     todo = [(dataset, seed, arm) for seed in range(arguments.seeds) for dataset in DATASETS for arm in ARMS]
     for number, (dataset, seed, arm) in enumerate(todo, start=1):
         target = RESULTS / f"{dataset}-{arm}-seed{seed}.json"
@@ -41,6 +57,46 @@ def main() -> None:
             for split in ("train", "val")
         }
         write_json(target, _one_run(dataset, seed, arm, manifests, work / target.stem, arguments.steps))
+
+
+def _time_steps(dataset: str, manifest: Path, rounds: int = 12) -> dict[str, object]:
+    """Whole training steps (decode, tokens, forward, backward, update) of all arms in turn, in one process."""
+    steps: dict[str, Callable[[], object]] = {}
+    kept: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    for arm in ARMS:
+        config = compose([f"experiment={DATASETS[dataset]}", *CLIP, "data.num_workers=0", f"tokenizer={arm}"])
+        content = read_manifest(manifest)
+        model = build_model(config, content).train()
+        data = TrainingData(config, content, None, model.config)
+        optimizer, _ = make_optimizer(
+            model, model.config.depth, config.optimizer, clips_per_step=data.clips_per_step, total_steps=100
+        )
+        steps[arm] = partial(_step, iter(data.train_dataloader()), model, optimizer, kept[arm])
+    timings = interleave(steps, rounds=rounds, warmup=2)
+    return {
+        "dataset": dataset,
+        "arms": {
+            arm: {
+                "seconds_median": timing.median,
+                "seconds_spread": timing.spread,
+                "of_dense": timing.over(timings["none"]),
+                "tokens_kept": sum(kept[arm]) / len(kept[arm]),
+            }
+            for arm, timing in timings.items()
+        },
+        "machine": machine_info(),
+    }
+
+
+def _step(
+    batches: Iterator[Batch], model: VisionTransformer, optimizer: torch.optim.Optimizer, kept: list[float]
+) -> None:
+    batch = next(batches)
+    loss = -(batch.targets * F.log_softmax(model(batch.packed), dim=1)).sum(1).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    kept.append(batch.packed.num_tokens / sum(grid.num_tokens for grid in batch.packed.grids))
 
 
 def _one_run(
@@ -83,6 +139,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=120, help="optimizer steps of each run")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each arm")
+    parser.add_argument("--skip-timing", action="store_true", help="leave out the timing of single steps")
     return parser.parse_args()
 
 

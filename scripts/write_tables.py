@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
+from rlt.evaluation.statistics import mean_interval
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "results.md")
 
 
 def main() -> int:
@@ -99,7 +102,54 @@ def benchmark_table() -> str:
     return table(rows) + "\n" + caption
 
 
-TABLES = {"compare": compare_table, "benchmark": benchmark_table}
+def small_table() -> str:
+    """Accuracy of small networks trained with each selection rule, and what a training step costs."""
+    text = ""
+    for dataset in ("surveillance", "ucf6"):
+        runs = [json.loads(path.read_text()) for path in sorted((RESULTS / "small").glob(f"{dataset}-*-seed*.json"))]
+        if not runs:
+            continue
+        steps = load(f"small/{dataset}-steps")["arms"]
+        rows = [
+            ("trained with", "tokens kept", "step / dense step", "top-1, evaluated dense", "top-1, evaluated with RLT"),
+            ("---", "---:", "---:", "---:", "---:"),
+        ]
+        for arm in ("none", "rlt", "random", "uniform_frames"):
+            members = [run for run in runs if run["arm"] == arm]
+            kept = statistics.fmean(run["train_tokens_kept"] for run in members)
+            scores = [
+                accuracy([run["evaluation"][tokenizer]["top1"] for run in members]) for tokenizer in ("none", "rlt")
+            ]
+            rows.append((arm, f"{kept:.1%}", f"{steps[arm]['of_dense']:.2f}", *scores))
+        first = runs[0]
+        videos = first["evaluation"]["none"]["num_videos"]
+        caption = (
+            f"**{dataset}**: mean over {len({run['seed'] for run in runs})} seeds and its 95 % interval (Student's t); "
+            f"{videos} validation videos, {first['steps']} steps of 8 clips from scratch, on {machine(first)}. "
+            f"{difference(runs)}\n\n"
+        )
+        text += caption + table(rows) + "\n"
+    return text
+
+
+def accuracy(values: list[float]) -> str:
+    """Mean and interval over seeds."""
+    interval = mean_interval(values)
+    return f"{statistics.fmean(values):.1%} ({interval.low:.1%} to {interval.high:.1%})"
+
+
+def difference(runs: list[dict[str, Any]]) -> str:
+    """RLT against random tokens at the same count, seed by seed, both evaluated as they were trained or dense."""
+    scores = {(run["arm"], run["seed"]): run["evaluation"]["none"]["top1"] for run in runs}
+    pairs = [scores["rlt", seed] - scores["random", seed] for seed in sorted({run["seed"] for run in runs})]
+    interval = mean_interval(pairs)
+    return (
+        "RLT minus random at the same count, evaluated dense, paired by seed: "
+        f"{100 * statistics.fmean(pairs):+.1f} points ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})."
+    )
+
+
+TABLES = {"compare": compare_table, "benchmark": benchmark_table, "small": small_table}
 
 
 def load(name: str) -> dict[str, Any]:

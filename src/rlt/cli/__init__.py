@@ -25,6 +25,7 @@ from rlt.errors import RltError, TruncatedVideoWarning, VideoError, VideoWarning
 from rlt.files import write_json
 from rlt.inspection import inspect_video, progress_bar
 from rlt.models import MODELS
+from rlt.training.reference import help_text
 from rlt.transforms import Size
 from rlt.video import list_videos
 
@@ -37,8 +38,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(prepare_app, name="prepare")
-app.command("train")(experiments.train)
-app.command("evaluate")(experiments.evaluate)
+app.command("train", epilog=help_text())(experiments.train)
+app.command("evaluate", epilog=help_text())(experiments.evaluate)
 
 ModelName = Enum("ModelName", {name: name for name in MODELS}, type=str)  # type: ignore[misc]
 SuiteName = Enum("SuiteName", {name: name for name in SUITES}, type=str)  # type: ignore[misc]

@@ -1,0 +1,136 @@
+"""`rlt prepare`, `rlt train` and `rlt evaluate` as they are written in the README, on real encoded video."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import video_factory
+
+pytest.importorskip("lightning")
+
+from rlt import cli
+from rlt.evaluation.predictions import read_predictions
+
+SMALL = [
+    "model.drop_path=0.1",
+    "data.clip.num_frames=4",
+    "data.clip.frame_stride=1",
+    "data.clip.size=32",
+    "trainer.batch_size=4",
+    "optimizer.lr=0.03",
+    "logger=none",
+]
+REQUIRED = {"top1", "top5", "tokens_kept", "clips_per_second", "num_videos", "failed", "machine"}
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """DATA/{train,val}/{dark,bright}: classes that a network can tell apart after a few steps."""
+    root = tmp_path_factory.mktemp("data")
+    for split, count in (("train", 4), ("val", 2)):
+        for label, value in (("bright", 210), ("dark", 40)):
+            (root / split / label).mkdir(parents=True)
+            for number in range(count):
+
+                def picture(frame: int, value: int = value, number: int = number) -> np.ndarray:
+                    image = np.full((48, 64, 3), value, np.uint8)
+                    image[8:20, 5 * number + frame : 5 * number + frame + 12] = 125
+                    return image
+
+                video_factory.write_video(root / split / label / f"{number}.mp4", 8, picture=picture)
+    return root
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Call the command line in this process: exit code, standard output, standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(argument) for argument in arguments])
+        code = stop.value.code
+        return (code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    return call
+
+
+def test_from_a_folder_to_a_paired_comparison(
+    run: Callable[..., tuple[int, str, str]], videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # names of files are those of the folder that the user stands in
+    for split in ("train", "val"):
+        code, _, err = run("prepare", "folder", videos / split, "--output", f"{split}.parquet")
+        assert code == 0, err
+    train = [
+        "experiment=surveillance_small",
+        *SMALL,
+        "data.train=train.parquet",
+        "data.val=val.parquet",
+        "tokenizer=rlt",
+    ]
+    code, out, err = run("train", *train, "trainer.max_steps=6", "run_dir=runs/a")
+    assert code == 0, err
+    assert "runs/a: step 6" in out
+    code, out, err = run("train", *train, "trainer.max_steps=12", "run_dir=runs/a", "resume=auto")
+    assert code == 0, err
+    assert "going on from runs/a/checkpoints/step=6.ckpt" in err
+    assert "runs/a: step 12" in out
+
+    evaluate = ["evaluate", "checkpoint=runs/a", "data.test=val.parquet"]
+    code, out, err = run(
+        *evaluate,
+        "tokenizer=rlt",
+        "tokenizer.threshold=0.1",
+        "json=a.json",
+        "predictions=a.parquet",
+        "pictures=pictures",
+    )
+    assert code == 0, err
+    assert "tokens kept" in out
+    code, out, err = run(*evaluate, "tokenizer=none", "json=b.json", "predictions=b.parquet", "compare_with=a.parquet")
+    assert code == 0, err
+    rlt_numbers, dense_numbers = (json.loads(Path(name).read_text()) for name in ("a.json", "b.json"))
+    for numbers in (rlt_numbers, dense_numbers):
+        assert numbers.keys() >= REQUIRED
+        assert numbers["num_videos"] == 4
+        assert numbers["failed"] == []
+    assert rlt_numbers["tokens_kept"] < dense_numbers["tokens_kept"] == 1
+    assert "comparison" in dense_numbers
+    assert rlt_numbers["settings"]["clip"]["num_frames"] == 4  # as in training, without being said again
+    predictions = read_predictions("a.parquet")
+    assert rlt_numbers["top1"] == sum(prediction.correct for prediction in predictions) / 4
+    assert len(list(Path("pictures").glob("*.png"))) == 2
+
+
+def test_what_is_missing_is_said_in_one_line(
+    run: Callable[..., tuple[int, str, str]], videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments, message in (
+        (["train"], "data.train is not set"),
+        (["train", "data.train=none.parquet"], "none.parquet"),
+        (["train", "experiment=none"], "none"),
+        (["evaluate"], "checkpoint is not set"),
+        (["evaluate", "checkpoint=runs/none"], "data.test is not set"),
+        (["evaluate", "checkpoint=x", "tokenizer=rlt", "tokenizer.threshold=-1"], "threshold is -1.0"),
+    ):
+        code, _, err = run(*arguments)
+        assert code == 2, arguments
+        assert message in err
+        assert len(err.strip().splitlines()) == 1, err
+
+
+def test_help_lists_every_option(run: Callable[..., tuple[int, str, str]]) -> None:
+    _, out, _ = run("train", "--help")
+    for key in (
+        "tokenizer.threshold=0.1",
+        "optimizer.layer_decay=0.75",
+        "trainer.token_budget=null",
+        "data.clip.size=224",
+    ):
+        assert key in out
