@@ -107,7 +107,7 @@ def small_table() -> str:
     text = ""
     for dataset in ("surveillance", "ucf6"):
         runs = [json.loads(path.read_text()) for path in sorted((RESULTS / "small").glob(f"{dataset}-*-seed*.json"))]
-        if not runs:
+        if not runs or not (RESULTS / "small" / f"{dataset}-steps.json").exists():
             continue
         steps = load(f"small/{dataset}-steps")["arms"]
         rows = [

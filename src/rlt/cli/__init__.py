@@ -215,7 +215,8 @@ def convert(
     ] = False,
 ) -> None:
     """Convert VideoMAE, VideoMAEv2, original RLT and Hugging Face checkpoints to ours, or ours back to theirs."""
-    report = convert_checkpoint(source, destination, to=to.value, num_heads=num_heads, new_head=new_head)
+    with messages.status(f"Converting {source}"):
+        report = convert_checkpoint(source, destination, to=to.value, num_heads=num_heads, new_head=new_head)
     output.print(str(report), markup=False, highlight=False)
     output.print(f"Written: {destination}", markup=False, highlight=False)
 

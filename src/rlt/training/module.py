@@ -53,6 +53,8 @@ class VideoClassifier(LightningModule):
         """Kept tokens of all training batches of this process."""
         self.tokens_possible = 0
         """Tokens of the same batches when nothing is dropped."""
+        self.imbalance: list[float] = []
+        """Per step, tokens of the busiest device over the mean of all devices; empty with one device."""
         classes = model.config.num_classes
         self.accuracy = MulticlassAccuracy(num_classes=classes, average="micro")
 
@@ -83,7 +85,7 @@ class VideoClassifier(LightningModule):
         rate = self.optimizers().param_groups[-1]["lr"]  # type: ignore[union-attr]
         values: Mapping[str, Any] = {"train/loss": loss.detach(), "train/tokens_kept": kept, "train/lr": rate}
         self.log_dict(values, batch_size=clips, prog_bar=True)
-        return loss * self._share_of_clips(clips)
+        return loss * self._share_of_clips(batch)
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         """Accuracy and loss on the middle view of each video that can be decoded."""
@@ -109,13 +111,17 @@ class VideoClassifier(LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _share_of_clips(self, clips: int) -> Tensor | float:
+    def _share_of_clips(self, batch: Batch) -> Tensor | float:
         """Weight of this device's mean, so that averaging over devices gives the mean over all clips."""
         if self.trainer.world_size == 1:
             return 1.0
-        counts = self.all_gather(torch.tensor(float(clips), device=self.device))
-        assert isinstance(counts, Tensor)
-        return clips / counts.mean()
+        mine = torch.tensor([len(batch.packed), batch.packed.num_tokens], dtype=torch.float32, device=self.device)
+        gathered = self.all_gather(mine)
+        assert isinstance(gathered, Tensor)
+        clips, tokens = gathered.unbind(1)
+        self.imbalance.append(float(tokens.max() / tokens.mean()))
+        self.log("train/tokens_max_over_mean", self.imbalance[-1], batch_size=len(batch.packed))
+        return mine[0] / clips.mean()
 
     def _note(self, batch: Batch) -> None:
         new = {path: error for path, error in batch.failed if path not in self.failed}

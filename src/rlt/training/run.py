@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -42,6 +43,8 @@ class TrainingSummary:
     """Wall-clock seconds of training, without validation; parts of a resumed run are added up."""
     tokens_kept: float
     """Share of the tokens that the training batches of this process kept, 0..1."""
+    tokens_max_over_mean: float | None
+    """Tokens of the busiest device over the mean of all, averaged over the steps; None with one device."""
     val_top1: float | None
     """Top-1 accuracy on the validation manifest at the end, 0..1."""
     failed: dict[str, str]
@@ -244,6 +247,7 @@ def _finish(
         resumed_at=resumed_at,
         train_seconds=timer.time_elapsed("train"),
         tokens_kept=module.tokens_seen / max(module.tokens_possible, 1),
+        tokens_max_over_mean=statistics.fmean(module.imbalance) if module.imbalance else None,
         val_top1=None if top1 is None else float(top1),
         failed=module.failed,
     )
