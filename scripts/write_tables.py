@@ -111,8 +111,17 @@ def small_table() -> str:
             continue
         steps = load(f"small/{dataset}-steps")["arms"]
         rows = [
-            ("trained with", "tokens kept", "step / dense step", "top-1, evaluated dense", "top-1, evaluated with RLT"),
-            ("---", "---:", "---:", "---:", "---:"),
+            (
+                "trained with",
+                "tokens kept",
+                "training",
+                "step / dense step",
+                "top-1, evaluated dense",
+                "top-1, evaluated with RLT",
+                "clips/s, dense",
+                "clips/s, RLT",
+            ),
+            ("---", *["---:"] * 7),
         ]
         for arm in ("none", "rlt", "random", "uniform_frames"):
             members = [run for run in runs if run["arm"] == arm]
@@ -120,16 +129,25 @@ def small_table() -> str:
             scores = [
                 accuracy([run["evaluation"][tokenizer]["top1"] for run in members]) for tokenizer in ("none", "rlt")
             ]
-            rows.append((arm, f"{kept:.1%}", f"{steps[arm]['of_dense']:.2f}", *scores))
+            training = spread([run["train_seconds"] for run in members], " s")
+            speeds = [
+                spread([run["evaluation"][tokenizer]["clips_per_second"] for run in members])
+                for tokenizer in ("none", "rlt")
+            ]
+            rows.append((arm, f"{kept:.1%}", training, f"{steps[arm]['of_dense']:.2f}", *scores, *speeds))
         first = runs[0]
         videos = first["evaluation"]["none"]["num_videos"]
         caption = (
             f"**{dataset}**: mean over {len({run['seed'] for run in runs})} seeds and its 95 % interval (Student's t); "
-            f"{videos} validation videos, {first['steps']} steps of 8 clips from scratch, on {machine(first)}. "
-            f"{difference(runs)}\n\n"
+            f"{videos} validation videos, {first['steps']} steps of 8 clips from scratch, on {machine(first)}.\n\n"
         )
-        text += caption + table(rows) + "\n"
+        text += caption + table(rows) + "\nPaired by seed:\n\n" + differences(runs) + "\n"
     return text
+
+
+def spread(values: list[float], unit: str = "") -> str:
+    """Median with the smallest and the largest."""
+    return f"{statistics.median(values):.0f}{unit} ({min(values):.0f} to {max(values):.0f})"
 
 
 def accuracy(values: list[float]) -> str:
@@ -138,15 +156,22 @@ def accuracy(values: list[float]) -> str:
     return f"{statistics.fmean(values):.1%} ({interval.low:.1%} to {interval.high:.1%})"
 
 
-def difference(runs: list[dict[str, Any]]) -> str:
-    """RLT against random tokens at the same count, seed by seed, both evaluated as they were trained or dense."""
-    scores = {(run["arm"], run["seed"]): run["evaluation"]["none"]["top1"] for run in runs}
-    pairs = [scores["rlt", seed] - scores["random", seed] for seed in sorted({run["seed"] for run in runs})]
+def difference(runs: list[dict[str, Any]], evaluated: str, arm: str, other: str) -> str:
+    """Top-1 of one training arm minus another, paired by seed, both evaluated alike."""
+    scores = {(run["arm"], run["seed"]): run["evaluation"][evaluated]["top1"] for run in runs}
+    pairs = [scores[arm, seed] - scores[other, seed] for seed in sorted({run["seed"] for run in runs})]
     interval = mean_interval(pairs)
-    return (
-        "RLT minus random at the same count, evaluated dense, paired by seed: "
-        f"{100 * statistics.fmean(pairs):+.1f} points ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})."
-    )
+    verdict = "not separated" if interval.low <= 0 <= interval.high else "separated"
+    low, high = (f"{100 * end:+.1f}" for end in (interval.low, interval.high))
+    return f"{100 * statistics.fmean(pairs):+.1f} points ({low} to {high}, {verdict})"
+
+
+def differences(runs: list[dict[str, Any]]) -> str:
+    """RLT against every other arm under both evaluations."""
+    rows = [("trained with rlt minus trained with", "evaluated dense", "evaluated with RLT"), ("---", "---:", "---:")]
+    for other in ("none", "random", "uniform_frames"):
+        rows.append((other, *(difference(runs, evaluated, "rlt", other) for evaluated in ("none", "rlt"))))
+    return table(rows)
 
 
 TABLES = {"compare": compare_table, "benchmark": benchmark_table, "small": small_table}

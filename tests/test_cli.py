@@ -85,7 +85,7 @@ def test_compare_takes_folders_and_lists_the_bad_at_the_end(run, tmp_path: Path,
     (tmp_path / "in" / "notes.txt").write_text("not a video, and not looked at")
     result = run("compare", tmp_path / "in", *QUICK, "--clips", 2, "--json", tmp_path / "out.json")
     assert result.code == 2
-    assert "Not processed: 2" in result.err
+    assert "Bad videos: 2" in result.err
     assert "broken.mp4" in result.err
     assert "cut.mp4" in result.err
     numbers = json.loads((tmp_path / "out.json").read_text())
@@ -129,7 +129,7 @@ def test_inspect_writes_a_page_per_video(run, tmp_path: Path, whole_video: bytes
     (tmp_path / "in" / "z.mp4").write_bytes(b"nothing")
     result = run("inspect", tmp_path / "in", "--output", tmp_path / "out", "--size", 64, "--json", tmp_path / "o.json")
     assert result.code == 2
-    assert "Not processed: 1" in result.err
+    assert "Bad videos: 1" in result.err
     assert (tmp_path / "out" / "a.mp4" / "index.html").exists()
     assert (tmp_path / "out" / "sub" / "b.mp4" / "overlay.mp4").exists()
     numbers = json.loads((tmp_path / "o.json").read_text())
@@ -176,7 +176,23 @@ def test_a_bad_video_is_one_line_and_exit_code_2(
     assert path.name in result.err
     assert "Traceback" not in result.err
     errors = [line for line in result.err.splitlines() if line.strip()]
-    assert len(errors) == 1 or (kind == "truncated" and command == "inspect"), result.err
+    assert len(errors) == 1, result.err
+
+
+def test_what_is_left_of_a_video_is_drawn_and_the_file_still_counts_as_bad(run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
+    faststart = {"movflags": "+faststart"}
+    video_factory.write_video(whole, 120, rate=2, options={"g": "10"}, container_options=faststart)
+    cut.write_bytes(whole.read_bytes()[:-40])  # far behind the seconds that the overlay shows
+    result = run("inspect", cut, "--output", tmp_path / "out", "--size", 64, "--frames", 8, "--stride", 2)
+    assert result.code == 2
+    assert (tmp_path / "out" / "index.html").exists()
+    assert "of the tokens kept" in result.out
+    assert result.err.startswith("error: ")
+    assert "cut.mp4" in result.err
+    assert "cut off" in result.err
+    assert len(result.err.strip().splitlines()) == 1
 
 
 class Malicious:

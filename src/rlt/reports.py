@@ -45,8 +45,8 @@ def comparison_report(result: Comparison) -> RenderableType:
 
 
 def failed_report(failed: list[tuple[str, str]]) -> RenderableType:
-    """The videos that could not be processed, one line each."""
-    return Text("\n".join([f"Not processed: {len(failed)}", *(f"  {error}" for _, error in failed)]), style="red")
+    """The videos that are cut off or could not be processed, one line each."""
+    return Text("\n".join([f"Bad videos: {len(failed)}", *(f"  {error}" for _, error in failed)]), style="red")
 
 
 def failed_json(failed: list[tuple[str, str]]) -> list[dict[str, str]]:

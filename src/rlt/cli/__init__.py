@@ -130,7 +130,7 @@ def compare(
     output.print(reports.comparison_report(result))
     if json is not None:
         write_json(json, result.to_json())
-    _exit_if_any(result.failed)
+    _exit_if_any(result.failed, num_videos=len(result.videos) + len(result.failed))
 
 
 @app.command()
@@ -179,7 +179,7 @@ def inspect(
                 _show_warning(warning.message)
     if json is not None:
         write_json(json, {"videos": inspected, "failed": reports.failed_json(failed)})
-    _exit_if_any(failed)
+    _exit_if_any(failed, num_videos=len(found))
 
 
 @app.command()
@@ -227,7 +227,9 @@ def models() -> None:
     output.print(reports.models_report())
 
 
-def _exit_if_any(failed: list[tuple[str, str]]) -> None:
+def _exit_if_any(failed: list[tuple[str, str]], *, num_videos: int) -> None:
+    if failed and num_videos == 1:  # pictures of what is left of a file that is cut off
+        raise VideoError(failed[0][1])
     if failed:
         messages.print(reports.failed_report(failed))
         raise typer.Exit(2)

@@ -143,10 +143,6 @@ class StepSampler(Sampler[list[SampleKey]]):
             found.append(TokenBalance(step, sum(totals) / len(totals), max(totals)))
         return found
 
-    def epoch_of(self, position: int) -> float:
-        """Epochs of data that the samples before `position` make."""
-        return position / self.num_samples
-
     def _steps(self) -> Iterator[list[list[SampleKey]]]:
         """For each step from `start_step` on the samples of every rank."""
         steps = self._fixed_steps() if self.batch_size is not None else self._token_steps()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, Timer
+from lightning.pytorch.callbacks import EMAWeightAveraging, Timer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from rlt.data.manifest import Manifest, read_manifest
@@ -194,8 +194,6 @@ def _make_trainer(config: Config, total_steps: int, callbacks: list[Callback], p
         callbacks.append(SaveLastStep(config.run_dir, total_steps))
     if trainer.ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=trainer.ema_decay))
-    if loggers:
-        callbacks.append(LearningRateMonitor(logging_interval="step"))
     every = trainer.validate_every or total_steps
     return Trainer(
         accelerator=trainer.accelerator,
