@@ -12,8 +12,6 @@ import torch
 import rlt
 import video_factory
 from rlt import assets
-from rlt.benchmark import SUITES, BenchmarkSettings, run_suite
-from rlt.benchmark.reference import reference_tokenize
 from rlt.compare import CompareSettings, compare
 from rlt.errors import InvalidArgumentError, VideoError
 
@@ -98,42 +96,3 @@ def test_bad_videos_do_not_stop_the_good_ones(tmp_path: Path) -> None:
 def test_settings_are_checked_before_anything_slow(changes: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
         compare([Path("not-even-opened.mp4")], CompareSettings(**{**SMALL, **changes}))
-
-
-@pytest.mark.parametrize("suite", SUITES)
-def test_suites_measure_the_same_work(suite: str) -> None:
-    settings = BenchmarkSettings(
-        (assets.path("traffic.mp4"),), model="vit_tiny", clips=2, num_frames=8, size=64, rounds=2
-    )
-    result = run_suite(suite, settings)
-    numbers = json.loads(json.dumps(result.to_json(), allow_nan=False))
-    assert numbers["suite"] == suite
-    assert numbers["speedup"] > 0
-    assert [arm["name"] for arm in numbers["arms"]][-1] == "rlt"
-    assert numbers["machine"]["processor"]
-    for arm in numbers["arms"]:
-        assert arm["seconds_spread"][0] <= arm["seconds_median"] <= arm["seconds_spread"][1]
-    if suite == "tokenize":
-        assert numbers["mask_entries_that_differ"] == 0
-        assert numbers["arms"][0]["tokens_kept"] == numbers["arms"][1]["tokens_kept"]
-    if suite == "embed":
-        assert numbers["largest_difference"] < 1e-4
-    if suite == "forward":
-        assert numbers["flop_ratio"] == numbers["arms"][1]["flops"] / numbers["arms"][0]["flops"] < 1
-
-
-def test_the_reference_finds_the_same_patches() -> None:
-    clip = rlt.read_clip(assets.path("traffic.mp4"), size=96)
-    patches, mask = reference_tokenize(clip.frames[None])
-    tokens = rlt.tokenize(clip)
-    assert torch.equal(mask[0], tokens.mask())
-    pixels = tokens.patches.view(-1, 2, 16, 16, 3).permute(0, 4, 1, 2, 3).float() / 255
-    mean, std = (torch.tensor(x).view(3, 1, 1, 1) for x in (rlt.tokens.IMAGENET_MEAN, rlt.tokens.IMAGENET_STD))
-    torch.testing.assert_close(patches, (pixels - mean) / std)
-
-
-def test_unknown_suites_are_named() -> None:
-    with pytest.raises(InvalidArgumentError, match="suite is 'speed'; allowed are tokenize, embed, forward"):
-        run_suite("speed", BenchmarkSettings((assets.path("traffic.mp4"),)))
-    with pytest.raises(InvalidArgumentError, match="no videos"):
-        run_suite("tokenize", BenchmarkSettings(()))

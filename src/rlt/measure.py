@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from rlt.structures import PackedTokens
@@ -82,6 +86,40 @@ def interleave(
         if on_round is not None:
             on_round()
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def peak_memory_bytes(work: Callable[[], object], device: torch.device | str = "cpu") -> int:
+    """Most bytes that the tensors made by `work` held at one moment; what lay in memory before is not counted.
+
+    On CUDA from the allocator's own counter. On the CPU from the profiler, which sees each allocation of torch's
+    allocator, scratch space inside operators too, but not what other libraries allocate by themselves.
+    """
+    if torch.device(device).type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    with _without_native_messages(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    assert profiler.profiler is not None
+    assert profiler.profiler.kineto_results is not None
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(accumulate((int(change) for _, change in changes), initial=0))
+
+
+@contextmanager
+def _without_native_messages() -> Iterator[None]:
+    """Send file descriptor 2 nowhere: some builds of the profiler write two lines there on every start."""
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def count_forward_flops(config: ViTConfig, packed: PackedTokens) -> int:

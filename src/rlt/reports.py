@@ -55,25 +55,34 @@ def failed_json(failed: list[tuple[str, str]]) -> list[dict[str, str]]:
 
 
 def benchmark_report(result: BenchmarkResult) -> RenderableType:
-    """One row per arm, the first being the one that the others are compared with."""
+    """One row per arm, with its speed-up over the arm that the others are compared with."""
     settings = result.settings
-    title = f"{result.suite}: {settings.clips} clips of {settings.num_frames}x{settings.size}x{settings.size}"
+    clips = f"{settings.clips} clips of {settings.num_frames}x{settings.size}x{settings.size}"
     table = Table()
-    for column in ("arm", "median", "fastest to slowest", "tokens kept", "GFLOPs", "speed-up"):
-        table.add_column(column, justify="left" if column == "arm" else "right")
+    for column in ("arm", "median", "slowest", "tokens", "GFLOPs", "memory", "speed-up"):
+        table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=column != "arm")
     for arm in result.arms:
-        fastest, slowest = arm.timing.spread
+        speedup = result.speedup(arm)
+        details = ", ".join(str(value) for value in arm.details.values())
         table.add_row(
-            arm.name,
+            f"{arm.name} ({details})" if details else arm.name,
             format_seconds(arm.timing.median),
-            f"{format_seconds(fastest)} to {format_seconds(slowest)}",
+            format_seconds(arm.timing.spread[1]),
             f"{arm.tokens_kept:.1%}",
             f"{arm.flops / 1e9:,.1f}" if arm.flops else "",
-            f"{result.arms[0].timing.over(arm.timing):.2f}x",
+            "" if arm.peak_memory_bytes is None else f"{arm.peak_memory_bytes / 2**20:,.0f} MiB",
+            "" if speedup is None else f"{speedup:.2f}x",
         )
-    extra = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in result.extra.items())
+    extra = ", ".join(
+        f"{name.replace('_', ' ')} {value:.4g}"
+        for name, value in result.extra.items()
+        if isinstance(value, int | float)
+    )
     return Group(
-        Text(title, style="bold"), table, Text(extra[:1].upper() + extra[1:]), Text(f"Machine: {_machine_line('cpu')}")
+        Text(f"{result.suite}: {clips}, compared with {result.compared_with}", style="bold"),
+        table,
+        Text(extra[:1].upper() + extra[1:]),
+        Text(f"Machine: {_machine_line(settings.device)}"),
     )
 
 

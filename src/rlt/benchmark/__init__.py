@@ -1,5 +1,56 @@
 """Measurements of each stage beside its peers, in one process, on real video."""
 
-from rlt.benchmark.suites import SUITES, Arm, BenchmarkResult, BenchmarkSettings, run_suite
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from rlt.benchmark.files import decode_suite, end_to_end_suite
+from rlt.benchmark.frames import frames_suite
+from rlt.benchmark.harness import Arm, BenchmarkResult, BenchmarkSettings, Rounds
+from rlt.benchmark.networks import forward_suite, train_step_suite
+from rlt.benchmark.stages import attention_suite, embed_suite, tokenize_suite
+from rlt.errors import InvalidArgumentError
 
 __all__ = ["SUITES", "Arm", "BenchmarkResult", "BenchmarkSettings", "run_suite"]
+
+SUITES: dict[str, Callable[[BenchmarkSettings, Rounds], BenchmarkResult]] = {
+    "tokenize": tokenize_suite,
+    "embed": embed_suite,
+    "attention": attention_suite,
+    "forward": forward_suite,
+    "train-step": train_step_suite,
+    "decode": decode_suite,
+    "end-to-end": end_to_end_suite,
+    "frames": frames_suite,
+}
+"""What `rlt benchmark` can measure, in the order of the data path."""
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def run_suite(
+    name: str, settings: BenchmarkSettings, *, on_progress: Callable[[int, int, str], None] | None = None
+) -> BenchmarkResult:
+    """Run one suite.
+
+    Args:
+        name: one of `SUITES`.
+        settings: clips and model.
+        on_progress: called with (runs done, runs in all, what comes next).
+
+    Raises:
+        InvalidArgumentError: for an unknown suite, listing the known ones, or a setting out of range.
+        VideoError: if a video cannot be decoded.
+    """
+    if name not in SUITES:
+        raise InvalidArgumentError(f"suite is {name!r}; allowed are {', '.join(SUITES)}")
+    for field_name in ("clips", "rounds"):
+        value = getattr(settings, field_name)
+        if value is not None and value < 1:
+            raise InvalidArgumentError(f"{field_name} is {value}; at least 1 is needed")
+    if settings.dtype not in DTYPES:
+        raise InvalidArgumentError(f"dtype is {settings.dtype}; allowed are {', '.join(map(str, DTYPES))}")
+    if torch.device(settings.device).type == "cuda" and not torch.cuda.is_available():
+        raise InvalidArgumentError(f"device is {settings.device!r}, but torch sees no GPU; use --device cpu")
+    return SUITES[name](settings, Rounds(on_progress))

@@ -189,14 +189,30 @@ def benchmark(
     model: Model = ModelName.vit_base,  # type: ignore[attr-defined]
     clips: Annotated[int, typer.Option(help="Clips that are processed together.")] = 8,
     threshold: Threshold = 0.1,
-    rounds: Annotated[int | None, typer.Option(help="Counted runs of each arm.")] = None,
+    frames: NumFrames = 16,
+    stride: FrameStride = 4,
+    size: Annotated[int, typer.Option(help="Height and width of the clips in pixels.")] = 224,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[Precision, typer.Option(help="Precision of the network.")] = Precision.float32,
+    rounds: Annotated[int | None, typer.Option(help="Counted runs of each arm; each suite has its own number.")] = None,
     json: JsonFile = None,
 ) -> None:
     """Time one stage beside its peers, in turn, on real clips."""
     chosen = list_videos(videos) if videos else [assets.path(name) for name in assets.names()]
-    settings = BenchmarkSettings(tuple(chosen), model=model.value, clips=clips, threshold=threshold, rounds=rounds)
+    settings = BenchmarkSettings(
+        tuple(chosen),
+        model=model.value,
+        clips=clips,
+        threshold=threshold,
+        num_frames=frames,
+        frame_stride=stride,
+        size=size,
+        rounds=rounds,
+        device=device,
+        dtype=getattr(torch, dtype.value),
+    )
     with progress("Measuring") as update:
-        result = run_suite(suite.value, settings, on_progress=lambda done, total: update(done, total, suite.value))
+        result = run_suite(suite.value, settings, on_progress=update)
     output.print(reports.benchmark_report(result))
     if json is not None:
         write_json(json, result.to_json())

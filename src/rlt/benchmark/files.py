@@ -1,0 +1,111 @@
+"""Suites that begin with a file: decode, and end-to-end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rlt.baselines import TokenizerConfig, select
+from rlt.benchmark.decoders import decoders
+from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, packed_by, share_kept
+from rlt.benchmark.reference import reference_tokenize
+from rlt.errors import InvalidArgumentError
+from rlt.measure import count_forward_flops
+from rlt.models import create_model
+from rlt.packing import pack
+from rlt.structures import PackedTokens
+from rlt.tokens import select_tokens
+from rlt.video import read_clip
+from rlt.vit import VisionTransformer
+
+
+def decode_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
+    """File -> the frames of its middle clip, file by file, with every decoder that is installed."""
+    if not settings.videos:
+        raise InvalidArgumentError("no videos to decode; name at least one")
+    works = []
+    for path in settings.videos:
+        for name, decode in decoders(settings).items():
+            works.append(Work(name, partial(decode, path), details={"video": path.name}))
+    arms = rounds.measure(works, settings.rounds or 7, "cpu")
+    per_core = {str(arm.details["video"]): 1 / arm.timing.median for arm in arms if arm.name == "pyav"}
+    return BenchmarkResult("decode", settings, arms, "pyav", {"clips_per_second_per_core": per_core})
+
+
+def end_to_end_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
+    """File -> logits, one clip of each video in turn: dense, RLT, and RLT the plain float32 way ("reference").
+
+    The forward passes alone are timed in the same rounds ("forward_dense", "forward_rlt"), so that the speed-up from
+    end to end can be held to that of the forward pass.
+    """
+    model = create_model(settings.model).to(settings.device, settings.dtype).eval()
+    frames = torch.stack([_read(path, settings) for path in _videos(settings)])
+    packs = {policy: packed_by(policy, frames, settings, model.config.patch_size) for policy in ("none", "rlt")}
+    flops = {policy: count_forward_flops(model.config, packed) for policy, packed in packs.items()}
+    kept = share_kept(packs["rlt"])
+    stages: dict[str, Callable[[Tensor], PackedTokens]] = {
+        "dense": partial(_tokens, settings, model, "none"),
+        "rlt": partial(_tokens, settings, model, "rlt"),
+        "reference": partial(_reference_tokens, settings, model),
+    }
+    works = [
+        Work(
+            name,
+            partial(_all_videos, settings, model, cut),
+            1.0 if name == "dense" else kept,
+            flops["none" if name == "dense" else "rlt"],
+        )
+        for name, cut in stages.items()
+    ]
+    for name, policy in (("forward_dense", "none"), ("forward_rlt", "rlt")):
+        clips = [pack(clip) for clip in packs[policy]]
+        works.append(Work(name, partial(_forward_each, model, clips), share_kept(packs[policy]), flops[policy]))
+    result = BenchmarkResult("end-to-end", settings, rounds.measure(works, settings.rounds or 5, settings.device))
+    speedup = result.arm("dense").timing.over(result.arm("rlt").timing)
+    forward = result.arm("forward_dense").timing.over(result.arm("forward_rlt").timing)
+    ratios: dict[str, object] = {
+        "speedup_end_to_end": speedup,
+        "speedup_forward": forward,
+        "end_to_end_over_forward": speedup / forward,
+    }
+    return BenchmarkResult("end-to-end", settings, result.arms, "dense", ratios)
+
+
+def _videos(settings: BenchmarkSettings) -> list[Path]:
+    """The videos, as many as clips are asked for."""
+    if not settings.videos:
+        raise InvalidArgumentError("no videos to take clips from; name at least one")
+    return [settings.videos[number % len(settings.videos)] for number in range(settings.clips)]
+
+
+def _read(path: Path, settings: BenchmarkSettings) -> Tensor:
+    clip = read_clip(path, num_frames=settings.num_frames, frame_stride=settings.frame_stride, size=settings.size)
+    return clip.frames
+
+
+def _tokens(settings: BenchmarkSettings, model: VisionTransformer, policy: str, frames: Tensor) -> PackedTokens:
+    config = TokenizerConfig(policy, threshold=settings.threshold)
+    return pack(select(frames[None], config, patch_size=model.config.patch_size))
+
+
+def _reference_tokens(settings: BenchmarkSettings, model: VisionTransformer, frames: Tensor) -> PackedTokens:
+    """Normalised float32 patches of the kept tokens, by way of a float32 copy of the clip."""
+    patches, mask = reference_tokenize(frames[None], threshold=settings.threshold, patch_size=model.config.patch_size)
+    uint8_tokens = select_tokens(frames[None], mask, patch_size=model.config.patch_size)[0]
+    floats = patches.permute(0, 2, 3, 4, 1).flatten(1)
+    return pack([replace(uint8_tokens, patches=floats)])
+
+
+def _all_videos(settings: BenchmarkSettings, model: VisionTransformer, cut: Callable[[Tensor], PackedTokens]) -> None:
+    for path in _videos(settings):
+        model(cut(_read(path, settings)).to(settings.device, non_blocking=True))
+
+
+def _forward_each(model: VisionTransformer, packs: list[PackedTokens]) -> None:
+    for packed in packs:
+        model(packed)

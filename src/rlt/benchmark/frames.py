@@ -1,0 +1,47 @@
+"""How cost grows with the number of frames, on each video by itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, packed_by, read_frames, share_kept
+from rlt.benchmark.padded import padded_logits
+from rlt.errors import InvalidArgumentError
+from rlt.measure import count_forward_flops
+from rlt.models import create_model
+from rlt.packing import pack
+
+FEWEST_FRAMES, USUAL_FRAMES = 16, 64
+
+
+def frames_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
+    """Forward pass over 16, 32, 64, ... frames, up to `num_frames` or 64: "dense" and "rlt" for each video alone.
+
+    "padded" and "packed" run one clip of every video together, with and without padding, where there are several.
+    """
+    most = max(settings.num_frames, USUAL_FRAMES)
+    counts = [FEWEST_FRAMES * 2**power for power in range(10) if FEWEST_FRAMES * 2**power <= most]
+    if not settings.videos:
+        raise InvalidArgumentError("no videos to take clips from; name at least one")
+    model = create_model(settings.model).to(settings.device, settings.dtype).eval()
+    works = []
+    for count in counts:
+        clips = []
+        for path in settings.videos:
+            one = replace(settings, videos=(path,), clips=1, num_frames=count)
+            frames = read_frames(one)
+            for name, policy in (("dense", "none"), ("rlt", "rlt")):
+                packed = packed_by(policy, frames, one, model.config.patch_size)
+                details: dict[str, object] = {"video": path.name, "frames": count}
+                flops = count_forward_flops(model.config, packed)
+                works.append(Work(name, partial(model, packed), share_kept(packed), flops, details))
+            clips += packed.unpack()
+        if len(clips) > 1:
+            together = pack(clips)
+            details = {"video": "all", "frames": count}
+            flops = count_forward_flops(model.config, together)
+            run = partial(padded_logits, model, together)
+            works.append(Work("packed", partial(model, together), share_kept(together), flops, details))
+            works.append(Work("padded", run, share_kept(together), None, details))
+    return BenchmarkResult("frames", settings, rounds.measure(works, settings.rounds or 3, settings.device))

@@ -1,0 +1,214 @@
+"""What the suites share: settings, arms that are timed in turn, and their result as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rlt.baselines import TokenizerConfig, select
+from rlt.errors import InvalidArgumentError
+from rlt.measure import Timing, interleave, machine_info, peak_memory_bytes
+from rlt.packing import pack
+from rlt.structures import PackedTokens
+from rlt.video import read_clips
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """What a suite runs on; every field is an option of `rlt benchmark`."""
+
+    videos: tuple[Path, ...]
+    """Videos that the clips come from, in turn."""
+    model: str = "vit_base"
+    """Name of the model, see `rlt.list_models()`; its weights are random."""
+    clips: int = 8
+    """Clips that are processed together."""
+    threshold: float = 0.1
+    """See `rlt.keep_mask`."""
+    num_frames: int = 16
+    """Frames per clip."""
+    frame_stride: int = 4
+    """Distance of sampled frames in frames of the video."""
+    size: int = 224
+    """Height and width in pixels."""
+    rounds: int | None = None
+    """Counted runs of each arm; None takes the suite's own."""
+    device: str = "cpu"
+    """Where the network runs."""
+    dtype: torch.dtype = torch.float32
+    """Precision of the network: float32, bfloat16 or float16."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One way to do the work of a suite, before it is timed."""
+
+    name: str
+    """See `Arm.name`."""
+    run: Callable[[], object]
+    """Does the work once."""
+    tokens_kept: float = 1.0
+    """See `Arm.tokens_kept`."""
+    flops: int | None = None
+    """See `Arm.flops`."""
+    details: dict[str, object] = field(default_factory=dict)
+    """See `Arm.details`."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to do the work of a suite, measured."""
+
+    name: str
+    """"dense" every token, "rlt", "random" as many tokens as RLT, "tome" merging at RLT's FLOPs, "reference" the plain
+    float32 way, "padded" padding and a mask, "ideal" the dense time times the ratio of FLOPs; others say themselves."""
+    timing: Timing
+    tokens_kept: float = 1.0
+    """Share of the tokens that this arm keeps, 0..1."""
+    flops: int | None = None
+    """Counted FLOPs of one run, where they are most of the work."""
+    peak_memory_bytes: int | None = None
+    """See `rlt.measure.peak_memory_bytes`; None for an arm that was not run."""
+    details: dict[str, object] = field(default_factory=dict)
+    """What else tells this arm from the others."""
+
+    def to_json(self) -> dict[str, object]:
+        """Times in seconds, spread as (fastest, slowest)."""
+        return {
+            "name": self.name,
+            "seconds_median": self.timing.median,
+            "seconds_spread": self.timing.spread,
+            "tokens_kept": self.tokens_kept,
+            "flops": self.flops,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            **self.details,
+        }
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """What a suite measured."""
+
+    suite: str
+    settings: BenchmarkSettings
+    arms: list[Arm]
+    compared_with: str = "dense"
+    """The arm that the speed-ups of the others refer to."""
+    extra: Mapping[str, object] = field(default_factory=dict)
+    """Further numbers of the suite, by name."""
+
+    def arm(self, name: str) -> Arm:
+        """The first arm of this name.
+
+        Raises:
+            InvalidArgumentError: if there is none.
+        """
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        raise InvalidArgumentError(f"no arm {name!r}; there are {', '.join(arm.name for arm in self.arms)}")
+
+    def speedup(self, arm: Arm) -> float | None:
+        """How many times faster than the arm compared with: median of the ratios round by round.
+
+        Where there are several such arms, the one of the same details counts; None if there is none.
+        """
+        others = [other for other in self.arms if other.name == self.compared_with]
+        alike = others if len(others) == 1 else [other for other in others if other.details == arm.details]
+        return alike[0].timing.over(arm.timing) if alike else None
+
+    def to_json(self) -> dict[str, object]:
+        """All numbers as JSON values."""
+        settings = {
+            **vars(self.settings),
+            "videos": [path.name for path in self.settings.videos],
+            "dtype": str(self.settings.dtype).removeprefix("torch."),
+        }
+        return {
+            "suite": self.suite,
+            "compared_with": self.compared_with,
+            **self.extra,
+            "arms": [{**arm.to_json(), "speedup": self.speedup(arm)} for arm in self.arms],
+            "settings": settings,
+            "machine": machine_info(self.settings.device),
+        }
+
+
+@dataclass
+class Rounds:
+    """Runs arms in turn and reports progress."""
+
+    on_progress: Callable[[int, int, str], None] | None = None
+    """Called with (arms run, arms to run, name of the next one)."""
+
+    def measure(self, works: Sequence[Work], rounds: int, device: str, *, gradients: bool = False) -> list[Arm]:
+        """Time every work in turn; its first run is not counted and tells its peak of memory instead.
+
+        Args:
+            works: what to time; the names may repeat.
+            rounds: counted runs of each.
+            device: waited for before and after each run.
+            gradients: without them everything runs in inference mode.
+        """
+        total, done = len(works) * (rounds + 1), 0
+        peaks: list[int] = []
+
+        def on_round() -> None:
+            nonlocal done
+            done += len(works)
+            self._tell(done, total, "measuring")
+
+        with torch.inference_mode(not gradients):
+            for work in works:
+                self._tell(done, total, f"memory of {work.name}")
+                peaks.append(peak_memory_bytes(work.run, device))
+                done += 1
+            numbered = {f"{number} {work.name}": work.run for number, work in enumerate(works)}
+            timings = interleave(numbered, rounds=rounds, warmup=0, device=device, on_round=on_round)
+        return [
+            Arm(work.name, timing, work.tokens_kept, work.flops, peak, work.details)
+            for work, timing, peak in zip(works, timings.values(), peaks, strict=True)
+        ]
+
+    def _tell(self, done: int, total: int, what: str) -> None:
+        if self.on_progress is not None:
+            self.on_progress(done, total, what)
+
+
+def read_frames(settings: BenchmarkSettings) -> Tensor:
+    """uint8 [clips, T, H, W, 3], spread over the videos in turn.
+
+    Raises:
+        InvalidArgumentError: if no videos are named.
+        VideoError: if one cannot be decoded.
+    """
+    if not settings.videos:
+        raise InvalidArgumentError("no videos to take clips from; name at least one")
+    frames = []
+    for position, path in enumerate(settings.videos):
+        share = len(range(position, settings.clips, len(settings.videos)))
+        if share:
+            clips = read_clips(
+                path,
+                num_clips=share,
+                num_frames=settings.num_frames,
+                frame_stride=settings.frame_stride,
+                size=settings.size,
+            )
+            frames += [clip.frames for clip in clips]
+    return torch.stack(frames)
+
+
+def packed_by(policy: str, frames: Tensor, settings: BenchmarkSettings, patch_size: int = 16) -> PackedTokens:
+    """The tokens of all clips, chosen by a rule of `rlt.baselines`, on the device of the settings."""
+    tokens = select(frames, TokenizerConfig(policy, threshold=settings.threshold), patch_size=patch_size)
+    return pack(tokens).to(settings.device)
+
+
+def share_kept(packed: PackedTokens) -> float:
+    """Tokens of the pack over those of its grids."""
+    return packed.num_tokens / sum(grid.num_tokens for grid in packed.grids)

@@ -1,0 +1,138 @@
+"""Suites of the whole network: forward pass and training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlt.benchmark.harness import (
+    Arm,
+    BenchmarkResult,
+    BenchmarkSettings,
+    Rounds,
+    Work,
+    packed_by,
+    read_frames,
+)
+from rlt.benchmark.padded import padded_logits
+from rlt.measure import Timing, count_forward_flops
+from rlt.models import create_model
+from rlt.packing import pack
+from rlt.structures import PackedTokens
+from rlt.tome import count_merging_flops, forward_flops, merge_for_flops, with_token_merging
+from rlt.vit import VisionTransformer
+
+Forward = Callable[[PackedTokens], Tensor]
+
+
+def forward_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
+    """Tokens -> logits with the weights in the precision of the settings; see `_variants` for the arms."""
+    model = create_model(settings.model).to(settings.device, settings.dtype).eval()
+    works = []
+    for name, forward, packs, flops in _variants(model, settings):
+        run = partial(_forward_all, forward, packs)
+        works.append(Work(name, run, _share(packs), flops))
+    return _with_ratios("forward", settings, rounds.measure(works, settings.rounds or 5, settings.device))
+
+
+def train_step_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
+    """Forward, backward and AdamW's update, weights in float32, half precision by autocast.
+
+    All arms update the same weights, whose values do not matter to the time.
+    """
+    model = create_model(settings.model).to(settings.device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    variants = _variants(model, settings)
+    smallest = pack(variants[0][2][0].unpack()[0])
+    _train_step(model, [smallest], optimizer, settings)  # makes the optimizer's state, which all arms share
+    works = []
+    for name, forward, packs, flops in variants:
+        run = partial(_train_step, forward, packs, optimizer, settings)
+        # Each matrix product of the forward pass has two in the backward pass; the input needs no gradient.
+        works.append(Work(name, run, _share(packs), 3 * flops))
+    arms = rounds.measure(works, settings.rounds or 3, settings.device, gradients=True)
+    return _with_ratios("train-step", settings, arms)
+
+
+def _variants(
+    model: VisionTransformer, settings: BenchmarkSettings
+) -> list[tuple[str, Forward, list[PackedTokens], int]]:
+    """(name, network, packs to run one after the other, FLOPs of a forward pass over all of them).
+
+    Dense runs in both ways, all clips in one pack and clip by clip; the faster one is called "dense" in the end, so
+    that no speed-up comes from a batch that is larger than the cache.
+    """
+    frames = read_frames(settings)
+    config = model.config
+    dense, rlt, random = (
+        packed_by(policy, frames, settings, config.patch_size) for policy in ("none", "rlt", "random")
+    )
+    flops = {name: count_forward_flops(config, packed) for name, packed in (("dense", dense), ("rlt", rlt))}
+    merges = merge_for_flops(config, dense.segments.lengths, flops["rlt"])
+    merging = with_token_merging(model, merges)
+    padded_flops = forward_flops(config, rlt.segments.max_length) * len(rlt)
+    return [
+        ("dense_packed", model, [dense], flops["dense"]),
+        ("dense_clip_by_clip", model, [pack(clip) for clip in dense], flops["dense"]),
+        ("rlt", model, [rlt], flops["rlt"]),
+        ("random", model, [random], flops["rlt"]),
+        ("tome", merging, [dense], count_merging_flops(config, dense, merges)),
+        ("padded", partial(padded_logits, model), [rlt], padded_flops),
+    ]
+
+
+def _share(packs: list[PackedTokens]) -> float:
+    total = sum(grid.num_tokens for packed in packs for grid in packed.grids)
+    return sum(packed.num_tokens for packed in packs) / total
+
+
+def _forward_all(forward: Forward, packs: list[PackedTokens]) -> None:
+    for packed in packs:
+        forward(packed)
+
+
+def _train_step(
+    forward: Forward, packs: list[PackedTokens], optimizer: torch.optim.Optimizer, settings: BenchmarkSettings
+) -> None:
+    """One update; several packs add up their gradients, as gradient accumulation does."""
+    optimizer.zero_grad()
+    for packed in packs:
+        with _autocast(settings):
+            logits = forward(packed)
+            loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+        loss.backward()
+    optimizer.step()
+
+
+def _autocast(settings: BenchmarkSettings) -> AbstractContextManager[None]:
+    if settings.dtype == torch.float32:
+        return nullcontext()
+    autocast: AbstractContextManager[None] = torch.autocast(settings.device, settings.dtype)
+    return autocast
+
+
+def _with_ratios(suite: str, settings: BenchmarkSettings, arms: list[Arm]) -> BenchmarkResult:
+    """Name the faster dense arm "dense", add the ideal arm, and hold times to FLOPs."""
+    dense = min(arms[:2], key=lambda arm: arm.timing.median)
+    ordered = [replace(dense, name="dense", details={"runs": dense.name}), *(arm for arm in arms if arm is not dense)]
+    rlt = next(arm for arm in arms if arm.name == "rlt")
+    assert dense.flops
+    assert rlt.flops
+    flop_ratio = rlt.flops / dense.flops
+    ideal = Timing(tuple(flop_ratio * seconds for seconds in dense.timing.seconds))
+    ordered.append(Arm("ideal", ideal, rlt.tokens_kept, rlt.flops))
+    time_ratio = rlt.timing.over(dense.timing)
+    extra: dict[str, object] = {
+        "flop_ratio": flop_ratio,
+        "time_ratio": time_ratio,
+        "time_ratio_over_flop_ratio": time_ratio / flop_ratio,
+        "tome_over_rlt": next(arm for arm in arms if arm.name == "tome").timing.over(rlt.timing),
+        "padded_over_rlt": next(arm for arm in arms if arm.name == "padded").timing.over(rlt.timing),
+    }
+    return BenchmarkResult(suite, settings, ordered, "dense", extra)

@@ -1,0 +1,61 @@
+"""The same network over padded batches with a mask: what packing is compared with.
+
+Shape legend: B clips, L tokens of the longest clip, D model width, H heads, K width of a head.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from rlt.nn.blocks import Block
+from rlt.structures import PackedTokens, Segments
+from rlt.vit import VisionTransformer
+
+
+def padded_logits(model: VisionTransformer, packed: PackedTokens) -> Tensor:
+    """Logits [clips, classes] of `model`, computed with every clip padded to the longest one.
+
+    Equal to `model(packed)` within float tolerance; stochastic depth is left out.
+    """
+    lengths = packed.segments.lengths
+    x_BLD = pad_sequence(list(model.embed(packed).split(lengths)), batch_first=True)
+    real_BL = torch.arange(x_BLD.shape[1], device=x_BLD.device) < packed.cu_seqlens.diff()[:, None]
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        x_BLD = x_BLD + _attend(block, block.norm1(x_BLD), real_BL)
+        x_BLD = x_BLD + block.mlp(block.norm2(x_BLD))
+    sums_BD = (x_BLD * real_BL[..., None]).sum(1)
+    logits: Tensor = model.head(model.fc_norm(sums_BD / real_BL.sum(1, keepdim=True)))
+    return logits
+
+
+def _attend(block: Block, x_BLD: Tensor, real_BL: Tensor) -> Tensor:
+    q_BHLK, k_BHLK, v_BHLK = (
+        x.unflatten(0, x_BLD.shape[:2]).transpose(1, 2) for x in block.attn.queries_keys_values(x_BLD.flatten(0, 1))
+    )
+    mixed_BHLK = F.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK, attn_mask=real_BL[:, None, None, :])
+    projection: nn.Linear = block.attn.proj
+    output_BLD: Tensor = projection(mixed_BHLK.transpose(1, 2).flatten(2))
+    return output_BLD
+
+
+def padded_attention(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
+    """Packed attention [T, H, K] by padding to the longest clip, a mask over the keys, and packing again."""
+    padded = (pad_sequence(list(x.split(segments.lengths)), batch_first=True) for x in (q_THK, k_THK, v_THK))
+    q_BHLK, k_BHLK, v_BHLK = (x_BLHK.transpose(1, 2) for x_BLHK in padded)
+    real_BL = torch.arange(q_BHLK.shape[2], device=q_THK.device) < segments.cu_seqlens.diff()[:, None]
+    mixed_BHLK = F.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK, attn_mask=real_BL[:, None, None, :])
+    return mixed_BHLK.transpose(1, 2)[real_BL]
+
+
+def block_mask_attention(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
+    """Packed attention [T, H, K] as one softmax over all tokens with a block-diagonal mask."""
+    clip_T = torch.repeat_interleave(
+        torch.arange(len(segments), device=q_THK.device), segments.cu_seqlens.diff(), output_size=len(q_THK)
+    )
+    same_TT = clip_T[:, None] == clip_T[None, :]
+    q, k, v = (x_THK.transpose(0, 1)[None] for x_THK in (q_THK, k_THK, v_THK))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=same_TT)[0].transpose(0, 1)

@@ -1,0 +1,111 @@
+"""Suites of single stages: tokenize, embed, attention.
+
+Shape legend: T tokens of all clips, H heads, K width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, packed_by, read_frames, share_kept
+from rlt.benchmark.padded import block_mask_attention, padded_attention
+from rlt.benchmark.reference import reference_tokenize
+from rlt.models import create_model
+from rlt.nn.attention import packed_attention
+from rlt.nn.embedding import PatchEmbedding
+from rlt.packing import pack
+from rlt.structures import PackedTokens, Segments
+from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD, tokenize_batch
+
+TUBELET_SIZE = 2
+
+
+def tokenize_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
+    """Frames -> kept patches: "reference" in float32, "rlt" ours, "copy" only copies the bytes that must be read."""
+    frames = read_frames(settings).to(settings.device)
+    _, mask = reference_tokenize(frames, threshold=settings.threshold)
+    tokens = tokenize_batch(frames, threshold=settings.threshold)
+    differing = sum(int((clip.mask() != mask_clip).sum()) for clip, mask_clip in zip(tokens, mask, strict=True))
+    kept = share_kept(pack(tokens))
+    last, first = frames[:, 2 * TUBELET_SIZE - 1 :: TUBELET_SIZE], frames[:, :-TUBELET_SIZE:TUBELET_SIZE]
+    patches = pack(tokens).patches
+    works = [
+        Work("reference", lambda: reference_tokenize(frames, threshold=settings.threshold), kept),
+        Work("rlt", lambda: tokenize_batch(frames, threshold=settings.threshold), kept),
+        Work("copy", lambda: (last.clone(), first.clone(), patches.clone()), kept),
+    ]
+    arms = rounds.measure(works, settings.rounds or 15, settings.device)
+    extra = {"mask_entries_that_differ": differing, "rlt_over_copy": arms[1].timing.over(arms[2].timing)}
+    return BenchmarkResult("tokenize", settings, arms, "reference", extra)
+
+
+def embed_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
+    """Kept patches -> [tokens, width]: `Conv3d` on normalised patches ("reference") beside `PatchEmbedding` ("rlt")."""
+    frames = read_frames(settings).to(settings.device)
+    patches_float, _ = reference_tokenize(frames, threshold=settings.threshold)
+    patches_float = patches_float.to(settings.dtype)
+    packed = packed_by("rlt", frames, settings)
+    width = create_model(settings.model).config.width
+    embedding = PatchEmbedding(width, tubelet_size=2, patch_size=16, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    convolution = nn.Conv3d(3, width, (2, 16, 16), (2, 16, 16))
+    with torch.no_grad():
+        convolution.weight.copy_(embedding.weight.unflatten(1, (2, 16, 16, 3)).permute(0, 4, 1, 2, 3))
+        convolution.bias.copy_(embedding.bias)  # type: ignore[union-attr]
+    embedding.to(settings.device, settings.dtype)
+    convolution.to(settings.device, settings.dtype)
+    with torch.no_grad():
+        error = (convolution(patches_float).flatten(1) - embedding(packed.patches)).abs().max()
+    flops = 2 * packed.num_tokens * packed.patches.shape[1] * width
+    works = [
+        Work("reference", lambda: convolution(patches_float).flatten(1), share_kept(packed), flops),
+        Work("rlt", lambda: embedding(packed.patches), share_kept(packed), flops),
+    ]
+    arms = rounds.measure(works, settings.rounds or 9, settings.device)
+    return BenchmarkResult("embed", settings, arms, "reference", {"largest_difference": float(error)})
+
+
+def attention_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
+    """Queries, keys, values -> mixed values at the token counts of real clips, forward, and forward with backward.
+
+    "dense" and "rlt" run our packed attention, "padded" pads to the longest clip, "block_mask" runs one softmax over
+    all tokens with a block-diagonal mask. The values are random: only counts matter to the time.
+    """
+    frames = read_frames(settings)
+    config = create_model(settings.model).config
+    shape = (config.num_heads, config.width // config.num_heads)
+    dense, rlt = packed_by("none", frames, settings), packed_by("rlt", frames, settings)
+    ways: dict[str, tuple[Callable[..., Tensor], PackedTokens]] = {
+        "dense": (packed_attention, dense),
+        "rlt": (packed_attention, rlt),
+        "padded": (padded_attention, rlt),
+        "block_mask": (block_mask_attention, rlt),
+    }
+    arms = []
+    for gradients in (False, True):
+        works = []
+        for name, (attend, packed) in ways.items():
+            qkv = _random_qkv(packed.num_tokens, shape, settings, gradients=gradients)
+            flops = sum(4 * length**2 * config.width for length in packed.segments.lengths)
+            run = partial(_attend, attend, qkv, packed.segments, gradients=gradients)
+            details: dict[str, object] = {"pass": "forward and backward" if gradients else "forward"}
+            # The backward pass is five matrix products of this size beside the two of the forward pass.
+            works.append(Work(name, run, share_kept(packed), flops * 7 // 2 if gradients else flops, details))
+        arms += rounds.measure(works, settings.rounds or 5, settings.device, gradients=gradients)
+    return BenchmarkResult("attention", settings, arms)
+
+
+def _random_qkv(
+    num_tokens: int, shape: tuple[int, int], settings: BenchmarkSettings, *, gradients: bool
+) -> tuple[Tensor, ...]:
+    qkv = torch.randn(num_tokens, 3, *shape, generator=torch.Generator().manual_seed(0))
+    return tuple(x.to(settings.device, settings.dtype).requires_grad_(gradients) for x in qkv.unbind(1))
+
+
+def _attend(attend: Callable[..., Tensor], qkv: tuple[Tensor, ...], segments: Segments, *, gradients: bool) -> None:
+    output = attend(*qkv, segments)
+    if gradients:
+        torch.autograd.grad(output, qkv, torch.ones_like(output))

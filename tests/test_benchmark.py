@@ -1,0 +1,199 @@
+"""The benchmark suites on real clips and a small network: the work is right, times are not judged."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+
+import oracles
+import rlt
+from rlt import assets
+from rlt.benchmark import SUITES, BenchmarkSettings, run_suite
+from rlt.benchmark.decoders import decoders
+from rlt.benchmark.harness import Rounds, Work, packed_by, read_frames
+from rlt.benchmark.padded import block_mask_attention, padded_attention, padded_logits
+from rlt.benchmark.reference import reference_tokenize
+from rlt.errors import InvalidArgumentError
+from rlt.measure import peak_memory_bytes
+
+VIDEOS = (assets.path("traffic.mp4"), assets.path("animation.mp4"))
+SMALL = BenchmarkSettings(VIDEOS, model="vit_tiny", clips=2, num_frames=8, size=64, rounds=2)
+
+
+@lru_cache
+def measured(suite: str) -> dict[str, Any]:
+    numbers: dict[str, Any] = json.loads(json.dumps(run_suite(suite, SMALL).to_json(), allow_nan=False))
+    return numbers
+
+
+def arms_by_name(suite: str) -> dict[str, Any]:
+    return {arm["name"]: arm for arm in measured(suite)["arms"]}
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_suite_leaves_the_promised_numbers(suite: str) -> None:
+    numbers = measured(suite)
+    assert numbers["suite"] == suite
+    assert numbers["machine"]["processor"]
+    assert numbers["settings"]["dtype"] == "float32"
+    for arm in numbers["arms"]:
+        assert arm["seconds_spread"][0] <= arm["seconds_median"] <= arm["seconds_spread"][1]
+        assert 0 < arm["tokens_kept"] <= 1
+        assert {"flops", "peak_memory_bytes", "speedup"} <= set(arm)
+
+
+@pytest.mark.parametrize("suite", ["forward", "train-step"])
+def test_networks_run_beside_their_peers_at_the_same_count_or_cost(suite: str) -> None:
+    arms, numbers = arms_by_name(suite), measured(suite)
+    assert {"dense", "rlt", "random", "tome", "padded", "ideal"} <= set(arms)
+    assert arms["rlt"]["tokens_kept"] == arms["random"]["tokens_kept"] < 1
+    assert arms["dense"]["tokens_kept"] == arms["tome"]["tokens_kept"] == 1
+    assert arms["tome"]["flops"] == pytest.approx(arms["rlt"]["flops"], rel=0.1)
+    assert arms["padded"]["flops"] >= arms["rlt"]["flops"]
+    assert numbers["flop_ratio"] == arms["rlt"]["flops"] / arms["dense"]["flops"] < 1
+    assert arms["ideal"]["seconds_median"] == pytest.approx(arms["dense"]["seconds_median"] * numbers["flop_ratio"])
+    assert arms["dense"]["runs"] in ("dense_packed", "dense_clip_by_clip")
+
+
+def test_stages_do_the_same_work_as_the_reference() -> None:
+    assert measured("tokenize")["mask_entries_that_differ"] == 0
+    tokenize = arms_by_name("tokenize")
+    assert tokenize["reference"]["tokens_kept"] == tokenize["rlt"]["tokens_kept"]
+    assert measured("embed")["largest_difference"] < 1e-4
+
+
+def test_attention_is_timed_forward_and_backward() -> None:
+    passes = {(arm["name"], arm["pass"]) for arm in measured("attention")["arms"]}
+    assert passes == {
+        (name, direction)
+        for name in ("dense", "rlt", "padded", "block_mask")
+        for direction in ("forward", "forward and backward")
+    }
+
+
+def test_decoders_are_compared_file_by_file() -> None:
+    arms = measured("decode")["arms"]
+    assert {arm["video"] for arm in arms} == {path.name for path in VIDEOS}
+    assert {"pyav", "pyav_threads"} <= {arm["name"] for arm in arms}
+    assert all(arm["speedup"] == 1 for arm in arms if arm["name"] == "pyav")
+    assert set(measured("decode")["clips_per_second_per_core"]) == {path.name for path in VIDEOS}
+
+
+@pytest.mark.parametrize("name", ["pyav_threads", "torchcodec", "opencv"])
+def test_decoders_read_the_same_frames(name: str) -> None:
+    found = decoders(SMALL)
+    if name not in found:
+        pytest.skip(f"{name} is not installed")
+    ours, theirs = (found[decoder](VIDEOS[0]).float() for decoder in ("pyav", name))
+    assert theirs.shape == ours.shape == (8, 64, 64, 3)
+    assert float((ours - theirs).abs().mean()) < 4  # scalers differ; a neighbouring frame would differ as much as below
+    assert float((ours[:-1] - ours[1:]).abs().mean()) > 0
+
+
+def test_end_to_end_is_held_to_the_forward_pass() -> None:
+    numbers, arms = measured("end-to-end"), arms_by_name("end-to-end")
+    assert {"dense", "rlt", "reference", "forward_dense", "forward_rlt"} == set(arms)
+    assert numbers["end_to_end_over_forward"] == pytest.approx(
+        numbers["speedup_end_to_end"] / numbers["speedup_forward"]
+    )
+
+
+def test_frames_grow_by_doubling_on_every_video() -> None:
+    arms = measured("frames")["arms"]
+    assert {arm["frames"] for arm in arms} == {16, 32, 64}
+    dense = {arm["frames"]: arm["flops"] for arm in arms if arm["name"] == "dense" and arm["video"] == "traffic.mp4"}
+    assert dense[64] > 4 * dense[16]  # attention grows faster than the frames
+    assert all(arm["speedup"] is None for arm in arms if arm["video"] == "all")
+    memory = {arm["name"]: arm["peak_memory_bytes"] for arm in arms if arm["frames"] == 64}
+    assert memory["rlt"] < memory["dense"]
+
+
+def test_the_reference_finds_the_same_patches() -> None:
+    clip = rlt.read_clip(assets.path("traffic.mp4"), size=96)
+    patches, mask = reference_tokenize(clip.frames[None])
+    tokens = rlt.tokenize(clip)
+    assert torch.equal(mask[0], tokens.mask())
+    pixels = tokens.patches.view(-1, 2, 16, 16, 3).permute(0, 4, 1, 2, 3).float() / 255
+    mean, std = (torch.tensor(x).view(3, 1, 1, 1) for x in (rlt.tokens.IMAGENET_MEAN, rlt.tokens.IMAGENET_STD))
+    torch.testing.assert_close(patches, (pixels - mean) / std)
+
+
+def test_the_padded_network_gives_the_same_logits() -> None:
+    frames = read_frames(SMALL)
+    packed = packed_by("rlt", frames, SMALL)
+    assert len(set(packed.segments.lengths)) == 2
+    model = rlt.create_model("vit_tiny").double()
+    with torch.inference_mode():
+        torch.testing.assert_close(padded_logits(model, packed), model(packed))
+
+
+@pytest.mark.parametrize("attend", [padded_attention, block_mask_attention])
+def test_other_ways_to_attend_equal_the_naive_twin(attend: Any) -> None:
+    lengths = (1, 7, 3)
+    q, k, v = torch.randn(3, sum(lengths), 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    result = attend(q, k, v, rlt.Segments.from_lengths(lengths))
+    torch.testing.assert_close(result, oracles.padded_attention(q, k, v, lengths))
+
+
+def test_peak_memory_counts_what_is_alive_at_once() -> None:
+    def work() -> None:
+        first = torch.empty(1000, 1000)
+        second = torch.empty(2000, 1000)
+        del first
+        third = torch.empty(500, 1000)
+        del second, third
+
+    assert peak_memory_bytes(work) == 12_000_000
+    assert peak_memory_bytes(lambda: None) == 0
+
+
+def test_rounds_run_every_work_once_more_than_counted() -> None:
+    runs: list[str] = []
+    told: list[tuple[int, int, str]] = []
+    works = [Work(name, lambda name=name: runs.append(name)) for name in ("a", "b")]  # type: ignore[misc]
+    arms = Rounds(lambda *what: told.append(what)).measure(works, 2, "cpu")
+    assert runs == ["a", "b", "a", "b", "a", "b"]
+    assert [len(arm.timing.seconds) for arm in arms] == [2, 2]
+    assert told[-1][:2] == (6, 6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("suite", SUITES)
+def test_suites_run_on_cuda_in_bfloat16(suite: str) -> None:
+    settings = BenchmarkSettings(
+        VIDEOS, model="vit_tiny", clips=2, size=64, rounds=1, device="cuda", dtype=torch.bfloat16
+    )
+    assert run_suite(suite, settings).to_json()["machine"]["driver"]  # type: ignore[index]
+
+
+def test_bfloat16_runs_on_the_cpu() -> None:
+    settings = BenchmarkSettings(VIDEOS, model="vit_tiny", clips=2, size=64, rounds=1, dtype=torch.bfloat16)
+    for suite in ("embed", "attention", "forward", "train-step", "end-to-end"):
+        assert run_suite(suite, settings).to_json()["settings"]["dtype"] == "bfloat16"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("suite", "settings", "message"),
+    [
+        ("speed", BenchmarkSettings(VIDEOS), "suite is 'speed'; allowed are tokenize, embed, attention, forward"),
+        ("tokenize", BenchmarkSettings(()), "no videos"),
+        ("decode", BenchmarkSettings(()), "no videos"),
+        ("end-to-end", BenchmarkSettings(()), "no videos"),
+        ("frames", BenchmarkSettings(()), "no videos"),
+        ("forward", BenchmarkSettings(VIDEOS, clips=0), "clips is 0; at least 1 is needed"),
+        ("forward", BenchmarkSettings(VIDEOS, dtype=torch.float64), "dtype is torch.float64; allowed are"),
+    ],
+)
+def test_bad_settings_are_named(suite: str, settings: BenchmarkSettings, message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        run_suite(suite, settings)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_told() -> None:
+    with pytest.raises(InvalidArgumentError, match="device is 'cuda', but torch sees no GPU; use --device cpu"):
+        run_suite("forward", BenchmarkSettings(VIDEOS, device="cuda"))
