@@ -15,6 +15,7 @@ from rlt import assets
 from rlt.benchmark import SUITES, BenchmarkSettings, run_suite
 from rlt.benchmark.decoders import decoders
 from rlt.benchmark.harness import Rounds, Work, packed_by, read_frames
+from rlt.benchmark.masks import difference_ways
 from rlt.benchmark.padded import block_mask_attention, padded_attention, padded_logits
 from rlt.benchmark.reference import reference_tokenize
 from rlt.errors import InvalidArgumentError
@@ -81,6 +82,15 @@ def test_decoders_are_compared_file_by_file() -> None:
     assert {"pyav", "pyav_threads"} <= {arm["name"] for arm in arms}
     assert all(arm["speedup"] == 1 for arm in arms if arm["name"] == "pyav")
     assert set(measured("decode")["clips_per_second_per_core"]) == {path.name for path in VIDEOS}
+
+
+@pytest.mark.parametrize("name", ["rlt", "compiled", "numba"])
+def test_every_way_to_sum_differences_gives_the_same_integers(name: str) -> None:
+    ways = difference_ways()
+    if name not in ways:
+        pytest.skip(f"{name} cannot run here")
+    frames = read_frames(SMALL)
+    assert torch.equal(ways[name](frames), ways["int16"](frames))
 
 
 @pytest.mark.parametrize("name", ["pyav_threads", "torchcodec", "opencv"])

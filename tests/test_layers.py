@@ -29,7 +29,7 @@ LAYERS = [
     {"cli"},
 ]
 """From low to high. A module may import its own layer and those before it."""
-OPTIONAL = ("matplotlib", "PIL", "torchcodec", "transformers", "kornia", "pyarrow", "wandb", "hydra")
+OPTIONAL = ("matplotlib", "PIL", "torchcodec", "transformers", "kornia", "pyarrow", "wandb", "hydra", "cv2", "numba")
 
 
 def imports(path: Path) -> set[str]:

@@ -122,7 +122,7 @@ def token_differences(
     values_per_token = 3 * patch_size**2
     # One clip at a time: its differences fit into the cache, which is worth a factor of six.
     for clip, differences_clip in zip(frames, differences, strict=True):
-        sums = _patch_difference_sums(clip, tubelet_size, patch_size)
+        sums = difference_sums(clip, tubelet_size, patch_size)
         torch.div((sums / scale).sum(-1), values_per_token, out=differences_clip)
     return differences
 
@@ -267,7 +267,7 @@ def check_threshold(threshold: float) -> None:
         raise InvalidArgumentError(f"threshold is {threshold}; 0 or more is needed (0.1 is the paper's)")
 
 
-def _patch_difference_sums(clip: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
+def difference_sums(clip: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
     """Sum of absolute differences per patch and channel: uint8 [T, H, W, 3] -> int64 [T' - 1, H', W', 3]."""
     last = clip[2 * tubelet_size - 1 :: tubelet_size]
     first = clip[:-tubelet_size:tubelet_size]

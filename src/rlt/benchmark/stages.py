@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, packed_by, read_frames, share_kept
+from rlt.benchmark.masks import difference_ways
 from rlt.benchmark.padded import block_mask_attention, padded_attention
 from rlt.benchmark.reference import reference_tokenize
 from rlt.models import create_model
@@ -25,7 +26,10 @@ TUBELET_SIZE = 2
 
 
 def tokenize_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
-    """Frames -> kept patches: "reference" in float32, "rlt" ours, "copy" only copies the bytes that must be read."""
+    """Frames -> kept patches: "reference" in float32, "rlt" ours, "copy" only copies the bytes that must be read.
+
+    On the CPU also the sums of differences alone ("differences_..."), in every way of `rlt.benchmark.masks`.
+    """
     frames = read_frames(settings).to(settings.device)
     _, mask = reference_tokenize(frames, threshold=settings.threshold)
     tokens = tokenize_batch(frames, threshold=settings.threshold)
@@ -38,6 +42,8 @@ def tokenize_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResu
         Work("rlt", lambda: tokenize_batch(frames, threshold=settings.threshold), kept),
         Work("copy", lambda: (last.clone(), first.clone(), patches.clone()), kept),
     ]
+    if settings.device == "cpu":
+        works += [Work(f"differences_{name}", partial(sums, frames)) for name, sums in difference_ways().items()]
     arms = rounds.measure(works, settings.rounds or 15, settings.device)
     extra = {"mask_entries_that_differ": differing, "rlt_over_copy": arms[1].timing.over(arms[2].timing)}
     return BenchmarkResult("tokenize", settings, arms, "reference", extra)
