@@ -21,7 +21,8 @@ from PIL import Image
 
 import oracles
 import rlt
-from rlt.errors import InvalidArgumentError, MissingDependencyError, VideoError
+from rlt import assets
+from rlt.errors import InvalidArgumentError, MissingDependencyError, TruncatedVideoWarning, VideoError
 from rlt.inspection import FILES, InspectReport, entry, inspect_video, progress_bar, sampled_starts
 from rlt.inspection.charts import draw_run_lengths, draw_tokens_against_threshold, draw_tokens_over_time
 from rlt.inspection.contact_sheet import frame_position, shown_steps, write_contact_sheet
@@ -560,3 +561,14 @@ def test_bytes_and_open_files(video: Path, tmp_path: Path) -> None:
     assert report.tokens_kept == 0.5
     with video.open("rb") as file:
         assert inspect_video(file, tmp_path / "file", **CLIP).tokens_kept == 0.5
+
+
+@pytest.mark.parametrize("share", [0.45, 0.6, 0.9])
+def test_a_short_file_that_is_cut_off_is_drawn_up_to_the_cut(tmp_path: Path, share: float) -> None:
+    whole = assets.path("traffic.mp4").read_bytes()
+    source = tmp_path / "cut.mp4"
+    source.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.warns(TruncatedVideoWarning, match="cut off"):
+        report = inspect_video(source, tmp_path / "out", size=64)
+    assert 0 < report.overlay.num_frames <= report.scan.clips[-1].end * 12.5 / 4 + 1
+    assert all(path.stat().st_size > 0 for path in report.paths.values())

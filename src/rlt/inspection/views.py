@@ -148,7 +148,9 @@ def window_starts(info: VideoInfo, settings: ClipSettings, scan: ScanResult, max
     before = min(max(num_clips - after, 0), int(begin / seconds_per_clip + 1e-6))
     first = max(begin - before * seconds_per_clip, 0.0)
     starts = [first + index * seconds_per_clip for index in range(num_clips)]
-    return [start for start in starts if start <= end]
+    # A file that is cut off has no frames to repeat at its end: only clips that lie before the cut can be read.
+    needed = (settings.num_frames - 1) * settings.frame_stride / info.fps - 1e-6 if info.truncated else 0.0
+    return [start for start in starts if start + needed <= end]
 
 
 def _read(source: Source, settings: ClipSettings, size: Size, start: float, num_clips: int) -> Clip:
