@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import oracles
 from rlt.errors import InvalidArgumentError
+from rlt.nn._clip_kernel import attention_per_clip
 from rlt.nn.attention import choose_backend, packed_attention
+from rlt.nn.blocks import Block
 from rlt.structures import Segments
 
 MIXED = [(5,), (1, 7, 3), (4, 4, 4), (1, 1, 30, 2)]
@@ -72,3 +76,67 @@ def test_varlen_equals_the_naive_twin_with_gradients(lengths: tuple[int, ...], d
     for x, y in zip(ours, theirs, strict=True):
         assert x.grad is not None
         torch.testing.assert_close(x.grad.double().cpu(), y.grad, atol=5e-2, rtol=5e-2)
+
+
+@pytest.mark.parametrize("lengths", MIXED)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
+def test_every_precision_equals_the_naive_twin(lengths: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
+    ours = [x.detach().to(dtype).requires_grad_() for x in random_qkv(lengths)]
+    theirs = [x.detach().double().requires_grad_() for x in ours]
+    fast = packed_attention(*ours, Segments.from_lengths(lengths))
+    naive = oracles.padded_attention(*theirs, lengths)
+    assert fast.dtype == dtype
+    torch.testing.assert_close(fast.double(), naive, atol=tolerance, rtol=tolerance)
+    fast.double().square().sum().backward()
+    naive.square().sum().backward()
+    for x, y in zip(ours, theirs, strict=True):
+        assert x.grad is not None
+        torch.testing.assert_close(x.grad.double(), y.grad, atol=tolerance, rtol=tolerance)
+
+
+def test_views_of_one_projection_need_no_copies_to_be_right() -> None:
+    lengths = (3, 1, 6)
+    qkv = torch.randn(10, 3, 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    fast = packed_attention(*qkv.unbind(1), Segments.from_lengths(lengths))
+    naive = oracles.padded_attention(*qkv.unbind(1), lengths)
+    torch.testing.assert_close(fast, naive)
+    ours, theirs = (torch.autograd.grad(x.square().sum(), qkv)[0] for x in (fast, naive))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_gradients_of_some_inputs_alone() -> None:
+    q, k, v = (x.detach() for x in random_qkv((4, 2)))
+    v.requires_grad_()
+    packed_attention(q, k, v, Segments.from_lengths((4, 2))).sum().backward()
+    twin = v.detach().clone().requires_grad_()
+    oracles.padded_attention(q, k, twin, (4, 2)).sum().backward()
+    torch.testing.assert_close(v.grad, twin.grad)
+    assert q.grad is None
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_the_operator_keeps_the_rules_of_custom_operators(requires_grad: bool) -> None:
+    inputs = [x.detach().float().requires_grad_(requires_grad) for x in random_qkv((5, 1, 3))]
+    torch.library.opcheck(attention_per_clip, (*inputs, Segments.from_lengths((5, 1, 3)).cu_seqlens))
+
+
+def test_autocast_and_checkpointing() -> None:
+    block = Block(24, 3, 48)
+    segments = Segments.from_lengths((4, 7))
+    x = torch.randn(11, 24, generator=torch.Generator().manual_seed(2))
+    plain = block(x, segments)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(block(x, segments), plain, atol=5e-2, rtol=5e-2)
+    again = checkpoint(block, x, segments, None, use_reentrant=False)
+    torch.testing.assert_close(again, plain)
+
+
+def test_flops_are_those_of_the_formula() -> None:
+    lengths = (5, 1, 3)
+    qkv = [x.float().detach().requires_grad_() for x in random_qkv(lengths)]
+    with FlopCounterMode(display=False) as counter:
+        output = packed_attention(*qkv, Segments.from_lengths(lengths))
+    assert counter.get_total_flops() == sum(4 * length**2 * 24 for length in lengths)
+    with FlopCounterMode(display=False) as counter:
+        output.sum().backward()
+    assert counter.get_total_flops() == sum(10 * length**2 * 24 for length in lengths)

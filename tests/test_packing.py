@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 
 import rlt
 from rlt.errors import InvalidArgumentError
+from rlt.packing import pack
+from rlt.structures import RunLengthTokens, TokenGrid
 
 
 def random_tokens(seed: int, grid: tuple[int, int, int] = (4, 2, 3), patch_size: int = 2) -> rlt.RunLengthTokens:
@@ -79,3 +83,27 @@ def test_shapes_are_printed() -> None:
     assert "1 clips" in repr(rlt.pack(tokens))
     clip = rlt.Clip(torch.zeros(2, 4, 6, 3, dtype=torch.uint8), torch.tensor([0.0, 0.5]), "a.mp4")
     assert repr(clip) == "Clip('a.mp4', 2 frames of 4x6, 0.000..0.500 s, repeated=0)"
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8),
+    max_tokens=st.integers(1, 20),
+)
+def test_chunks_hold_the_same_clips_and_no_more_tokens_than_allowed(lengths: list[int], max_tokens: int) -> None:
+    grid = TokenGrid(1, 3, 3)
+    places = torch.arange(9)
+    coords = torch.stack([torch.zeros_like(places), places // 3, places % 3], dim=1)
+    clips = [
+        RunLengthTokens(torch.full((count, 4), number, dtype=torch.uint8), coords[:count], places[:count] + 1, grid)
+        for number, count in enumerate(lengths)
+    ]
+    chunks = pack(clips).chunks(max_tokens)
+    assert all(chunk.num_tokens <= max_tokens or len(chunk) == 1 for chunk in chunks)
+    again = [clip for chunk in chunks for clip in chunk]
+    assert [len(clip) for clip in again] == lengths
+    for ours, theirs in zip(again, clips, strict=True):
+        assert torch.equal(ours.patches, theirs.patches)
+        assert torch.equal(ours.coords, theirs.coords)
+    neighbours = itertools.pairwise(chunks)
+    assert all(a.num_tokens + b.segments.lengths[0] > max_tokens for a, b in neighbours)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rlt
+from rlt import vit
 from rlt.errors import InvalidArgumentError
 from rlt.nn.embedding import PatchEmbedding
 from rlt.nn.positions import SinusoidPositions, sinusoid_table
@@ -68,6 +69,18 @@ def test_nothing_dropped_equals_the_dense_batch_with_gradients() -> None:
     expected.square().sum().backward()
     for (name, ours), theirs in zip(model.patch_embed.named_parameters(), twin.patch_embed.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, atol=2e-3, rtol=2e-3, msg=name)
+
+
+@pytest.mark.parametrize("tokens_at_once", [1, 40, 70])
+def test_large_packs_run_in_pieces_and_give_the_same_logits(
+    monkeypatch: pytest.MonkeyPatch, tokens_at_once: int
+) -> None:
+    model = tiny_model().double()
+    clips = [rlt.tokenize(video(seed), patch_size=8) for seed in range(4)]
+    whole = model(rlt.pack(clips))
+    monkeypatch.setattr(vit, "_TOKENS_AT_ONCE_ON_CPU", tokens_at_once)
+    assert len(rlt.pack(clips).chunks(tokens_at_once)) > 1
+    torch.testing.assert_close(model(rlt.pack(clips)), whole)
 
 
 def test_logits_do_not_depend_on_what_a_clip_is_packed_with() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -201,7 +201,8 @@ class Segments:
     """Where each clip begins and ends in a packed sequence. Attention never runs without one."""
 
     lengths: tuple[int, ...]
-    """Tokens per clip, each at least 1. Plain integers, so that no kernel choice waits for the device."""
+    """Tokens per clip, each at least 1. Plain integers, so that no kernel choice waits for the device. Empty only while
+    `torch.compile` traces a network, whose graph must not depend on them."""
     cu_seqlens: Tensor
     """int32 [clips + 1], offsets: 0, n0, n0 + n1, ... on the device of the tokens."""
 
@@ -220,7 +221,7 @@ class Segments:
 
     def __len__(self) -> int:
         """Number of clips."""
-        return len(self.lengths)
+        return len(self.cu_seqlens) - 1
 
     @property
     def max_length(self) -> int:
@@ -316,6 +317,30 @@ class PackedTokens:
             self.lengths.to(device, non_blocking=non_blocking),
             self.segments.to(device, non_blocking=non_blocking),
             self.grids,
+            self.tubelet_size,
+            self.patch_size,
+        )
+
+    def chunks(self, max_tokens: int) -> list[PackedTokens]:
+        """The same clips in packs of at most `max_tokens` tokens each, as views; a longer clip has one for itself."""
+        groups, room = [0], max_tokens
+        for position, length in enumerate(self.segments.lengths):
+            if length > room and position > groups[-1]:
+                groups.append(position)
+                room = max_tokens
+            room -= length
+        if len(groups) == 1:
+            return [self]
+        return [self._slice(begin, end) for begin, end in pairwise([*groups, len(self)])]
+
+    def _slice(self, begin: int, end: int) -> PackedTokens:
+        first, last = sum(self.segments.lengths[:begin]), sum(self.segments.lengths[:end])
+        return PackedTokens(
+            self.patches[first:last],
+            self.coords[first:last],
+            self.lengths[first:last],
+            Segments.from_lengths(self.segments.lengths[begin:end], device=self.device),
+            self.grids[begin:end],
             self.tubelet_size,
             self.patch_size,
         )

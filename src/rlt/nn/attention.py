@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from rlt.errors import InvalidArgumentError
+from rlt.nn._clip_kernel import attention_per_clip
 from rlt.structures import Segments
 
 Backend = Literal["sdpa", "varlen"]
@@ -44,10 +45,14 @@ def packed_attention(
         InvalidArgumentError: for an unknown back end, one that cannot run these tensors, or segments that hold
             another number of tokens.
     """
-    if len(q_THK) != segments.num_tokens:
+    # While a graph is traced there are no lengths to check; eager code has checked them before.
+    if segments.lengths and len(q_THK) != segments.num_tokens:
         raise InvalidArgumentError(f"{len(q_THK)} tokens, but the segments hold {segments.num_tokens}")
     chosen = backend or choose_backend(q_THK.device, q_THK.dtype)
     if chosen == "sdpa":
+        if q_THK.device.type == "cpu":
+            output_THK: Tensor = attention_per_clip(q_THK, k_THK, v_THK, segments.cu_seqlens)[0]
+            return output_THK
         return _sdpa_per_clip(q_THK, k_THK, v_THK, segments)
     if chosen != "varlen":
         raise InvalidArgumentError(f"attention back end is {chosen!r}; allowed are {', '.join(get_args(Backend))}")
@@ -74,7 +79,8 @@ def _sdpa_per_clip(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segmen
 
 
 def _varlen(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
-    longest = segments.max_length
+    # The longest clip only bounds the kernel's grid, so that the number of tokens serves where no lengths are known.
+    longest = segments.max_length if segments.lengths else len(q_THK)
     output = varlen_attn(q_THK, k_THK, v_THK, segments.cu_seqlens, segments.cu_seqlens, longest, longest)
     assert isinstance(output, Tensor)  # a tuple comes back only where auxiliary outputs are asked for
     return output

@@ -98,4 +98,10 @@ class Block(nn.Module):
 
 def mean_per_clip(x_TD: Tensor, segments: Segments) -> Tensor:
     """Mean of the tokens of each clip: [T, D] -> [clips, D]."""
-    return torch.stack([x_nD.mean(0) for x_nD in x_TD.split(segments.lengths)])
+    if segments.lengths:
+        return torch.stack([x_nD.mean(0) for x_nD in x_TD.split(segments.lengths)])
+    # In a traced graph, which must not depend on the lengths.
+    lengths_B = segments.cu_seqlens.diff()
+    clip_T = torch.arange(len(segments), device=x_TD.device).repeat_interleave(lengths_B, output_size=len(x_TD))
+    sums_BD = x_TD.new_zeros(len(segments), x_TD.shape[1], dtype=torch.float32).index_add(0, clip_T, x_TD.float())
+    return (sums_BD / lengths_B[:, None]).to(x_TD.dtype)

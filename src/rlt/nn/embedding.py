@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,29 +42,29 @@ class PatchEmbedding(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
         nn.init.trunc_normal_(self.weight, std=0.02)
         self.mean, self.std, self.pixels = mean, std, pixels
+        self._folding: tuple[Tensor, Tensor] | None = None
 
     def forward(self, patches: Tensor) -> Tensor:
         """Embed uint8 pixels, or float patches that are normalised already: [tokens, values] -> [tokens, width]."""
         if patches.dtype != torch.uint8:
             return F.linear(patches.to(self.weight.dtype), self.weight, self.bias)
-        scale, offset = _folding(self.mean, self.std, self.pixels, self.weight.device)
+        scale, offset = self.folding()
         weight = self.weight.float()
         folded_weight = (weight * scale).to(self.weight.dtype)
         folded_bias = (self.bias.float() + (weight * offset).sum(1)).to(self.bias.dtype)
         return F.linear(patches.to(self.weight.dtype).sub_(_PIXEL_CENTER), folded_weight, folded_bias)
 
+    def folding(self) -> tuple[Tensor, Tensor]:
+        """Scale and offset of each value of a patch: normalised = (pixel - center) * scale + offset.
 
-@lru_cache(maxsize=16)
-def _folding(
-    mean: tuple[float, float, float], std: tuple[float, float, float], pixels: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Scale and offset of each value of a patch, so that normalised = (pixel - center) * scale + offset.
-
-    Kept apart from the module's buffers, because `model.bfloat16()` would round them.
-    """
-    with torch.inference_mode(mode=False):  # the first caller may be in inference mode, a later one may train
-        std_3 = torch.tensor(std, dtype=torch.float64)
-        scale_3 = 1 / (255 * std_3)
-        offset_3 = (_PIXEL_CENTER / 255 - torch.tensor(mean, dtype=torch.float64)) / std_3
-        scale, offset = (values_3.repeat(pixels).float().to(device) for values_3 in (scale_3, offset_3))
-    return scale, offset
+        float32 [values] each, on the device of the weights. Made once and kept apart from the module's buffers,
+        because `model.bfloat16()` would round them.
+        """
+        if self._folding is None or self._folding[0].device != self.weight.device:
+            with torch.inference_mode(mode=False):  # the first caller may be in inference mode, a later one may train
+                std_3 = torch.tensor(self.std, dtype=torch.float64)
+                scale_3 = 1 / (255 * std_3)
+                offset_3 = (_PIXEL_CENTER / 255 - torch.tensor(self.mean, dtype=torch.float64)) / std_3
+                scale, offset = (x_3.repeat(self.pixels).float().to(self.weight.device) for x_3 in (scale_3, offset_3))
+            self._folding = (scale, offset)
+        return self._folding

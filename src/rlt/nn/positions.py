@@ -45,7 +45,11 @@ class SinusoidPositions(nn.Module):
         Returns:
             float [tokens, width].
         """
+        self.grow(num_positions)
+        return self.table.index_select(0, place)
+
+    def grow(self, num_positions: int) -> None:
+        """Extend the table to at least `num_positions` rows."""
         if num_positions > len(self.table):
             with torch.inference_mode(mode=False):
                 self.table = sinusoid_table(num_positions, self.width).to(self.table)
-        return self.table.index_select(0, place)

@@ -94,7 +94,7 @@ class TrainerConfig:
     log_every: int = 10
     """Steps between log entries."""
     compile: bool = False
-    """Compile the blocks with `torch.compile`."""
+    """Compile the network with `torch.compile`: one graph for any token counts."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
     ema_decay: float | None = None

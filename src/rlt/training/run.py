@@ -109,8 +109,7 @@ def train(
     timer = Timer(verbose=False)
     trainer = _make_trainer(config, total_steps, [timer], progress)
     if config.trainer.compile:
-        for block in model.blocks:
-            block.compile(dynamic=True)
+        model.compile_network()
     with warnings.catch_warnings():
         for message in _QUIET:
             warnings.filterwarnings("ignore", message)

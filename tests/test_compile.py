@@ -1,0 +1,121 @@
+"""`VisionTransformer.compile_network`: one graph for any token counts, the outputs and gradients of eager."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import rlt
+from rlt.structures import PackedTokens, RunLengthTokens, TokenGrid
+
+GRID = TokenGrid(4, 4, 4)
+
+
+def tiny(**changes: object) -> rlt.VisionTransformer:
+    config = rlt.ViTConfig(width=24, depth=2, num_heads=2, mlp_width=48, num_classes=5, num_frames=8, image_size=64)
+    torch.manual_seed(0)
+    return rlt.VisionTransformer(config.replace(**changes)).eval()
+
+
+def random_pack(seed: int, num_clips: int, most: int = 64) -> PackedTokens:
+    """Clips of random token counts, now and then of one token."""
+    generator = torch.Generator().manual_seed(seed)
+    clips = []
+    for _ in range(num_clips):
+        count = int(torch.randint(1, most, (1,), generator=generator))
+        place = torch.randperm(GRID.num_tokens, generator=generator)[:count].sort().values
+        coords = torch.stack([place // 16, place // 4 % 4, place % 4], dim=1)
+        patches = torch.randint(0, 256, (count, 1536), generator=generator, dtype=torch.uint8)
+        lengths = torch.randint(1, 5, (count,), generator=generator)
+        clips.append(RunLengthTokens(patches, coords, lengths, GRID))
+    return rlt.pack(clips)
+
+
+class CountingBackend:
+    """Runs graphs as they are and counts them."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        self.graphs += 1
+        return graph.forward
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> None:
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("length_encoding", ["none", "learned"])
+def test_fifty_token_counts_need_one_graph(length_encoding: str) -> None:
+    model, counting = tiny(length_encoding=length_encoding), CountingBackend()
+    packs = [random_pack(seed, num_clips=2 + seed % 5) for seed in range(50)]
+    assert len({packed.num_tokens for packed in packs}) > 35
+    with torch.no_grad():
+        eager = [model(packed) for packed in packs]
+        model.compile_network(backend=counting)
+        for packed, expected in zip(packs, eager, strict=True):
+            torch.testing.assert_close(model(packed), expected, atol=1e-5, rtol=1e-4)
+    assert counting.graphs <= 2
+
+
+def test_one_clip_and_clips_of_one_token_are_right() -> None:
+    model = tiny()
+    packs = [random_pack(seed, num_clips, most) for seed, (num_clips, most) in enumerate([(1, 2), (3, 2), (1, 60)])]
+    with torch.no_grad():
+        eager = [model(packed) for packed in packs]
+        model.compile_network(backend="eager")
+        for packed, expected in zip(packs, eager, strict=True):
+            torch.testing.assert_close(model(packed), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_training_steps_give_the_gradients_of_eager(checkpointing: bool) -> None:
+    gradients = []
+    for compiled in (False, True):
+        model = tiny().train()
+        model.activation_checkpointing = checkpointing
+        if compiled:
+            model.compile_network(backend="aot_eager")
+        for seed in range(4):
+            model(random_pack(seed, num_clips=3)).square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, atol=1e-4, rtol=1e-3)
+
+
+def test_training_does_not_recompile_over_token_counts() -> None:
+    model, counting = tiny().train(), CountingBackend()
+    model.set_drop_path(0.2)
+    model.compile_network(backend=counting)
+    for seed in range(20):
+        model(random_pack(seed, num_clips=3)).sum().backward()
+    assert counting.graphs <= 2
+
+
+def test_the_default_compiler_gives_the_same_logits() -> None:
+    model = tiny()
+    packs = [random_pack(seed, num_clips=3) for seed in range(3)]
+    with torch.no_grad():
+        eager = [model(packed) for packed in packs]
+        model.compile_network()
+        try:
+            compiled = [model(packed) for packed in packs]
+        except torch._inductor.exc.InductorError as error:
+            pytest.skip(f"no C++ compiler that works: {error}")
+    for ours, expected in zip(compiled, eager, strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_weights_keep_their_names() -> None:
+    model = tiny()
+    names = set(model.state_dict())
+    model.compile_network(backend="eager")
+    model(random_pack(0, num_clips=2))
+    assert set(model.state_dict()) == names
