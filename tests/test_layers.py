@@ -16,6 +16,7 @@ LAYERS = [
     {"sampling", "transforms", "tokens", "packing", "nn"},
     {"video", "weights"},
     {"baselines"},
+    {"adapters"},
     {"vit"},
     {"tome"},
     {"checkpoints"},
@@ -93,10 +94,12 @@ def test_public_names() -> None:
             "keep_mask",
             "list_models",
             "pack",
+            "patch",
             "read_clip",
             "run_lengths",
             "select_tokens",
             "tokenize",
+            "unpatch",
         ]
     )
     assert all(hasattr(rlt, name) for name in rlt.__all__)

@@ -7,6 +7,7 @@ logits = rlt.create_model("vit_base")(rlt.pack([tokens]))
 
 from importlib.metadata import version
 
+from rlt.adapters import patch, unpatch
 from rlt.models import create_model, list_models
 from rlt.packing import pack
 from rlt.structures import Clip, PackedTokens, RunLengthTokens, Segments, TokenGrid
@@ -28,8 +29,10 @@ __all__ = [
     "keep_mask",
     "list_models",
     "pack",
+    "patch",
     "read_clip",
     "run_lengths",
     "select_tokens",
     "tokenize",
+    "unpatch",
 ]

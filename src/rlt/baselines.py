@@ -90,7 +90,7 @@ def select(
     if config.policy == "random":
         chosen = range(len(frames)) if seeds is None else seeds
         mask = torch.stack(
-            [_random_mask(grid.num_tokens, count, seed) for count, seed in zip(counts, chosen, strict=True)]
+            [random_mask(grid.num_tokens, count, seed) for count, seed in zip(counts, chosen, strict=True)]
         ).view(-1, *grid)
         mask = mask.to(frames.device)
         lengths = torch.ones(int(mask.sum()), dtype=torch.int64, device=frames.device)
@@ -101,7 +101,8 @@ def select(
     return cut(frames, mask)
 
 
-def _random_mask(num_tokens: int, count: int, seed: int) -> Tensor:
+def random_mask(num_tokens: int, count: int, seed: int) -> Tensor:
+    """bool [num_tokens] with `count` places drawn at random, a function of `seed` alone."""
     order = torch.randperm(num_tokens, generator=torch.Generator().manual_seed(seed))
     mask = torch.zeros(num_tokens, dtype=torch.bool)
     mask[order[:count]] = True

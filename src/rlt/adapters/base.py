@@ -1,0 +1,242 @@
+"""What every adapter shares: hooks that can be undone, packed attention, and the record of the last call.
+
+Shape legend: B clips, T tokens of all clips, L tokens of a clip before dropping, D model width, H heads, K head width.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlt.adapters.options import LastForward, PatchOptions
+from rlt.adapters.selection import choose_tokens
+from rlt.errors import InvalidArgumentError, MissingDependencyError
+from rlt.nn.attention import packed_attention
+from rlt.structures import Segments
+
+ATTENTION = "rlt_packed"
+"""Our name in transformers' registry of attention functions."""
+OLDEST_TRANSFORMERS = 5
+
+
+class Adapter(abc.ABC):
+    """Runs one model on fewer tokens until it is detached.
+
+    Nothing of the model is copied and no class is changed: `forward` of some submodules is overridden on the instance,
+    so that weights, their names and saving stay as they are, and copies and pickles of the model stay patched.
+    """
+
+    model_classes: ClassVar[tuple[str, ...]]
+    """Names of the classes of models that it can patch."""
+    any_number_of_frames: ClassVar[bool] = False
+    """Whether the model takes clips of any length that is a multiple of its tubelets."""
+
+    def __init__(self, model: nn.Module, options: PatchOptions) -> None:
+        """Prepare for a model; `attach` begins."""
+        self.model: Any = model  # classes of other libraries, whose attributes no type checker knows
+        self.options = options
+        self.last: LastForward | None = None
+        self._segments: Segments | None = None
+        self._overridden: list[tuple[nn.Module, str]] = []
+        self._hook: int | None = None
+        self._attention_before = ""
+
+    def __repr__(self) -> str:
+        """What it does, in one line; the model itself would be pages."""
+        return f"{type(self).__name__}({self.options}, last={self.last})"
+
+    def attach(self) -> None:
+        """Begin: from now on the model drops tokens."""
+        register_attention()
+        self._attention_before = self.model.config._attn_implementation
+        self.model.config._attn_implementation = ATTENTION
+        for module, name, function in self.overrides():
+            if name in module.__dict__:
+                self.detach()
+                raise InvalidArgumentError(
+                    f"{type(module).__name__}.{name} is overridden on the instance already; undo that before rlt.patch"
+                )
+            module.__dict__[name] = function
+            self._overridden.append((module, name))
+        self._hook = self.model.register_forward_hook(self.finish).id
+        for module in self.attention_modules():
+            module.__dict__["rlt_adapter"] = self
+        self.model.__dict__["rlt"] = self
+
+    def detach(self) -> None:
+        """End: the model is as it was."""
+        for module, name in self._overridden:
+            del module.__dict__[name]
+        self._overridden.clear()
+        self.model._forward_hooks.pop(self._hook, None)
+        for module in self.attention_modules():
+            module.__dict__.pop("rlt_adapter", None)
+        self.model.config._attn_implementation = self._attention_before
+        self.model.__dict__.pop("rlt", None)
+
+    @contextmanager
+    def override(self, **changes: Any) -> Iterator[None]:
+        """Other options within a `with` block.
+
+        Raises:
+            InvalidArgumentError: for values out of range.
+        """
+        before = self.options
+        self.options = replace(before, **changes)
+        try:
+            yield
+        finally:
+            self.options = before
+
+    def check(self) -> None:
+        """Run a clip in which nothing changes, and see that tokens are dropped.
+
+        Raises:
+            InvalidArgumentError: if the network got as many tokens as without the patch.
+        """
+        before = self.last
+        parameter = next(self.model.parameters())
+        with torch.no_grad():
+            self.model(torch.zeros(1, *self.input_shape(), dtype=parameter.dtype, device=parameter.device))
+        seen, self.last = self.last, before
+        if seen is None or seen.share_kept >= 1:
+            raise InvalidArgumentError(
+                f"no token of a static clip was dropped with {self.options}; the patch does not engage"
+            )
+
+    @abc.abstractmethod
+    def overrides(self) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
+        """(submodule, name, what replaces it on the instance): bound methods, so that copies of the model work."""
+
+    @abc.abstractmethod
+    def attention_modules(self) -> list[nn.Module]:
+        """The modules that call transformers' attention function."""
+
+    @abc.abstractmethod
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """(frames, channels, height, width) that the model is made for."""
+
+    @abc.abstractmethod
+    def fill(self, x_TD: Tensor) -> Tensor:
+        """Outputs of all kept tokens -> [B, tokens of an unpatched clip, D]: each place has the token that stands for
+        it."""
+
+    def select(self, pixel_values: Tensor, *, tubelet_size: int, patch_size: int) -> tuple[Tensor, LastForward]:
+        """Choose tokens and gather their pixels.
+
+        Args:
+            pixel_values: normalised float, or uint8, [B, frames, C, H, W].
+            tubelet_size: frames per token.
+            patch_size: height and width of a token in pixels.
+
+        Returns:
+            float [T, C * tubelet * patch * patch] in the order of a Conv3d kernel, and the record of the call.
+
+        Raises:
+            InvalidArgumentError: if the clip has another size than the model is made for.
+        """
+        expected = self.input_shape()
+        given = tuple(pixel_values.shape[1:])
+        if self.any_number_of_frames and given and given[0] and given[0] % tubelet_size == 0:
+            expected = (given[0], *expected[1:])
+        if pixel_values.ndim != 5 or given != expected:
+            raise InvalidArgumentError(
+                f"pixel_values has shape {list(pixel_values.shape)}; the model needs [clips, frames, channels, height, "
+                f"width] = [B, {', '.join(map(str, expected))}]"
+            )
+        if pixel_values.dtype == torch.uint8:
+            pixel_values = self._normalise(pixel_values)
+        mask = choose_tokens(pixel_values, self.options, tubelet_size=tubelet_size, patch_size=patch_size)
+        patches = pixel_values.unflatten(4, (-1, patch_size)).unflatten(3, (-1, patch_size))
+        patches = patches.unflatten(1, (-1, tubelet_size)).permute(0, 1, 4, 6, 3, 2, 5, 7)
+        self.last = LastForward(mask)
+        return patches[mask].flatten(1), self.last
+
+    def finish(self, _module: nn.Module, _inputs: object, output: Any) -> Any:
+        """Put hidden states back on the full grid, where that is asked for; otherwise they stay packed, [1, T, D]."""
+        states = getattr(output, "hidden_states", None)
+        if states is not None and self.options.expand == "fill":
+            tokens = self.segments.num_tokens
+            output.hidden_states = tuple(
+                self.fill(state[0]) if tuple(state.shape[:2]) == (1, tokens) else state for state in states
+            )
+        return output
+
+    def begin(self, lengths: tuple[int, ...], device: torch.device) -> None:
+        """Tell attention where each clip begins and ends in the sequence that follows."""
+        self._segments = Segments.from_lengths(lengths, device=device)
+
+    @property
+    def segments(self) -> Segments:
+        """Where each clip begins and ends in the packed sequence of this call."""
+        assert self._segments is not None, "the embeddings come before the attention"
+        return self._segments
+
+    def _normalise(self, frames: Tensor) -> Tensor:
+        dtype = next(self.model.parameters()).dtype
+        mean, std = (
+            torch.tensor(values, device=frames.device).view(3, 1, 1)
+            for values in (self.options.pixel_mean, self.options.pixel_std)
+        )
+        return ((frames.float() / 255 - mean) / std).to(dtype)
+
+
+def rlt_packed(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """transformers' attention function for packed clips: [1, H, T, K] -> [1, T, H, K], and no attention weights.
+
+    Modules of a patched model that work on whole clips, such as a pooler, get `scaled_dot_product_attention`.
+
+    Raises:
+        InvalidArgumentError: for a mask, dropout or scaling, which packed attention does not have.
+    """
+    adapter: Adapter | None = module.__dict__.get("rlt_adapter")
+    if adapter is None:
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
+        )
+        return mixed.transpose(1, 2).contiguous(), None
+    usual = query.shape[-1] ** -0.5
+    if attention_mask is not None or dropout or (scaling is not None and abs(scaling - usual) > 1e-6):
+        raise InvalidArgumentError(
+            f"attention with mask={attention_mask is not None}, dropout={dropout}, scaling={scaling} cannot be packed; "
+            "set attention_probs_dropout_prob=0 in the model's configuration, or unpatch it"
+        )
+    q_THK, k_THK, v_THK = (x[0].transpose(0, 1) for x in (query, key, value))
+    return packed_attention(q_THK, k_THK, v_THK, adapter.segments)[None], None
+
+
+def register_attention() -> None:
+    """Make `rlt_packed` known to transformers. The only place that imports it.
+
+    Raises:
+        MissingDependencyError: if it is not installed or too old.
+    """
+    try:
+        from transformers import AttentionInterface
+    except ImportError as error:
+        raise MissingDependencyError(
+            f'rlt.patch needs transformers {OLDEST_TRANSFORMERS} or newer; install it with: pip install "rlt[hf]"'
+        ) from error
+    if int(version("transformers").split(".")[0]) < OLDEST_TRANSFORMERS:
+        raise MissingDependencyError(
+            f"transformers is {version('transformers')}; rlt.patch needs {OLDEST_TRANSFORMERS} or newer: "
+            'pip install --upgrade "rlt[hf]"'
+        )
+    AttentionInterface.register(ATTENTION, rlt_packed)

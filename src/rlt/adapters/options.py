@@ -1,0 +1,100 @@
+"""What users ask of a patched model, and what it tells them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from rlt.errors import InvalidArgumentError
+from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD, check_threshold
+
+Policy = Literal["rlt", "none", "random"]
+
+
+@dataclass(frozen=True)
+class PatchOptions:
+    """Which tokens a patched model keeps. Of threshold, keep_ratio and max_tokens the last that is given counts."""
+
+    threshold: float = 0.1
+    """Keep what differs by more from the time step before, in units of the normalised clip; see `rlt.keep_mask`."""
+    keep_ratio: float | None = None
+    """Keep this share of each clip's tokens instead, those that differ most, above 0 and up to 1."""
+    max_tokens: int | None = None
+    """Keep at most so many tokens of each clip instead, those that differ most. The first time step is always kept."""
+    policy: Policy = "rlt"
+    """"rlt", "none" (keep all), or "random" (as many as "rlt", drawn at random; for comparisons)."""
+    expand: Literal["fill"] | None = None
+    """"fill" puts outputs per token back on the full grid, each dropped place with the token that stands for it, and a
+    classifier pools over that. None pools over the kept tokens. Bare encoders always fill."""
+    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Used for uint8 `pixel_values` only: mean of each channel on the scale 0..1."""
+    pixel_std: tuple[float, float, float] = IMAGENET_STD
+    """Used for uint8 `pixel_values` only: standard deviation of each channel on the scale 0..1."""
+    seed: int = 0
+    """Of policy "random"."""
+
+    def __post_init__(self) -> None:
+        """Hold values.
+
+        Raises:
+            InvalidArgumentError: naming the field.
+        """
+        check_threshold(self.threshold)
+        if self.policy not in get_args(Policy):
+            raise InvalidArgumentError(f"policy is {self.policy!r}; allowed are {', '.join(get_args(Policy))}")
+        if self.expand not in (None, "fill"):
+            raise InvalidArgumentError(f"expand is {self.expand!r}; allowed are None and 'fill'")
+        if self.expand == "fill" and self.policy == "random":
+            raise InvalidArgumentError("expand is 'fill', but random tokens stand for no others; use policy='rlt'")
+        if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
+            raise InvalidArgumentError(f"keep_ratio is {self.keep_ratio}; above 0 and up to 1 is needed")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise InvalidArgumentError(f"max_tokens is {self.max_tokens}; at least 1 is needed")
+        if self.keep_ratio is not None and self.max_tokens is not None:
+            raise InvalidArgumentError("keep_ratio and max_tokens are both given; give one of them")
+
+
+@dataclass(frozen=True, eq=False)
+class LastForward:
+    """What the last call of a patched model kept."""
+
+    mask: Tensor
+    """bool [B, T', H', W'], True where a token was kept."""
+
+    @property
+    def tokens_kept(self) -> tuple[int, ...]:
+        """Tokens of each clip that went through the network."""
+        return tuple(self.mask.flatten(1).sum(1).tolist())
+
+    @property
+    def tokens_dense(self) -> int:
+        """Tokens of one clip before anything is dropped."""
+        return self.mask[0].numel()
+
+    @property
+    def share_kept(self) -> float:
+        """Share of all tokens that was kept, above 0 and up to 1."""
+        return float(self.mask.float().mean())
+
+    def place(self) -> Tensor:
+        """int64 [kept tokens of all clips]: t * H' * W' + h * W' + w of each in its own clip."""
+        return self.mask.flatten(1).nonzero()[:, 1]
+
+    def row_at_place(self) -> Tensor:
+        """int64 [B, T' * H' * W']: which kept token, counted over all clips, stands for each place.
+
+        Raises:
+            InvalidArgumentError: if a clip's first time step was not kept whole.
+        """
+        if not bool(self.mask[:, 0].all()):
+            raise InvalidArgumentError("a token of the first time step was dropped, so its places belong to no token")
+        rows = torch.where(self.mask, self.mask.flatten().cumsum(0).view(self.mask.shape) - 1, -1)
+        newest: Tensor = rows.cummax(dim=1).values  # rows grow with time within a column
+        return newest.flatten(1)
+
+    def __repr__(self) -> str:
+        """Counts in one line."""
+        return f"LastForward({list(self.tokens_kept)} of {self.tokens_dense} tokens per clip)"

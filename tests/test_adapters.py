@@ -1,0 +1,373 @@
+"""`rlt.patch` on transformers' own models with random weights: identity, a plain twin clip by clip, and undoing."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import rlt
+from rlt import assets
+from rlt.adapters import LastForward, PatchOptions, supported_models
+from rlt.adapters.selection import choose_tokens, float_token_differences
+from rlt.errors import InvalidArgumentError
+from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
+
+transformers = pytest.importorskip("transformers")
+
+SIZE = {"image_size": 32, "num_frames": 8}
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+PATCH, TUBELET, GRID = 8, 2, (4, 4, 4)
+
+
+def videomae(kind: str = "VideoMAEForVideoClassification", **changes: Any) -> nn.Module:
+    token = {"patch_size": PATCH, "tubelet_size": TUBELET}
+    config = transformers.VideoMAEConfig(**SIZE, **SMALL, **token, num_labels=5, **changes)
+    return build(getattr(transformers, kind), config)
+
+
+def vivit(kind: str = "VivitForVideoClassification", **changes: Any) -> nn.Module:
+    config = transformers.VivitConfig(**SIZE, **SMALL, tubelet_size=[TUBELET, PATCH, PATCH], num_labels=5, **changes)
+    return build(getattr(transformers, kind), config)
+
+
+def vjepa2(kind: str = "VJEPA2ForVideoClassification", **changes: Any) -> nn.Module:
+    config = transformers.VJEPA2Config(
+        patch_size=PATCH,
+        tubelet_size=TUBELET,
+        crop_size=32,
+        frames_per_clip=8,
+        hidden_size=48,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        mlp_ratio=2.0,
+        pred_hidden_size=24,
+        pred_num_attention_heads=2,
+        pred_num_hidden_layers=2,
+        pred_mlp_ratio=2.0,
+        num_pooler_layers=1,
+        num_labels=5,
+        **changes,
+    )
+    return build(getattr(transformers, kind), config)
+
+
+def build(kind: Any, config: Any) -> nn.Module:
+    torch.manual_seed(0)
+    model: nn.Module = kind(config).eval()
+    for parameter in model.parameters():  # fresh heads and biases are zeros, which would hide mistakes
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+CLASSIFIERS: list[Callable[[], nn.Module]] = [
+    videomae,
+    lambda: videomae(use_mean_pooling=False),
+    vivit,
+    vjepa2,
+]
+ENCODERS: list[Callable[[], nn.Module]] = [
+    lambda: videomae("VideoMAEModel"),
+    lambda: videomae("VideoMAEModel", use_mean_pooling=False),
+    lambda: vivit("VivitModel"),
+    lambda: vjepa2("VJEPA2Model"),
+]
+IDS = ["videomae", "videomae first token", "vivit", "vjepa2"]
+
+
+def clips(num_clips: int = 3) -> Tensor:
+    """Normalised floats [B, T, C, H, W]: noise that stands still in ever more of the picture from clip to clip."""
+    generator = torch.Generator().manual_seed(7)
+    frames = torch.randn(num_clips, 8, 3, 32, 32, generator=generator)
+    for number in range(num_clips):
+        still = 8 * (number + 1)
+        frames[number, :, :, :, :still] = frames[number, :1, :, :, :still]
+    return frames
+
+
+def output_of(model: nn.Module, frames: Tensor, **kwargs: Any) -> Tensor:
+    out = model(frames, **kwargs)
+    found: Tensor = out.logits if "logits" in out else out.last_hidden_state
+    return found
+
+
+def twin_logits(model: nn.Module, frames: Tensor, mask: Tensor) -> Tensor:
+    """The unpatched model's own parts, one clip at a time, on the kept tokens alone."""
+    rows = []
+    for clip, kept in zip(frames, mask.flatten(1), strict=True):
+        if hasattr(model, "videomae"):
+            x = model.videomae.embeddings(clip[None], None)[:, kept]
+            x = model.videomae.encoder(x).last_hidden_state
+            x = model.videomae.layernorm(x)[:, 0] if model.fc_norm is None else model.fc_norm(x.mean(1))
+        elif hasattr(model, "vjepa2"):
+            x = model.vjepa2.encoder.embeddings(clip[None])[:, kept]
+            for layer in model.vjepa2.encoder.layer:
+                x = layer(x, kept.nonzero().T)[0]  # the model's own argument for the places of a subset
+            x = model.pooler(model.vjepa2.encoder.layernorm(x))
+        else:
+            x = model.vivit.embeddings(clip[None])
+            x = torch.cat([x[:, :1], x[:, 1:][:, kept]], dim=1)
+            for layer in model.vivit.encoder.layer if hasattr(model.vivit, "encoder") else model.vivit.layers:
+                x = layer(x)
+                x = x[0] if isinstance(x, tuple) else x
+            x = model.vivit.layernorm(x)[:, 0]
+        rows.append(model.classifier(x))
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("make", [*CLASSIFIERS, *ENCODERS], ids=[*IDS, *(f"{name} encoder" for name in IDS)])
+def test_nothing_dropped_is_the_unpatched_model(make: Callable[[], nn.Module]) -> None:
+    model, frames = make(), clips()
+    before = output_of(model, frames)
+    rlt.patch(model, policy="none")
+    torch.testing.assert_close(output_of(model, frames), before, atol=2e-5, rtol=1e-5)
+    assert model.rlt.last.tokens_kept == (64, 64, 64)
+
+
+@pytest.mark.parametrize("make", CLASSIFIERS, ids=IDS)
+def test_dropped_tokens_leave_what_the_parts_compute_clip_by_clip(make: Callable[[], nn.Module]) -> None:
+    model, frames = make(), clips()
+    rlt.patch(model, threshold=0.1)
+    logits = output_of(model, frames)
+    mask = model.rlt.last.mask
+    assert model.rlt.last.tokens_kept == (52, 40, 28)
+    logits.square().sum().backward()
+    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
+    rlt.unpatch(model)
+    model.zero_grad()
+    twin = twin_logits(model, frames, mask)
+    torch.testing.assert_close(logits, twin, atol=2e-5, rtol=1e-4)
+    twin.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None:
+            assert ours[name] is None or not ours[name].any(), name
+        else:
+            torch.testing.assert_close(ours[name], parameter.grad, atol=2e-3, rtol=2e-3, msg=name)
+
+
+@pytest.mark.parametrize("make", [*CLASSIFIERS, *ENCODERS], ids=[*IDS, *(f"{name} encoder" for name in IDS)])
+def test_unpatching_restores_everything_bit_for_bit(make: Callable[[], nn.Module], tmp_path: Path) -> None:
+    model, frames = make(), clips()
+    before, names = output_of(model, frames), list(model.state_dict())
+    model.save_pretrained(tmp_path / "before")
+    rlt.patch(model)
+    assert list(model.state_dict()) == names
+    output_of(model, frames)
+    rlt.unpatch(model)
+    assert not hasattr(model, "rlt")
+    assert torch.equal(output_of(model, frames), before)
+    model.save_pretrained(tmp_path / "after")
+    for file in (tmp_path / "before").iterdir():
+        assert file.read_bytes() == (tmp_path / "after" / file.name).read_bytes(), file.name
+
+
+@pytest.mark.parametrize("make", CLASSIFIERS, ids=IDS)
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
+)
+def test_copies_stay_patched_and_independent(make: Callable[[], nn.Module], copied: Callable[[Any], Any]) -> None:
+    model, frames = rlt.patch(make()), clips()
+    logits = output_of(model, frames)
+    twin = copied(model)
+    assert twin.rlt is not model.rlt
+    assert twin.rlt.model is twin
+    rlt.unpatch(model)
+    torch.testing.assert_close(output_of(twin, frames), logits)
+    assert twin.rlt.last.tokens_kept == (52, 40, 28)
+
+
+@pytest.mark.parametrize("make", ENCODERS, ids=IDS)
+def test_bare_encoders_fill_the_grid(make: Callable[[], nn.Module]) -> None:
+    model, frames = rlt.patch(make()), clips(2)
+    filled = output_of(model, frames)
+    extra = filled.shape[1] - 64  # the CLS token
+    assert filled.shape[:2] == (2, 64 + extra)
+    grid = filled[:, extra:].view(2, *GRID, -1)
+    assert torch.equal(grid[:, 1:, :, 0], grid[:, :1, :, 0].expand(-1, 3, -1, -1))  # the first column stands still
+    assert not torch.equal(grid[0, 1, :, 3], grid[0, 0, :, 3])
+
+
+def test_filling_before_a_classifier_weighs_tokens_by_their_run() -> None:
+    model, frames = rlt.patch(videomae(), expand="fill"), clips()
+    logits = output_of(model, frames)
+    with model.rlt.override(expand=None):
+        assert not torch.allclose(output_of(model, frames), logits)
+    rows = model.rlt.last.row_at_place()
+    counts = torch.bincount(rows.flatten())
+    assert counts.sum() == 3 * 64
+    assert counts.min() >= 1
+
+
+@pytest.mark.parametrize("make", CLASSIFIERS, ids=IDS)
+def test_autocast_labels_and_checkpointing(make: Callable[[], nn.Module]) -> None:
+    model, frames = rlt.patch(make()), clips()
+    logits = output_of(model, frames)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(output_of(model, frames)).all()
+    model.train()
+    model.gradient_checkpointing_enable()
+    out = model(frames, labels=torch.tensor([0, 1, 2]))
+    torch.testing.assert_close(out.logits, logits, atol=1e-5, rtol=1e-4)
+    out.loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_hidden_states_are_filled_on_request() -> None:
+    model, frames = videomae(), clips()
+    before = model(frames, output_hidden_states=True).hidden_states
+    rlt.patch(model, policy="none", expand="fill")
+    filled = model(frames, output_hidden_states=True).hidden_states
+    assert len(filled) == len(before)
+    for ours, theirs in zip(filled, before, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
+    with model.rlt.override(policy="rlt"):
+        assert {state.shape for state in model(frames, output_hidden_states=True).hidden_states} == {(3, 64, 32)}
+    with model.rlt.override(policy="rlt", expand=None):
+        packed = model(frames, output_hidden_states=True).hidden_states
+    assert packed[1].shape == (1, sum(model.rlt.last.tokens_kept), 32)
+
+
+def test_vjepa2_predicts_from_the_filled_grid_and_takes_clips_of_any_length() -> None:
+    model, frames = vjepa2("VJEPA2Model"), clips()
+    before = model(frames)
+    rlt.patch(model, policy="none")
+    after = model(frames)
+    torch.testing.assert_close(
+        after.predictor_output.last_hidden_state, before.predictor_output.last_hidden_state, atol=2e-4, rtol=1e-3
+    )
+    with model.rlt.override(policy="rlt"):
+        assert model(frames).predictor_output.last_hidden_state.shape == before.last_hidden_state.shape
+        assert model(frames[:, :4], skip_predictor=True).last_hidden_state.shape == (3, 32, 48)
+
+
+def test_clips_do_not_see_each_other() -> None:
+    model, frames = rlt.patch(videomae()), clips()
+    together = output_of(model, frames)
+    alone = torch.cat([output_of(model, clip[None]) for clip in frames])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_uint8_frames_follow_the_integer_rule() -> None:
+    clip = rlt.read_clip(assets.path("traffic.mp4"), num_frames=8, size=32)
+    frames = clip.frames.permute(0, 3, 1, 2)[None]
+    mask = rlt.keep_mask(clip.frames[None], patch_size=PATCH)
+    model = rlt.patch(videomae())
+    from_bytes = output_of(model, frames)
+    assert torch.equal(model.rlt.last.mask, mask)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    torch.testing.assert_close(output_of(model, (frames.float() / 255 - mean) / std), from_bytes)
+    assert float((model.rlt.last.mask == mask).float().mean()) > 0.98  # rounding at the threshold itself
+
+
+def test_float_differences_are_those_of_the_integers() -> None:
+    clip = rlt.read_clip(assets.path("animation.mp4"), size=64)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    floats = (clip.frames.permute(0, 3, 1, 2)[None].float() / 255 - mean) / std
+    ours = float_token_differences(floats, tubelet_size=2, patch_size=16)
+    theirs = rlt.tokens.token_differences(clip.frames[None])
+    torch.testing.assert_close(ours.double(), theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "count"), [({"keep_ratio": 0.5}, 32), ({"max_tokens": 20}, 20), ({"keep_ratio": 1.0}, 64)]
+)
+def test_budgets_keep_what_differs_most(options: dict[str, Any], count: int) -> None:
+    frames = clips()
+    mask = choose_tokens(frames, PatchOptions(**options), tubelet_size=2, patch_size=PATCH)
+    assert mask.flatten(1).sum(1).tolist() == [count] * 3
+    assert mask[:, 0].all()
+    differences = float_token_differences(frames, tubelet_size=2, patch_size=PATCH)
+    for clip, kept in zip(differences, mask[:, 1:], strict=True):
+        if kept.any() and not kept.all():
+            assert clip[kept].min() >= clip[~kept].max()
+
+
+def test_random_keeps_as_many_as_rlt() -> None:
+    frames = clips()
+    masks = [choose_tokens(frames, PatchOptions(policy=p), tubelet_size=2, patch_size=PATCH) for p in ("rlt", "random")]
+    assert torch.equal(masks[0].flatten(1).sum(1), masks[1].flatten(1).sum(1))
+    assert not torch.equal(*masks)
+    assert output_of(rlt.patch(videomae(), policy="random"), frames).shape == (3, 5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), num_clips=st.integers(1, 3))
+def test_places_and_filling_agree_with_any_mask(data: st.DataObject, num_clips: int) -> None:
+    time, height, width = 3, 2, 2
+    bits = data.draw(st.lists(st.booleans(), min_size=num_clips * 12, max_size=num_clips * 12))
+    mask = torch.tensor(bits).view(num_clips, time, height, width)
+    mask[:, 0] = True
+    last = LastForward(mask)
+    rows = last.row_at_place().view(mask.shape)
+    expected = [(b, t, h, w) for b, t, h, w in mask.nonzero().tolist()]
+    assert last.place().tolist() == [t * 4 + h * 2 + w for _, t, h, w in expected]
+    for b, t, h, w in torch.ones_like(mask).nonzero().tolist():
+        newest = max(step for step in range(t + 1) if mask[b, step, h, w])
+        assert expected[int(rows[b, t, h, w])] == (b, newest, h, w)
+
+
+def test_the_check_engages_on_a_static_clip_and_fails_without_dropping() -> None:
+    model = rlt.patch(vivit())
+    model.rlt.check()
+    assert model.rlt.last is None
+    with (
+        model.rlt.override(policy="none"),
+        pytest.raises(InvalidArgumentError, match="no token of a static clip was dropped"),
+    ):
+        model.rlt.check()
+    assert repr(model.rlt).startswith("ViViTAdapter(PatchOptions(threshold=0.1")
+
+
+def test_patching_again_replaces_the_options() -> None:
+    model = rlt.patch(rlt.patch(videomae()), threshold=0.5)
+    assert model.rlt.options.threshold == 0.5
+    rlt.unpatch(rlt.unpatch(model))
+    assert "forward" not in model.videomae.embeddings.__dict__
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": -1.0}, "threshold is -1.0"),
+        ({"policy": "tome"}, "policy is 'tome'; allowed are rlt, none, random"),
+        ({"keep_ratio": 0.0}, "keep_ratio is 0.0"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"max_tokens": 9, "keep_ratio": 0.5}, "give one of them"),
+        ({"expand": "zero"}, "expand is 'zero'; allowed are None and 'fill'"),
+        ({"expand": "fill", "policy": "random"}, "random tokens stand for no others"),
+    ],
+)
+def test_bad_options_leave_the_model_alone(options: dict[str, Any], message: str) -> None:
+    model = videomae()
+    with pytest.raises(InvalidArgumentError, match=message):
+        rlt.patch(model, **options)
+    assert not hasattr(model, "rlt")
+
+
+def test_bad_calls_are_told_in_one_line() -> None:
+    with pytest.raises(
+        InvalidArgumentError, match=r"model is a Linear; rlt.patch knows VideoMAEForVideoClassification"
+    ):
+        rlt.patch(nn.Linear(2, 2))
+    assert {"VideoMAEModel", "VivitForVideoClassification"} <= set(supported_models())
+    model = rlt.patch(videomae(), max_tokens=7)
+    with pytest.raises(InvalidArgumentError, match="max_tokens is 7; the first time step is always kept and has 16"):
+        output_of(model, clips())
+    with pytest.raises(
+        InvalidArgumentError, match=r"pixel_values has shape \[3, 6, 3, 32, 32\]; .* \[B, 8, 3, 32, 32\]"
+    ):
+        output_of(model, clips()[:, :6])
+    encoder = rlt.patch(videomae("VideoMAEModel"))
+    with pytest.raises(InvalidArgumentError, match="bool_masked_pos is given"):
+        encoder(clips(), bool_masked_pos=torch.zeros(3, 64, dtype=torch.bool))
+    dropout = rlt.patch(videomae(attention_probs_dropout_prob=0.1)).train()
+    with pytest.raises(InvalidArgumentError, match=r"dropout=0\.1"):
+        output_of(dropout, clips())

@@ -1,0 +1,21 @@
+"""The files of examples/ run as they are, with random weights."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers")
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_drops_tokens(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(path))["main"]([])
+    printed = capsys.readouterr().out
+    kept, total = (int(word) for word in printed.split(": ")[1].split(" tokens")[0].split(" of "))
+    assert 0 < kept < total
+    assert "tokens that change: LABEL_" in printed
