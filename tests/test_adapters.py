@@ -371,3 +371,49 @@ def test_bad_calls_are_told_in_one_line() -> None:
     dropout = rlt.patch(videomae(attention_probs_dropout_prob=0.1)).train()
     with pytest.raises(InvalidArgumentError, match=r"dropout=0\.1"):
         output_of(dropout, clips())
+
+
+@pytest.mark.parametrize("make", CLASSIFIERS, ids=IDS)
+def test_a_compiled_patched_model_gives_the_same(make: Callable[[], nn.Module]) -> None:
+    model, frames = rlt.patch(make()), clips()
+    with torch.no_grad():
+        logits = output_of(model, frames)
+        torch.compiler.reset()
+        compiled = torch.compile(model, backend="eager")
+        torch.testing.assert_close(compiled(frames).logits, logits, atol=1e-5, rtol=1e-4)
+        assert compiled(frames[:1]).logits.shape == (1, 5)
+
+
+def test_a_patched_model_trains_under_ddp(tmp_path: Path) -> None:
+    model, frames = rlt.patch(videomae()), clips()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(model)
+        parallel(frames, labels=torch.tensor([0, 1, 2])).loss.backward()
+        gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    finally:
+        torch.distributed.destroy_process_group()
+    model.zero_grad()
+    model(frames, labels=torch.tensor([0, 1, 2])).loss.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, msg=name)
+
+
+def test_the_trainer_of_transformers_runs_two_steps(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    model = rlt.patch(videomae())
+    before = model.classifier.weight.detach().clone()
+    data = [{"pixel_values": clip, "labels": number % 5} for number, clip in enumerate(clips(4))]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=2, report_to=[], use_cpu=True
+    )
+    transformers.Trainer(model=model, args=arguments, train_dataset=data).train()
+    assert not torch.equal(model.classifier.weight, before)
+    assert model.rlt.last.share_kept < 1
+
+
+def test_the_pipeline_of_transformers_takes_a_patched_model() -> None:
+    pytest.importorskip("torchvision")
+    processor = transformers.VideoMAEImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    classify = transformers.pipeline("video-classification", model=rlt.patch(videomae()), image_processor=processor)
+    assert classify(str(assets.path("traffic.mp4")), num_frames=8)

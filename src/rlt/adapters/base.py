@@ -223,13 +223,22 @@ def rlt_packed(
 
 
 def register_attention() -> None:
-    """Make `rlt_packed` known to transformers. The only place that imports it.
+    """Make `rlt_packed` known to transformers.
+
+    Raises:
+        MissingDependencyError: if it is not installed or too old.
+    """
+    import_transformers().AttentionInterface.register(ATTENTION, rlt_packed)
+
+
+def import_transformers() -> Any:
+    """The package; no other module imports it.
 
     Raises:
         MissingDependencyError: if it is not installed or too old.
     """
     try:
-        from transformers import AttentionInterface
+        import transformers
     except ImportError as error:
         raise MissingDependencyError(
             f'rlt.patch needs transformers {OLDEST_TRANSFORMERS} or newer; install it with: pip install "rlt[hf]"'
@@ -239,4 +248,4 @@ def register_attention() -> None:
             f"transformers is {version('transformers')}; rlt.patch needs {OLDEST_TRANSFORMERS} or newer: "
             'pip install --upgrade "rlt[hf]"'
         )
-    AttentionInterface.register(ATTENTION, rlt_packed)
+    return transformers

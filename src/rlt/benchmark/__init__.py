@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from rlt.benchmark.adapted import adapters_suite
 from rlt.benchmark.files import decode_suite, end_to_end_suite
 from rlt.benchmark.frames import frames_suite
 from rlt.benchmark.harness import Arm, BenchmarkResult, BenchmarkSettings, Rounds
@@ -24,6 +25,7 @@ SUITES: dict[str, Callable[[BenchmarkSettings, Rounds], BenchmarkResult]] = {
     "decode": decode_suite,
     "end-to-end": end_to_end_suite,
     "frames": frames_suite,
+    "adapters": adapters_suite,
 }
 """What `rlt benchmark` can measure, in the order of the data path."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
