@@ -326,6 +326,13 @@ def test_the_check_engages_on_a_static_clip_and_fails_without_dropping() -> None
     assert repr(model.rlt).startswith("ViViTAdapter(PatchOptions(threshold=0.1")
 
 
+def test_a_layer_that_evades_packed_attention_is_an_error_not_a_wrong_answer() -> None:
+    model = rlt.patch(vivit())
+    del model.rlt.attention_modules()[0].__dict__["rlt_adapter"]
+    with pytest.raises(InvalidArgumentError, match="1 of 2 layers used packed attention; transformers"):
+        output_of(model, clips())
+
+
 def test_patching_again_replaces_the_options() -> None:
     model = rlt.patch(rlt.patch(videomae()), threshold=0.5)
     assert model.rlt.options.threshold == 0.5

@@ -47,6 +47,8 @@ class Adapter(abc.ABC):
         self._segments: Segments | None = None
         self._overridden: list[tuple[nn.Module, str]] = []
         self._hook: int | None = None
+        self.packed_calls = 0
+        """Calls of packed attention in the last forward pass."""
         self._attention_before = ""
 
     def __repr__(self) -> str:
@@ -161,7 +163,18 @@ class Adapter(abc.ABC):
         return patches[mask].flatten(1), self.last
 
     def finish(self, _module: nn.Module, _inputs: object, output: Any) -> Any:
-        """Put hidden states back on the full grid, where that is asked for; otherwise they stay packed, [1, T, D]."""
+        """Put hidden states back on the full grid, where that is asked for; otherwise they stay packed, [1, T, D].
+
+        Raises:
+            InvalidArgumentError: if any layer did not go through packed attention, so that clips saw each other.
+        """
+        expected = len(self.attention_modules())
+        if self.packed_calls != expected or expected == 0:
+            raise InvalidArgumentError(
+                f"{self.packed_calls} of {expected} layers used packed attention; transformers "
+                f"{version('transformers')} computes this model in another way than rlt.patch knows: upgrade rlt, or "
+                "rlt.unpatch the model"
+            )
         states = getattr(output, "hidden_states", None)
         if states is not None and self.options.expand == "fill":
             tokens = self.segments.num_tokens
@@ -172,6 +185,7 @@ class Adapter(abc.ABC):
 
     def begin(self, lengths: tuple[int, ...], device: torch.device) -> None:
         """Tell attention where each clip begins and ends in the sequence that follows."""
+        self.packed_calls = 0
         self._segments = Segments.from_lengths(lengths, device=device)
 
     @property
@@ -218,6 +232,7 @@ def rlt_packed(
             f"attention with mask={attention_mask is not None}, dropout={dropout}, scaling={scaling} cannot be packed; "
             "set attention_probs_dropout_prob=0 in the model's configuration, or unpatch it"
         )
+    adapter.packed_calls += 1
     q_THK, k_THK, v_THK = (x[0].transpose(0, 1) for x in (query, key, value))
     return packed_attention(q_THK, k_THK, v_THK, adapter.segments)[None], None
 

@@ -33,7 +33,9 @@ class ViViTAdapter(Adapter):
 
     def attention_modules(self) -> list[nn.Module]:
         """See `Adapter.attention_modules`."""
-        return [module for module in self.encoder.modules() if type(module).__name__ == "VivitAttention"]
+        modules = list(self.encoder.modules())
+        inner = [module for module in modules if type(module).__name__ == "VivitSelfAttention"]  # before 5.10 or so
+        return inner or [module for module in modules if type(module).__name__ == "VivitAttention"]
 
     def input_shape(self) -> tuple[int, int, int, int]:
         """See `Adapter.input_shape`."""
