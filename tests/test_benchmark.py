@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -169,6 +170,13 @@ def test_rounds_run_every_work_once_more_than_counted() -> None:
     assert runs == ["a", "b", "a", "b", "a", "b"]
     assert [len(arm.timing.seconds) for arm in arms] == [2, 2]
     assert told[-1][:2] == (6, 6)
+
+
+def test_tome_is_left_out_where_it_cannot_get_as_cheap() -> None:
+    settings = replace(SMALL, threshold=100.0, num_frames=32, rounds=1)  # keeps the first of 16 time steps
+    names = {arm.name for arm in run_suite("forward", settings).arms}
+    assert "tome" not in names
+    assert {"dense", "rlt", "padded"} <= names
 
 
 @pytest.mark.gpu

@@ -14,7 +14,7 @@ from rlt.baselines import TokenizerConfig, select
 from rlt.benchmark.decoders import decoders
 from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, packed_by, share_kept
 from rlt.benchmark.reference import reference_tokenize
-from rlt.errors import InvalidArgumentError
+from rlt.errors import InvalidArgumentError, VideoError
 from rlt.measure import count_forward_flops
 from rlt.models import create_model
 from rlt.packing import pack
@@ -28,13 +28,22 @@ def decode_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult
     """File -> the frames of its middle clip, file by file, with every decoder that is installed."""
     if not settings.videos:
         raise InvalidArgumentError("no videos to decode; name at least one")
-    works = []
+    works: list[Work] = []
+    cannot_read: list[dict[str, str]] = []
     for path in settings.videos:
         for name, decode in decoders(settings).items():
-            works.append(Work(name, partial(decode, path), details={"video": path.name}))
+            try:
+                decode(path)
+            except VideoError:
+                if name == "pyav":  # what the others are compared with
+                    raise
+                cannot_read.append({"name": name, "video": path.name})
+            else:
+                works.append(Work(name, partial(decode, path), details={"video": path.name}))
     arms = rounds.measure(works, settings.rounds or 7, "cpu")
     per_core = {str(arm.details["video"]): 1 / arm.timing.median for arm in arms if arm.name == "pyav"}
-    return BenchmarkResult("decode", settings, arms, "pyav", {"clips_per_second_per_core": per_core})
+    extra: dict[str, object] = {"clips_per_second_per_core": per_core, "cannot_read": cannot_read}
+    return BenchmarkResult("decode", settings, arms, "pyav", extra)
 
 
 def end_to_end_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:

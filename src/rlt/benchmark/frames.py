@@ -44,4 +44,5 @@ def frames_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult
             run = partial(padded_logits, model, together)
             works.append(Work("packed", partial(model, together), share_kept(together), flops, details))
             works.append(Work("padded", run, share_kept(together), None, details))
+    settings = replace(settings, clips=1, num_frames=most)
     return BenchmarkResult("frames", settings, rounds.measure(works, settings.rounds or 3, settings.device))
