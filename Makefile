@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test lint format figures reference results-small clean
+.PHONY: help demo test lint format figures benchmark-tables reference results-small clean
 
 help:  ## Show the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -33,19 +33,36 @@ format: $(INSTALLED)  ## Put code into the one format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-figures: $(INSTALLED)  ## Measure the figures of the README again and write them into it
+DATA ?= ../shared/data
+MEASURE = $(BIN)/rlt benchmark
+LONG_VIDEOS = $(DATA)/clips/vtest.avi $(DATA)/clips/bigbuckbunny.mp4
+figures: $(INSTALLED)  ## Measure again everything that README and docs/performance.md show (half an hour, a quiet machine)
 	$(BIN)/rlt compare src/rlt/assets/traffic.mp4 --json docs/results/compare.json
-	$(BIN)/rlt benchmark tokenize --json docs/results/tokenize.json
-	$(BIN)/rlt benchmark embed --json docs/results/embed.json
-	$(BIN)/rlt benchmark forward --json docs/results/forward.json
+	$(MEASURE) tokenize --json docs/results/tokenize.json
+	$(MEASURE) embed --json docs/results/embed.json
+	$(MEASURE) attention --rounds 3 --json docs/results/attention.json
+	$(MEASURE) decode $(wildcard $(DATA)/clips/*.mp4 $(DATA)/clips/*.avi $(DATA)/clips/*.mkv) --json docs/results/decode.json
+	$(MEASURE) end-to-end --clips 2 --json docs/results/end-to-end.json
+	$(MEASURE) forward --rounds 3 --json docs/results/forward.json
+	$(MEASURE) forward --rounds 3 --dtype bfloat16 --json docs/results/forward-bfloat16.json
+	$(MEASURE) train-step --clips 2 --rounds 3 --json docs/results/train-step.json
+	$(MEASURE) frames $(LONG_VIDEOS) --model vit_small --frames 128 --stride 1 --rounds 3 --json docs/results/frames.json
+	$(MEASURE) frames $(LONG_VIDEOS) --model vit_base --frames 64 --stride 1 --rounds 1 --json docs/results/memory-base.json
+	for frames in 16 32; do $(MEASURE) train-step $(LONG_VIDEOS) --model vit_small --clips 2 --frames $$frames --stride 1 --rounds 1 \
+		--json docs/results/memory-train-$$frames.json || exit; done
+	$(MEASURE) adapters --clips 2 --json docs/results/adapters.json
+	$(BIN)/python scripts/profile_forward.py
 	$(BIN)/rlt inspect src/rlt/assets/traffic.mp4 --stride 2 --size 224x384 --output output/readme
 	cp output/readme/contact_sheet.png docs/images/contact_sheet.png
+	$(MAKE) benchmark-tables
+
+benchmark-tables: $(INSTALLED)  ## Write the tables and the plot of the documentation from docs/results/*.json
+	$(BIN)/python scripts/plot_frames.py
 	$(BIN)/python scripts/write_tables.py
 
 reference: $(INSTALLED)  ## Write docs/configuration.md from the code
 	$(BIN)/python scripts/write_reference.py
 
-DATA ?= ../shared/data
 results-small: $(INSTALLED)  ## Train and evaluate on small real data sets in DATA (hours), and write docs/results.md
 	$(BIN)/python scripts/results_small.py $(DATA)
 	$(BIN)/python scripts/write_tables.py

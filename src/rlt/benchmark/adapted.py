@@ -37,7 +37,8 @@ def adapters_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResu
         kept = patched.rlt.last.share_kept
         for arm, network, share in (("dense", model, 1.0), ("rlt", patched, kept)):
             run = partial(network, pixels)
-            works.append(Work(arm, run, share, _count_flops(network, pixels), {"model": name}))
+            flops = _count_flops(patched, pixels, "none" if arm == "dense" else "rlt")
+            works.append(Work(arm, run, share, flops, {"model": name}))
     arms = rounds.measure(works, settings.rounds or 3, settings.device)
     return BenchmarkResult("adapters", settings, arms, "dense", {"largest_differences": differences})
 
@@ -74,7 +75,8 @@ def _differences(model: Any, patched: Any, pixels: Tensor) -> dict[str, float]:
     return {"identity": float(identity), "one_by_one": float((together - alone).abs().max())}
 
 
-def _count_flops(network: nn.Module, pixels: Tensor) -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(pixels)
+def _count_flops(patched: Any, pixels: Tensor, policy: str) -> int:
+    """Of the patched model, whose attention is counted on every device; torch counts that of others on some only."""
+    with patched.rlt.override(policy=policy), FlopCounterMode(display=False) as counter, torch.no_grad():
+        patched(pixels)
     return int(counter.get_total_flops())
