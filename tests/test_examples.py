@@ -18,4 +18,4 @@ def test_an_example_drops_tokens(path: Path, capsys: pytest.CaptureFixture[str])
     printed = capsys.readouterr().out
     kept, total = (int(word) for word in printed.split(": ")[1].split(" tokens")[0].split(" of "))
     assert 0 < kept < total
-    assert "tokens that change: LABEL_" in printed
+    assert "tokens that change: " in printed

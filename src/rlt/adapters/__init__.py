@@ -8,6 +8,7 @@ from torch import nn
 
 from rlt.adapters.base import Adapter
 from rlt.adapters.options import LastForward, PatchOptions
+from rlt.adapters.qwen_vl import QwenVLAdapter
 from rlt.adapters.videomae import VideoMAEAdapter
 from rlt.adapters.vivit import ViViTAdapter
 from rlt.adapters.vjepa2 import VJEPA2Adapter
@@ -15,7 +16,7 @@ from rlt.errors import InvalidArgumentError
 
 __all__ = ["ADAPTERS", "Adapter", "LastForward", "PatchOptions", "patch", "supported_models", "unpatch"]
 
-ADAPTERS: tuple[type[Adapter], ...] = (VideoMAEAdapter, VJEPA2Adapter, ViViTAdapter)
+ADAPTERS: tuple[type[Adapter], ...] = (VideoMAEAdapter, VJEPA2Adapter, ViViTAdapter, QwenVLAdapter)
 
 
 def supported_models() -> list[str]:
@@ -42,15 +43,21 @@ def patch(model: nn.Module, *, threshold: float = 0.1, **options: Any) -> nn.Mod
         InvalidArgumentError: for a model of another class, listing the supported ones, or options out of range.
         MissingDependencyError: if the installed transformers is too old.
     """
-    known = {name: adapter for adapter in ADAPTERS for name in adapter.model_classes}
-    name = type(model).__name__
-    if name not in known:
-        raise InvalidArgumentError(f"model is a {name}; rlt.patch knows {', '.join(known)}")
+    kind = _adapter_of(model)
     chosen = PatchOptions(threshold=threshold, **options)
     unpatch(model)
-    adapter = known[name](model, chosen)
+    adapter = kind(model, chosen)
     adapter.attach()
     return model
+
+
+def _adapter_of(model: nn.Module) -> type[Adapter]:
+    """By the names of its class and those that it inherits from, so that transformers need not be imported."""
+    known = {name: adapter for adapter in ADAPTERS for name in adapter.model_classes}
+    for base in type(model).__mro__:
+        if base.__name__ in known and base.__module__.partition(".")[0] == "transformers":
+            return known[base.__name__]
+    raise InvalidArgumentError(f"model is a {type(model).__name__}; rlt.patch knows {', '.join(known)}")
 
 
 def unpatch(model: nn.Module) -> nn.Module:

@@ -21,6 +21,7 @@ from rlt.adapters.selection import choose_tokens
 from rlt.errors import InvalidArgumentError, MissingDependencyError
 from rlt.nn.attention import packed_attention
 from rlt.structures import Segments
+from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
 
 ATTENTION = "rlt_packed"
 """Our name in transformers' registry of attention functions."""
@@ -38,13 +39,18 @@ class Adapter(abc.ABC):
     """Names of the classes of models that it can patch."""
     any_number_of_frames: ClassVar[bool] = False
     """Whether the model takes clips of any length that is a multiple of its tubelets."""
+    pixel_statistics: ClassVar[tuple[tuple[float, float, float], tuple[float, float, float]]] = (
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+    )
+    """Mean and standard deviation that the processor of the family takes, on the scale 0..1."""
 
     def __init__(self, model: nn.Module, options: PatchOptions) -> None:
         """Prepare for a model; `attach` begins."""
         self.model: Any = model  # classes of other libraries, whose attributes no type checker knows
         self.options = options
         self.last: LastForward | None = None
-        self._segments: Segments | None = None
+        self._call: tuple[Segments, LastForward] | None = None
         self._overridden: list[tuple[nn.Module, str]] = []
         self._hook: int | None = None
         self.packed_calls = 0
@@ -58,14 +64,10 @@ class Adapter(abc.ABC):
     def attach(self) -> None:
         """Begin: from now on the model drops tokens."""
         register_attention()
+        self._check_untouched()
         self._attention_before = self.model.config._attn_implementation
         self.model.config._attn_implementation = ATTENTION
         for module, name, function in self.overrides():
-            if name in module.__dict__:
-                self.detach()
-                raise InvalidArgumentError(
-                    f"{type(module).__name__}.{name} is overridden on the instance already; undo that before rlt.patch"
-                )
             module.__dict__[name] = function
             self._overridden.append((module, name))
         self._hook = self.model.register_forward_hook(self.finish).id
@@ -81,8 +83,31 @@ class Adapter(abc.ABC):
         self.model._forward_hooks.pop(self._hook, None)
         for module in self.attention_modules():
             module.__dict__.pop("rlt_adapter", None)
-        self.model.config._attn_implementation = self._attention_before
+        if self.model.config._attn_implementation == ATTENTION:  # otherwise the user has chosen another one since
+            self.model.config._attn_implementation = self._attention_before
         self.model.__dict__.pop("rlt", None)
+
+    def _check_untouched(self) -> None:
+        """Hold, before anything changes, that what this adapter changes is as transformers made it.
+
+        Raises:
+            InvalidArgumentError: if it is not; a half-done patch would let clips see each other.
+        """
+        for module, name, _ in self.overrides():
+            if name in module.__dict__:
+                raise InvalidArgumentError(
+                    f"{type(module).__name__}.{name} is overridden on the instance already; undo that before rlt.patch"
+                )
+        if self.model.config._attn_implementation == ATTENTION:
+            raise InvalidArgumentError(
+                "the model shares its configuration with a patched model; unpatch that one, or build this one from a "
+                "copy.deepcopy of the configuration and call set_attn_implementation('sdpa')"
+            )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy or pickle: a fresh process does not know our attention yet."""
+        register_attention()
+        self.__dict__.update(state)
 
     @contextmanager
     def override(self, **changes: Any) -> Iterator[None]:
@@ -154,9 +179,11 @@ class Adapter(abc.ABC):
                 f"pixel_values has shape {list(pixel_values.shape)}; the model needs [clips, frames, channels, height, "
                 f"width] = [B, {', '.join(map(str, expected))}]"
             )
+        mean, std = self.pixel_statistics
+        mean, std = self.options.pixel_mean or mean, self.options.pixel_std or std
+        mask = choose_tokens(pixel_values, self.options, tubelet_size=tubelet_size, patch_size=patch_size, std=std)
         if pixel_values.dtype == torch.uint8:
-            pixel_values = self._normalise(pixel_values)
-        mask = choose_tokens(pixel_values, self.options, tubelet_size=tubelet_size, patch_size=patch_size)
+            pixel_values = self._normalise(pixel_values, mean, std)
         patches = pixel_values.unflatten(4, (-1, patch_size)).unflatten(3, (-1, patch_size))
         patches = patches.unflatten(1, (-1, tubelet_size)).permute(0, 1, 4, 6, 3, 2, 5, 7)
         self.last = LastForward(mask)
@@ -166,7 +193,8 @@ class Adapter(abc.ABC):
         """Put hidden states back on the full grid, where that is asked for; otherwise they stay packed, [1, T, D].
 
         Raises:
-            InvalidArgumentError: if any layer did not go through packed attention, so that clips saw each other.
+            InvalidArgumentError: if any layer did not go through packed attention, so that clips saw each other, or
+                attention weights are asked for of a model that gave some before.
         """
         expected = len(self.attention_modules())
         if self.packed_calls != expected or expected == 0:
@@ -175,32 +203,87 @@ class Adapter(abc.ABC):
                 f"{version('transformers')} computes this model in another way than rlt.patch knows: upgrade rlt, or "
                 "rlt.unpatch the model"
             )
-        states = getattr(output, "hidden_states", None)
-        if states is not None and self.options.expand == "fill":
-            tokens = self.segments.num_tokens
-            output.hidden_states = tuple(
-                self.fill(state[0]) if tuple(state.shape[:2]) == (1, tokens) else state for state in states
+        plain = isinstance(output, tuple)  # return_dict=False
+        found = output if plain else (getattr(output, "attentions", None),)
+        empty = any(isinstance(value, tuple) and all(part is None for part in value) for value in found)
+        if empty and self._attention_before == "eager":  # others give none without the patch either
+            raise InvalidArgumentError(
+                "output_attentions is set, but packed attention has no weights to give; leave it out, or rlt.unpatch"
             )
+        if self.options.expand != "fill":
+            return output
+        if plain:
+            return tuple(self._fill_states(value) if isinstance(value, tuple) else value for value in output)
+        if getattr(output, "hidden_states", None) is not None:
+            output.hidden_states = self._fill_states(output.hidden_states)
         return output
 
+    def _fill_states(self, states: tuple[Any, ...]) -> tuple[Any, ...]:
+        packed = (1, self.segments.num_tokens)
+        return tuple(
+            self.fill(state[0]) if isinstance(state, Tensor) and tuple(state.shape[:2]) == packed else state
+            for state in states
+        )
+
     def begin(self, lengths: tuple[int, ...], device: torch.device) -> None:
-        """Tell attention where each clip begins and ends in the sequence that follows."""
+        """Tell attention where each clip begins and ends in the sequence that follows.
+
+        Raises:
+            InvalidArgumentError: if the model's attention is not ours any more, which would let clips see each other.
+        """
+        if self.model.config._attn_implementation != ATTENTION:
+            raise InvalidArgumentError(
+                f"attention of the patched model was set to {self.model.config._attn_implementation!r}; call rlt.patch "
+                "again, or rlt.unpatch to use that one"
+            )
         self.packed_calls = 0
-        self._segments = Segments.from_lengths(lengths, device=device)
+        assert self.last is not None, "tokens are chosen before they are packed"
+        self._call = Segments.from_lengths(lengths, device=device), self.last
 
     @property
     def segments(self) -> Segments:
         """Where each clip begins and ends in the packed sequence of this call."""
-        assert self._segments is not None, "the embeddings come before the attention"
-        return self._segments
+        assert self._call is not None, "the embeddings come before the attention"
+        return self._call[0]
 
-    def _normalise(self, frames: Tensor) -> Tensor:
+    @property
+    def kept(self) -> LastForward:
+        """What this call kept: `last`, but of the call whose layers run, when activations are computed once more."""
+        assert self._call is not None, "the embeddings come before the layers"
+        return self._call[1]
+
+    def remember(self, hidden_states: Tensor) -> Tensor:
+        """Pass on what the layers give, and let the backward pass find this call again.
+
+        Gradient checkpointing runs layers anew in the backward pass. By then another call may have come, and they would
+        take its clips for theirs.
+        """
+        checkpoints = any(module.__dict__.get("gradient_checkpointing") for module in self.model.modules())
+        if not (checkpoints and self.model.training and hidden_states.requires_grad):
+            return hidden_states
+        output: Tensor = _Remember.apply(hidden_states, self, self._call)  # type: ignore[no-untyped-call]
+        return output
+
+    def _normalise(self, frames: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
         dtype = next(self.model.parameters()).dtype
-        mean, std = (
-            torch.tensor(values, device=frames.device).view(3, 1, 1)
-            for values in (self.options.pixel_mean, self.options.pixel_std)
-        )
-        return ((frames.float() / 255 - mean) / std).to(dtype)
+        mean_311, std_311 = (torch.tensor(values, device=frames.device).view(3, 1, 1) for values in (mean, std))
+        return ((frames.float() / 255 - mean_311) / std_311).to(dtype)
+
+
+class _Remember(torch.autograd.Function):
+    """The identity; on the way back it tells the adapter whose layers come next."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_states: Tensor, adapter: Adapter, call: tuple[Segments, LastForward]) -> Tensor:
+        """Keep the call for the way back."""
+        ctx.adapter, ctx.call = adapter, call
+        return hidden_states.view_as(hidden_states)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Set the call; gradients stay as they are."""
+        ctx.adapter._call = ctx.call
+        return gradients[0], None, None
 
 
 def rlt_packed(

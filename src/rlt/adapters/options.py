@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from rlt.errors import InvalidArgumentError
-from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD, check_threshold
+from rlt.tokens import check_threshold
 
-Policy = Literal["rlt", "none", "random"]
+Policy = Literal["rlt", "none", "random", "uniform_frames"]
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,16 @@ class PatchOptions:
     max_tokens: int | None = None
     """Keep at most so many tokens of each clip instead, those that differ most. The first time step is always kept."""
     policy: Policy = "rlt"
-    """"rlt", "none" (keep all), or "random" (as many as "rlt", drawn at random; for comparisons)."""
+    """"rlt", "none" (keep all), and for comparisons "random" (as many tokens as "rlt", drawn at random) or
+    "uniform_frames" (all tokens of evenly spread time steps, about as many as "rlt" keeps)."""
     expand: Literal["fill"] | None = None
     """"fill" puts outputs per token back on the full grid, each dropped place with the token that stands for it, and a
     classifier pools over that. None pools over the kept tokens. Bare encoders always fill."""
-    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Used for uint8 `pixel_values` only: mean of each channel on the scale 0..1."""
-    pixel_std: tuple[float, float, float] = IMAGENET_STD
-    """Used for uint8 `pixel_values` only: standard deviation of each channel on the scale 0..1."""
+    pixel_mean: tuple[float, float, float] | None = None
+    """Used for uint8 `pixel_values` only: mean of each channel on the scale 0..1. None is what the family's processor
+    takes: 0.5 for ViViT, ImageNet's for the others."""
+    pixel_std: tuple[float, float, float] | None = None
+    """Used for uint8 `pixel_values` only: standard deviation of each channel on the scale 0..1; None as above."""
     seed: int = 0
     """Of policy "random"."""
 

@@ -1,13 +1,16 @@
-"""The keep rule for normalised float frames, as processors of other libraries give them."""
+"""The keep rule for frames as models of other libraries take them, and the sizes that their configurations hold."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from rlt.adapters.options import PatchOptions
-from rlt.baselines import random_mask
+from rlt.baselines import _even_steps, random_mask
 from rlt.errors import InvalidArgumentError
+from rlt.tokens import IMAGENET_STD, token_differences
 
 
 def float_token_differences(frames_BTCHW: Tensor, *, tubelet_size: int, patch_size: int) -> Tensor:
@@ -30,8 +33,22 @@ def float_token_differences(frames_BTCHW: Tensor, *, tubelet_size: int, patch_si
 
 
 @torch.no_grad()
-def choose_tokens(frames_BTCHW: Tensor, options: PatchOptions, *, tubelet_size: int, patch_size: int) -> Tensor:
-    """Which tokens to keep: bool [B, T', H', W'] for normalised float [B, T, C, H, W].
+def choose_tokens(
+    frames_BTCHW: Tensor,
+    options: PatchOptions,
+    *,
+    tubelet_size: int,
+    patch_size: int,
+    std: tuple[float, float, float] = IMAGENET_STD,
+) -> Tensor:
+    """Which tokens to keep: bool [B, T', H', W'].
+
+    Args:
+        frames_BTCHW: normalised float [B, T, C, H, W]; or uint8, for which the mask is that of `rlt.keep_mask` exactly.
+        options: the rule.
+        tubelet_size: frames per token.
+        patch_size: height and width of a token in pixels.
+        std: by which uint8 frames on the scale 0..1 are divided later.
 
     Raises:
         InvalidArgumentError: if max_tokens or keep_ratio does not hold the first time step.
@@ -40,7 +57,13 @@ def choose_tokens(frames_BTCHW: Tensor, options: PatchOptions, *, tubelet_size: 
     grid = (time // tubelet_size, height // patch_size, width // patch_size)
     if options.policy == "none":
         return torch.ones(batch, *grid, dtype=torch.bool, device=frames_BTCHW.device)
-    differences = float_token_differences(frames_BTCHW, tubelet_size=tubelet_size, patch_size=patch_size)
+    if frames_BTCHW.dtype == torch.uint8:
+        frames_BTHWC = frames_BTCHW.permute(0, 1, 3, 4, 2)
+        differences = token_differences(frames_BTHWC, tubelet_size=tubelet_size, patch_size=patch_size, std=std)
+    else:
+        differences = float_token_differences(frames_BTCHW, tubelet_size=tubelet_size, patch_size=patch_size)
+        # A difference that is no number counts as large: broken frames show in the outputs, as without the patch.
+        differences = differences.nan_to_num(nan=torch.finfo(differences.dtype).max)
     first = differences.new_full((batch, 1, *grid[1:]), torch.inf)
     differences = torch.cat([first, differences], dim=1)
     budget = _budget(options, grid)
@@ -50,6 +73,11 @@ def choose_tokens(frames_BTCHW: Tensor, options: PatchOptions, *, tubelet_size: 
         tokens = grid[0] * grid[1] * grid[2]
         drawn = [random_mask(tokens, count, options.seed + number) for number, count in enumerate(counts)]
         mask = torch.stack(drawn).view(batch, *grid).to(mask.device)
+    elif options.policy == "uniform_frames":
+        counts = mask.flatten(1).sum(1).tolist()
+        mask = torch.zeros_like(mask)
+        for clip, count in zip(mask, counts, strict=True):
+            clip[_even_steps(grid[0], max(round(count / (grid[1] * grid[2])), 1))] = True
     return mask
 
 
@@ -71,3 +99,21 @@ def _largest(differences: Tensor, count: int) -> Tensor:
     order = differences.flatten(1).argsort(dim=1, descending=True, stable=True)[:, :count]
     mask = torch.zeros_like(differences, dtype=torch.bool).flatten(1).scatter_(1, order, True)
     return mask.view(differences.shape)
+
+
+def sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width, for which configurations hold one number or two."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+def square_side(size: int | Sequence[int]) -> int:
+    """Height and width of a patch, which are one.
+
+    Raises:
+        InvalidArgumentError: if they are two.
+    """
+    height, width = sides(size)
+    if height != width:
+        raise InvalidArgumentError(f"the model has patches of {height}x{width} pixels; rlt.patch needs square ones")
+    return height

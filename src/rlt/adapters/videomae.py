@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlt.adapters.base import Adapter
+from rlt.adapters.selection import sides, square_side
 from rlt.errors import InvalidArgumentError
 from rlt.nn.blocks import mean_per_clip
 
@@ -38,7 +39,7 @@ class VideoMAEAdapter(Adapter):
     def input_shape(self) -> tuple[int, int, int, int]:
         """See `Adapter.input_shape`."""
         config = self.model.config
-        return config.num_frames, config.num_channels, config.image_size, config.image_size
+        return config.num_frames, config.num_channels, *sides(config.image_size)
 
     def embed(self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None) -> Tensor:
         """Pixels [B, frames, C, H, W] -> kept tokens of all clips, [1, T, D].
@@ -49,7 +50,8 @@ class VideoMAEAdapter(Adapter):
         if bool_masked_pos is not None:
             raise InvalidArgumentError("bool_masked_pos is given, but a patched model chooses tokens; rlt.unpatch it")
         config, embeddings = self.model.config, self.encoder.embeddings
-        patches_TP, last = self.select(pixel_values, tubelet_size=config.tubelet_size, patch_size=config.patch_size)
+        patch_size = square_side(config.patch_size)
+        patches_TP, last = self.select(pixel_values, tubelet_size=config.tubelet_size, patch_size=patch_size)
         projection = embeddings.patch_embeddings.projection
         x_TD = F.linear(patches_TP.to(projection.weight.dtype), projection.weight.flatten(1), projection.bias)
         positions_LD: Tensor = embeddings.position_embeddings[0].to(x_TD)
@@ -59,7 +61,7 @@ class VideoMAEAdapter(Adapter):
     def encode(self, hidden_states: Tensor, **kwargs: Any) -> Any:
         """Run the layers on [1, T, D], and give back clips: [B, L, D] filled, or [B, 1, D] pooled for a classifier."""
         output = type(self.encoder.encoder).forward(self.encoder.encoder, hidden_states, **kwargs)
-        output.last_hidden_state = self._clips(output.last_hidden_state[0])
+        output.last_hidden_state = self._clips(self.remember(output.last_hidden_state)[0])
         return output
 
     def fill(self, x_TD: Tensor) -> Tensor:

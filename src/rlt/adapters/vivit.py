@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlt.adapters.base import Adapter
+from rlt.adapters.selection import sides, square_side
 from rlt.errors import InvalidArgumentError
 
 
@@ -21,6 +22,7 @@ class ViViTAdapter(Adapter):
     """Every clip keeps its CLS token; positions are taken by the kept places."""
 
     model_classes: ClassVar[tuple[str, ...]] = ("VivitForVideoClassification", "VivitModel")
+    pixel_statistics = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
     @property
     def encoder(self) -> Any:
@@ -40,7 +42,7 @@ class ViViTAdapter(Adapter):
     def input_shape(self) -> tuple[int, int, int, int]:
         """See `Adapter.input_shape`."""
         config = self.model.config
-        return config.num_frames, config.num_channels, config.image_size, config.image_size
+        return config.num_frames, config.num_channels, *sides(config.image_size)
 
     def embed(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
         """Pixels [B, frames, C, H, W] -> the CLS token and the kept tokens of each clip, [1, T, D].
@@ -50,10 +52,8 @@ class ViViTAdapter(Adapter):
         """
         if interpolate_pos_encoding:
             raise InvalidArgumentError("interpolate_pos_encoding is set; a patched ViViT takes clips of its own size")
-        tubelet, patch, across = self.model.config.tubelet_size
-        if patch != across:
-            raise InvalidArgumentError(f"tubelet_size is {(tubelet, patch, across)}; square patches are needed")
-        patches_TP, last = self.select(pixel_values, tubelet_size=tubelet, patch_size=patch)
+        tubelet_size, *patch = self.model.config.tubelet_size
+        patches_TP, last = self.select(pixel_values, tubelet_size=tubelet_size, patch_size=square_side(patch))
         embeddings = self.encoder.embeddings
         projection, positions_LD = embeddings.patch_embeddings.projection, embeddings.position_embeddings[0]
         x_TD = F.linear(patches_TP.to(projection.weight.dtype), projection.weight.flatten(1), projection.bias)
@@ -67,7 +67,7 @@ class ViViTAdapter(Adapter):
     def normalise(self, hidden_states: Tensor) -> Tensor:
         """The last LayerNorm on [1, T, D], then clips: [B, 1 + L, D] filled, or [B, 1, D] with the CLS token alone."""
         layernorm = self.encoder.layernorm
-        x_TD: Tensor = type(layernorm).forward(layernorm, hidden_states)[0]
+        x_TD: Tensor = type(layernorm).forward(layernorm, self.remember(hidden_states))[0]
         if self.encoder is self.model or self.options.expand == "fill":
             return self.fill(x_TD)
         return x_TD[self.segments.cu_seqlens[:-1].to(torch.int64)][:, None]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlt.adapters.base import Adapter
+from rlt.adapters.selection import square_side
 
 
 class VJEPA2Adapter(Adapter):
@@ -53,9 +54,10 @@ class VJEPA2Adapter(Adapter):
             InvalidArgumentError: for clips of another size than the model is made for.
         """
         config = self.model.config
-        patches_TP, last = self.select(
-            pixel_values_videos, tubelet_size=config.tubelet_size, patch_size=config.patch_size
-        )
+        if pixel_values_videos.ndim == 5 and 0 < pixel_values_videos.shape[1] < config.tubelet_size:
+            pixel_values_videos = pixel_values_videos.repeat(1, config.tubelet_size, 1, 1, 1)  # as the model does
+        patch_size = square_side(config.patch_size)
+        patches_TP, last = self.select(pixel_values_videos, tubelet_size=config.tubelet_size, patch_size=patch_size)
         projection = self.encoder.embeddings.patch_embeddings.proj
         self.begin(last.tokens_kept, patches_TP.device)
         return F.linear(patches_TP.to(projection.weight.dtype), projection.weight.flatten(1), projection.bias)[None]
@@ -63,14 +65,13 @@ class VJEPA2Adapter(Adapter):
     def positions(self, x: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Time, row and column of each kept token, int64 [T] each: what the rotary embedding turns by."""
         del x, masks
-        assert self.last is not None
-        _, time, row, column = self.last.mask.nonzero().unbind(1)
+        _, time, row, column = self.kept.mask.nonzero().unbind(1)
         return time, row, column
 
     def normalise(self, hidden_states: Tensor) -> Tensor:
         """The last LayerNorm on [1, T, D], then the filled grid of each clip, [B, L, D]."""
         layernorm = self.encoder.layernorm
-        return self.fill(type(layernorm).forward(layernorm, hidden_states)[0])
+        return self.fill(type(layernorm).forward(layernorm, self.remember(hidden_states))[0])
 
     def fill(self, x_TD: Tensor) -> Tensor:
         """See `Adapter.fill`."""

@@ -1,0 +1,342 @@
+"""Bookkeeping of the Qwen-VL adapter: which merge groups stay, and what that does to the tower and to the text.
+
+Pure functions of tensors; no model runs here.
+
+Shape legend: P patches of all videos, G merge groups of all videos (a group is one token of the language model), V
+values per patch, B rows of text, L columns of text, K columns left, T' time steps, H' x W' groups per time step.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlt.adapters.base import import_transformers
+from rlt.adapters.options import LastForward, PatchOptions
+from rlt.adapters.selection import choose_tokens
+from rlt.errors import InvalidArgumentError, MissingDependencyError
+
+Grid = tuple[int, int, int]
+OLDEST_TRANSFORMERS = (5, 23)
+DROPPED = float("-inf")
+"""Features of dropped groups on their way through `generate`, which wants as many as there are placeholders."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LastVideos(LastForward):
+    """What the last call kept of each video. A token is a merge group: one token of the language model.
+
+    `mask` is bool [videos, T', H', W'] with the sizes of the largest video, False outside of smaller ones.
+    """
+
+    grids: tuple[Grid, ...] = ()
+    """T', H', W' in groups of each video."""
+
+    @classmethod
+    def of(cls, masks: list[Tensor]) -> LastVideos:
+        """From bool [T', H', W'] of each video."""
+        largest = [max(mask.shape[axis] for mask in masks) for axis in range(3)]
+        together = masks[0].new_zeros(len(masks), *largest)
+        for number, mask in enumerate(masks):
+            time, height, width = mask.shape
+            together[number, :time, :height, :width] = mask
+        return cls(together, tuple((mask.shape[0], mask.shape[1], mask.shape[2]) for mask in masks))
+
+    @property
+    def masks(self) -> tuple[Tensor, ...]:
+        """bool [T', H', W'] of each video in its own size."""
+        return tuple(
+            mask[:time, :height, :width] for mask, (time, height, width) in zip(self.mask, self.grids, strict=True)
+        )
+
+    @property
+    def dense_per_video(self) -> tuple[int, ...]:
+        """Tokens of each video before anything is dropped."""
+        return tuple(time * height * width for time, height, width in self.grids)
+
+    @property
+    def tokens_dense(self) -> int:
+        """Tokens of the largest video before anything is dropped."""
+        return max(self.dense_per_video)
+
+    @property
+    def share_kept(self) -> float:
+        """Share of the tokens of all videos that was kept, above 0 and up to 1."""
+        return sum(self.tokens_kept) / sum(self.dense_per_video)
+
+    def __repr__(self) -> str:
+        """Counts in one line."""
+        return f"LastVideos({list(self.tokens_kept)} of {list(self.dense_per_video)} tokens per video)"
+
+
+def group_grids(grid_thw: Tensor | None, rows: int, merge: int) -> list[Grid]:
+    """Time steps, rows and columns of groups of each video.
+
+    Args:
+        grid_thw: int [videos, 3], time steps, rows and columns of patches, as the processor gives it.
+        rows: of `pixel_values_videos`.
+        merge: patches along a side of a group.
+
+    Raises:
+        InvalidArgumentError: if the grid is missing, does not fit the rows, or cannot be cut into groups.
+    """
+    if grid_thw is None or grid_thw.ndim != 2 or grid_thw.shape[1] != 3:
+        given = None if grid_thw is None else f"of shape {list(grid_thw.shape)}"
+        raise InvalidArgumentError(
+            f"video_grid_thw is {given} beside pixel_values_videos; pass the processor's, int [videos, 3]"
+        )
+    grids = [(int(time), int(height), int(width)) for time, height, width in grid_thw.tolist()]
+    needed = sum(time * height * width for time, height, width in grids)
+    if needed != rows:
+        raise InvalidArgumentError(
+            f"pixel_values_videos has {rows} rows; video_grid_thw {[list(grid) for grid in grids]} needs {needed}; "
+            "pass both from one call of the processor"
+        )
+    for grid in grids:
+        if min(grid) < 1 or grid[1] % merge or grid[2] % merge:
+            raise InvalidArgumentError(
+                f"video_grid_thw has {list(grid)}; rows and columns must be multiples of {merge}, the merge size"
+            )
+    return [(time, height // merge, width // merge) for time, height, width in grids]
+
+
+def group_differences(rows_PV: Tensor, grid: Grid, *, channels: int, tubelet_size: int) -> Tensor:
+    """How much each group differs from the time step before: the largest of its patches.
+
+    Args:
+        rows_PV: normalised pixels of one video in the processor's order: (T', H', W', patch in group) rows of (channel,
+            frame, row, column) values.
+        grid: T', H', W' in groups.
+        channels: colours.
+        tubelet_size: frames per time step.
+
+    Returns:
+        float32 [T' - 1, H', W']: mean absolute difference over pixels and channels of a patch between the last frame of
+        a time step and the first frame of the one before, of the patch in the group that differs most.
+    """
+    rows = rows_PV.view(*grid, -1, channels, tubelet_size, rows_PV.shape[1] // (channels * tubelet_size))
+    last, first = rows[1:, ..., -1, :].float(), rows[:-1, ..., 0, :].float()
+    return (last - first).abs().mean((-1, -2)).amax(-1)
+
+
+@torch.no_grad()
+def choose_groups(
+    rows_PV: Tensor, grids: Sequence[Grid], options: PatchOptions, *, channels: int, tubelet_size: int
+) -> list[Tensor]:
+    """Which groups to keep: bool [T', H', W'] of each video. A group goes only where all its patches repeat.
+
+    Raises:
+        InvalidArgumentError: if a budget does not hold the first time step.
+    """
+    groups = [time * height * width for time, height, width in grids]
+    unit = rows_PV.shape[0] // sum(groups)
+    sizes = [unit * count for count in groups]
+    masks = []
+    for number, (rows, grid) in enumerate(zip(rows_PV.split(sizes), grids, strict=True)):
+        differences = group_differences(rows, grid, channels=channels, tubelet_size=tubelet_size)
+        # Two frames per time step, one pixel per group: the last frame holds the difference, the first one zeros. The
+        # keep rule then sees exactly these differences, and all policies and budgets count groups.
+        frames = differences.new_zeros(1, grid[0], 2, 1, *grid[1:])
+        frames[0, 1:, 1, 0] = differences
+        own = replace(options, seed=options.seed + number)
+        masks.append(choose_tokens(frames.flatten(1, 2), own, tubelet_size=2, patch_size=1)[0])
+    return masks
+
+
+def flat_mask(masks: Sequence[Tensor]) -> Tensor:
+    """bool [G] of all videos, in the order of the tower's outputs and of the placeholders."""
+    return torch.cat([mask.flatten() for mask in masks])
+
+
+def vision_tools() -> Any:
+    """transformers' module that computes what the towers take as arguments.
+
+    Raises:
+        MissingDependencyError: if the installed transformers is older than those whose towers take them, and whose
+            `generate` hands pieces of a prompt the features of those pieces.
+    """
+    found = version("transformers")
+    if tuple(int(part) for part in found.split(".")[:2]) < OLDEST_TRANSFORMERS:
+        raise MissingDependencyError(
+            f"transformers is {found}; rlt.patch of Qwen-VL needs {'.'.join(map(str, OLDEST_TRANSFORMERS))} or newer: "
+            'pip install --upgrade "rlt[hf]"'
+        )
+    return import_module(f"{import_transformers().__name__}.vision_utils")
+
+
+def tower_arguments(visual: Any, grid_thw: Tensor, kept_G: Tensor) -> dict[str, Tensor]:
+    """What the vision tower would compute from the grid, for the kept groups alone.
+
+    Args:
+        visual: the tower; its settings are read, it does not run.
+        grid_thw: int [videos, 3] in patches, of everything before dropping.
+        kept_G: bool [G].
+
+    Returns:
+        Keyword arguments of the tower: rotary positions at the original places, attention segments (frames, and windows
+        where the tower has them) without what is dropped and without empty ones, position embeddings at the original
+        places where the tower has them.
+    """
+    vision_utils = vision_tools()
+    unit = visual.spatial_merge_size**2
+    kept_P = kept_G.repeat_interleave(unit)
+    frames = vision_utils.get_vision_cu_seqlens(grid_thw).to(kept_G.device)
+    positions = vision_utils.get_vision_position_ids(grid_thw, visual.spatial_merge_size)
+    arguments = {"position_ids": positions.to(kept_G.device)[kept_P], "cu_seqlens": shorter_segments(frames, kept_P)}
+    if hasattr(visual, "window_size"):
+        order_G, windows = vision_utils.get_vision_window_index(
+            grid_thw, visual.spatial_merge_size, visual.window_size, visual.patch_size
+        )
+        order_G, windows = order_G.to(kept_G.device), windows.to(kept_G.device)
+        kept_in_order = kept_G[order_G]
+        new_number_G = kept_G.cumsum(0) - 1
+        arguments["window_index"] = new_number_G[order_G[kept_in_order]]
+        arguments["cu_window_seqlens"] = shorter_segments(windows, kept_in_order.repeat_interleave(unit))
+    if hasattr(visual, "num_grid_per_side"):
+        indices, weights = vision_utils.get_vision_interpolation_indices_and_weights(
+            grid_thw,
+            visual.num_grid_per_side,
+            mode=visual.interpolation_mode,
+            align_corners=visual.interpolation_align_corners,
+            spatial_merge_size=visual.spatial_merge_size,
+        )
+        arguments["interp_indices"] = indices.to(kept_G.device)[kept_P]
+        arguments["interp_weights"] = weights.to(kept_G.device)[kept_P]
+    return arguments
+
+
+def shorter_segments(offsets: Tensor, kept_P: Tensor) -> Tensor:
+    """Offsets of attention segments, int32 [segments + 1], after dropping; segments that lost everything are gone."""
+    before = F.pad(kept_P.cumsum(0), (1, 0))
+    left: Tensor = before[offsets.long()].unique_consecutive()
+    return left.to(torch.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Which columns of text are left in each row, padded to one length again."""
+
+    index: Tensor
+    """int64 [B, K]: the original column of each column that is left."""
+    real: Tensor
+    """bool [B, K]: False at padding."""
+
+    @classmethod
+    def of(cls, kept_BL: Tensor, *, right: bool) -> Columns:
+        """Gather what is kept to the right side of each row, or to the left side if padding stands on the right."""
+        counts = kept_BL.sum(1)
+        length = max(1, int(counts.max()))  # a piece of a prompt may lose everything, which no model can run
+        order = kept_BL.to(torch.int8).argsort(dim=1, descending=right, stable=True)
+        place = torch.arange(length, device=kept_BL.device)
+        if right:
+            return cls(order[:, :length], place < counts[:, None])
+        return cls(order[:, order.shape[1] - length :], place >= length - counts[:, None])
+
+    @property
+    def padded(self) -> bool:
+        """Whether any row has padding."""
+        return not bool(self.real.all())
+
+    def take(self, values: Tensor, padding: float) -> Tensor:
+        """[B, L] or [..., B, L] -> the columns that are left, with `padding` elsewhere."""
+        index = self.index.expand(*values.shape[:-1], self.index.shape[-1])
+        return values.gather(-1, index).masked_fill(~self.real, padding)
+
+    def take_vectors(self, values: Tensor) -> Tensor:
+        """[B, L, D] -> [B, K, D], zeros at padding."""
+        index = self.index[..., None].expand(-1, -1, values.shape[-1])
+        return values.gather(1, index).masked_fill(~self.real[..., None], 0)
+
+
+@dataclass(frozen=True, eq=False)
+class KeptPast:
+    """What a key-value cache holds whose prompt lost columns. It travels on the cache, so that copies of it have it."""
+
+    attention: Tensor
+    """bool [B, columns in the cache when this was made], False at padding."""
+    full_length: int
+    """For how many columns of the unpatched model these stand."""
+    padded: bool
+    """Whether any row has padding; known here, since asking a tensor costs a wait at every step."""
+
+    @staticmethod
+    def of(cache: Any) -> KeptPast | None:
+        """Of a cache that lost columns; None for others, and for one that was emptied since.
+
+        Raises:
+            InvalidArgumentError: if the cache was cut shorter since.
+        """
+        found: KeptPast | None = getattr(cache, "rlt_kept", None)
+        if found is None:
+            return None
+        if int(cache.get_seq_length()) == 0:  # reset, and about to be filled with something else
+            del cache.rlt_kept
+            return None
+        if found.newer(cache) < 0:
+            raise InvalidArgumentError(
+                f"past_key_values was cut to {int(cache.get_seq_length())} columns; one whose video lost tokens needs "
+                f"the {found.attention.shape[1]} of its prompt, so begin with a new cache"
+            )
+        return found
+
+    def put_on(self, cache: Any) -> None:
+        """Remember this on the cache."""
+        cache.rlt_kept = self
+
+    def newer(self, cache: Any) -> int:
+        """Columns that came into the cache since, none of which was dropped."""
+        return int(cache.get_seq_length()) - self.attention.shape[1]
+
+    def full(self, cache: Any) -> int:
+        """For how many columns of the unpatched model the cache stands now."""
+        return self.full_length + self.newer(cache)
+
+    def mask(self, cache: Any, attention_mask: Tensor | None) -> Tensor:
+        """bool [B, columns in the cache now] from a mask that counts the columns of the unpatched model."""
+        newer = self.newer(cache)
+        if attention_mask is None:
+            tail = self.attention.new_ones(self.attention.shape[0], newer)
+        else:
+            tail = attention_mask[:, self.full_length : self.full_length + newer].bool()
+        return torch.cat([self.attention, tail.to(self.attention.device)], dim=1)
+
+
+def full_features(output: Any, masks: list[Tensor]) -> Any:
+    """The tower's output for kept groups -> one with a row per group of each video, `DROPPED` where it was dropped."""
+
+    def spread(features: tuple[Tensor, ...]) -> list[Tensor]:
+        return [
+            feature.new_full((mask.numel(), feature.shape[1]), DROPPED).masked_scatter(mask.flatten()[:, None], feature)
+            for feature, mask in zip(features, masks, strict=True)
+        ]
+
+    return _with_features(output, spread)
+
+
+def kept_features(output: Any) -> tuple[Any, list[Tensor]] | None:
+    """The inverse: the output for kept groups, and bool [groups] of each video; None if nothing was dropped."""
+    masks = [~torch.isneginf(feature).all(1) for feature in output.pooler_output]
+    if all(bool(mask.all()) for mask in masks):
+        return None
+
+    def gather(features: tuple[Tensor, ...]) -> list[Tensor]:
+        return [feature[mask] for feature, mask in zip(features, masks, strict=True)]
+
+    return _with_features(output, gather), masks
+
+
+def _with_features(output: Any, change: Callable[[tuple[Tensor, ...]], list[Tensor]]) -> Any:
+    """A copy, since the caller may use its own again."""
+    changed = copy.copy(output)
+    changed.pooler_output = change(output.pooler_output)
+    if getattr(output, "deepstack_features", None) is not None:
+        changed.deepstack_features = [change(layer) for layer in output.deepstack_features]
+    return changed
