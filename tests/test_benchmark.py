@@ -13,7 +13,7 @@ import torch
 import oracles
 import rlt
 from rlt import assets
-from rlt.benchmark import SUITES, BenchmarkSettings, run_suite
+from rlt.benchmark import SUITES, BenchmarkSettings, networks, run_suite
 from rlt.benchmark.decoders import decoders
 from rlt.benchmark.harness import Rounds, Work, packed_by, read_frames
 from rlt.benchmark.masks import difference_ways
@@ -59,6 +59,17 @@ def test_networks_run_beside_their_peers_at_the_same_count_or_cost(suite: str) -
     assert numbers["flop_ratio"] == arms["rlt"]["flops"] / arms["dense"]["flops"] < 1
     assert arms["ideal"]["seconds_median"] == pytest.approx(arms["dense"]["seconds_median"] * numbers["flop_ratio"])
     assert arms["dense"]["runs"] in ("dense_packed", "dense_clip_by_clip")
+
+
+def test_compiled_arms_train_the_same_weights() -> None:
+    model = rlt.create_model("vit_tiny", num_classes=5)
+    variants = networks._variants(model, replace(SMALL, compiled=True))
+    by_name = {name: (forward, packs) for name, forward, packs, _ in variants}
+    assert {"dense_packed_compiled", "dense_clip_by_clip_compiled", "rlt_compiled"} <= set(by_name)
+    forward, packs = by_name["rlt_compiled"]
+    assert list(forward.parameters()) == list(model.parameters())
+    torch.testing.assert_close(forward(packs[0]), model(packs[0]), rtol=1e-4, atol=1e-5)
+    assert model._traced is None
 
 
 def test_stages_do_the_same_work_as_the_reference() -> None:

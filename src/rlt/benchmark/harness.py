@@ -41,6 +41,8 @@ class BenchmarkSettings:
     """Where the network runs."""
     dtype: torch.dtype = torch.float32
     """Precision of the network: float32, bfloat16 or float16."""
+    compiled: bool = False
+    """Whether the suites `forward` and `train-step` add arms that run through `torch.compile`."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import replace
 from functools import partial
 
@@ -68,6 +69,7 @@ def _variants(
 
     Dense runs in both ways, all clips in one pack and clip by clip; the faster one is called "dense" in the end, so
     that no speed-up comes from a batch that is larger than the cache. ToMe is left out where it cannot get as cheap.
+    Compiled arms share one network, so that RLT's token counts have to do with the graph that dense left behind.
     """
     frames = read_frames(settings)
     config = model.config
@@ -83,6 +85,10 @@ def _variants(
         ("random", model, [random], flops["rlt"]),
         ("padded", partial(padded_logits, model), [rlt], padded_flops),
     ]
+    if settings.compiled:
+        compiled = copy(model)  # shares the weights, so that one optimizer serves all arms
+        compiled.compile_network()
+        variants += [(f"{name}_compiled", compiled, packs, count) for name, _, packs, count in variants[:3]]
     try:
         merges = merge_for_flops(config, dense.segments.lengths, flops["rlt"])
     except InvalidArgumentError:  # RLT keeps so few tokens that no amount of merging gets there
@@ -138,6 +144,6 @@ def _with_ratios(suite: str, settings: BenchmarkSettings, arms: list[Arm]) -> Be
         "time_ratio_over_flop_ratio": time_ratio / flop_ratio,
     }
     for arm in arms:
-        if arm.name in ("tome", "padded"):
+        if arm.name in ("tome", "padded", "rlt_compiled"):
             extra[f"{arm.name}_over_rlt"] = arm.timing.over(rlt.timing)
     return BenchmarkResult(suite, settings, ordered, "dense", extra)

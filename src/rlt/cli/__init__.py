@@ -195,6 +195,7 @@ def benchmark(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[Precision, typer.Option(help="Precision of the network.")] = Precision.float32,
     rounds: Annotated[int | None, typer.Option(help="Counted runs of each arm; each suite has its own number.")] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Also run forward and train-step compiled.")] = False,
     json: JsonFile = None,
 ) -> None:
     """Time one stage beside its peers, in turn, on real clips."""
@@ -210,6 +211,7 @@ def benchmark(
         rounds=rounds,
         device=device,
         dtype=getattr(torch, dtype.value),
+        compiled=compiled,
     )
     with progress("Measuring") as update:
         result = run_suite(suite.value, settings, on_progress=update)
