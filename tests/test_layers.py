@@ -13,12 +13,12 @@ PACKAGE = Path(rlt.__file__).parent
 LAYERS = [
     {"errors"},
     {"structures", "files", "assets"},
-    {"sampling", "transforms", "tokens", "packing", "nn"},
+    {"sampling", "transforms", "tokens", "_token_kernels", "packing", "nn"},
     {"video", "weights"},
     {"baselines"},
     {"adapters"},
     {"vit"},
-    {"tome"},
+    {"tome", "export"},
     {"checkpoints"},
     {"models"},
     {"measure"},
@@ -30,7 +30,19 @@ LAYERS = [
     {"cli"},
 ]
 """From low to high. A module may import its own layer and those before it."""
-OPTIONAL = ("matplotlib", "PIL", "torchcodec", "transformers", "kornia", "pyarrow", "wandb", "hydra", "cv2", "numba")
+OPTIONAL = (
+    "matplotlib",
+    "PIL",
+    "torchcodec",
+    "transformers",
+    "kornia",
+    "pyarrow",
+    "wandb",
+    "hydra",
+    "cv2",
+    "numba",
+    "triton",
+)
 
 
 def imports(path: Path) -> set[str]:

@@ -6,13 +6,18 @@ along time, height and width (T' = T / tubelet_size, H' = H / patch_size, W' = W
 
 from __future__ import annotations
 
-from typing import Literal, get_args, overload
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Literal, get_args, overload
 
 import torch
 from torch import Tensor
 
 from rlt.errors import InvalidArgumentError
 from rlt.structures import Clip, RunLengthTokens, TokenGrid, check_frames
+
+if TYPE_CHECKING:
+    from rlt._token_kernels import DeviceTokens
 
 Policy = Literal["rlt", "none"]
 """Which tokens are kept: "rlt" drops repeats of the token before, "none" keeps all."""
@@ -209,6 +214,10 @@ def tokenize_batch(
     if policy not in get_args(Policy):
         raise InvalidArgumentError(f"policy is {policy!r}; allowed are {', '.join(map(repr, get_args(Policy)))}")
     grid = token_grid(frames.shape, tubelet_size=tubelet_size, patch_size=patch_size)
+    fused = _fused_tokenizer(frames.device) if policy == "rlt" and frames.is_cuda else None
+    if fused is not None:
+        found = fused(frames, threshold, tubelet_size, patch_size)
+        return _split(found.patches, found.coords, found.lengths, list(found.sizes), grid, tubelet_size, patch_size)
     if policy == "none":
         mask = torch.ones(len(frames), *grid, dtype=torch.bool, device=frames.device)
     else:
@@ -249,12 +258,7 @@ def select_tokens(
     places = mask.nonzero()
     patches = _gather_patches(frames, places, tubelet_size, patch_size)
     counts = mask.flatten(1).sum(1).tolist()
-    return [
-        RunLengthTokens(patches_N, places_N[:, 1:], lengths_N, grid, tubelet_size, patch_size)
-        for patches_N, places_N, lengths_N in zip(
-            patches.split(counts), places.split(counts), lengths.split(counts), strict=True
-        )
-    ]
+    return _split(patches, places[:, 1:], lengths, counts, grid, tubelet_size, patch_size)
 
 
 def check_threshold(threshold: float) -> None:
@@ -265,6 +269,34 @@ def check_threshold(threshold: float) -> None:
     """
     if not threshold >= 0:
         raise InvalidArgumentError(f"threshold is {threshold}; 0 or more is needed (0.1 is the paper's)")
+
+
+@cache
+def _fused_tokenizer(device: torch.device) -> Callable[..., DeviceTokens] | None:
+    """The kernels for frames on this CUDA device, or None if triton is missing or cannot run here."""
+    try:
+        from rlt import _token_kernels
+    except ImportError:
+        return None
+    return _token_kernels.tokenize_on_device if _token_kernels.can_run(device) else None
+
+
+def _split(
+    patches: Tensor,
+    coords: Tensor,
+    lengths: Tensor,
+    counts: list[int],
+    grid: TokenGrid,
+    tubelet_size: int,
+    patch_size: int,
+) -> list[RunLengthTokens]:
+    """Cut the rows of all clips into one `RunLengthTokens` per clip."""
+    return [
+        RunLengthTokens(patches_N, coords_N, lengths_N, grid, tubelet_size, patch_size)
+        for patches_N, coords_N, lengths_N in zip(
+            patches.split(counts), coords.split(counts), lengths.split(counts), strict=True
+        )
+    ]
 
 
 def difference_sums(clip: Tensor, tubelet_size: int, patch_size: int) -> Tensor:

@@ -215,11 +215,19 @@ class VisionTransformer(
         if self._traced is None:
             logits: Tensor = self.head(self.forward_features(packed))
             return logits
+        self.prepare_trace(packed)
+        return self._traced(self, packed.patches, packed.place, packed.lengths, packed.cu_seqlens)
+
+    def prepare_trace(self, packed: PackedTokens) -> None:
+        """Make what `trace_logits` needs of tensors that no graph can make, for clips like these.
+
+        Raises:
+            InvalidArgumentError: if the tokens were cut with another tubelet or patch size.
+        """
         self._check_token_size(packed)
         self.positions.grow(max(grid.num_tokens for grid in packed.grids))
         if packed.patches.dtype == torch.uint8:
             self.patch_embed.folding()
-        return self._traced(self, packed.patches, packed.place, packed.lengths, packed.cu_seqlens)
 
     def compile_network(self, **options: Any) -> None:
         """Run `forward` through `torch.compile` from now on: one graph from patches to logits for any token counts.
@@ -230,7 +238,7 @@ class VisionTransformer(
         Args:
             options: further arguments of `torch.compile`, such as `mode` or `backend`.
         """
-        self._traced = torch.compile(_trace_logits, **{"dynamic": True, "fullgraph": True, **options})
+        self._traced = torch.compile(trace_logits, **{"dynamic": True, "fullgraph": True, **options})
 
     def forward_features(self, packed: PackedTokens) -> Tensor:
         """Features before the head: normalised mean of the tokens of each clip, float [clips, width]."""
@@ -354,10 +362,21 @@ class VisionTransformer(
             )
 
 
-def _trace_logits(
+def trace_logits(
     model: VisionTransformer, patches_TP: Tensor, place_T: Tensor, lengths_T: Tensor, cu_seqlens: Tensor
 ) -> Tensor:
-    """`VisionTransformer.forward` as a function of tensors alone, in which no number of tokens is a constant."""
+    """`VisionTransformer.forward` as a function of tensors alone, in which no number of tokens is a constant.
+
+    Args:
+        model: for which `prepare_trace` was called.
+        patches_TP: uint8 or float [T, values].
+        place_T: int64 [T], see `PackedTokens.place`.
+        lengths_T: int64 [T], run lengths.
+        cu_seqlens: int32 [clips + 1].
+
+    Returns:
+        float [clips, classes].
+    """
     segments = Segments((), cu_seqlens)
     x_TD = model._run_blocks(model._embed(patches_TP, place_T, lengths_T), segments)
     logits: Tensor = model.head(model.fc_norm(mean_per_clip(x_TD, segments)))
