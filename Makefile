@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test lint format figures benchmark-tables reference results-small clean
+.PHONY: help demo test test-oldest-transformers lint format figures benchmark-tables reference results-small clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -24,6 +24,17 @@ demo: $(INSTALLED)  ## Set up, then run the main job on a bundled clip
 test: $(INSTALLED)  ## Set up, then run the tests
 	$(BIN)/python -m pytest
 
+OLDEST := $(VENV)/oldest
+$(OLDEST)/.installed: $(INSTALLED)
+	rm -rf $(OLDEST)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OLDEST) \
+		transformers==5.0.0 tokenizers==0.22.1 "huggingface-hub>=1.3,<2"
+	@touch $@
+
+test-oldest-transformers: $(OLDEST)/.installed  ## Run the tests of rlt.patch with the oldest transformers that it takes
+	PYTHONPATH=$(OLDEST) $(BIN)/python -c 'import transformers as t; assert t.__version__ == "5.0.0", t.__version__'
+	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest -n 2 tests/test_adapters.py tests/test_adapters_safety.py
+
 lint: $(INSTALLED)  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,7 +47,7 @@ format: $(INSTALLED)  ## Put code into the one format
 DATA ?= ../shared/data
 MEASURE = $(BIN)/rlt benchmark
 LONG_VIDEOS = $(DATA)/clips/vtest.avi $(DATA)/clips/bigbuckbunny.mp4
-figures: $(INSTALLED)  ## Measure again everything that README and docs/performance.md show (half an hour, a quiet machine)
+figures: $(INSTALLED)  ## Measure again everything that README and docs/performance.md show (two hours, a quiet machine)
 	$(BIN)/rlt compare src/rlt/assets/traffic.mp4 --json docs/results/compare.json
 	$(MEASURE) tokenize --json docs/results/tokenize.json
 	$(MEASURE) embed --json docs/results/embed.json
@@ -44,11 +55,13 @@ figures: $(INSTALLED)  ## Measure again everything that README and docs/performa
 	$(MEASURE) decode $(wildcard $(DATA)/clips/*.mp4 $(DATA)/clips/*.avi $(DATA)/clips/*.mkv) --json docs/results/decode.json
 	$(MEASURE) end-to-end --clips 2 --json docs/results/end-to-end.json
 	$(MEASURE) forward --rounds 3 --json docs/results/forward.json
+	$(MEASURE) forward --clips 2 --rounds 3 --compile --json docs/results/forward-compiled.json
 	$(MEASURE) forward --rounds 3 --dtype bfloat16 --json docs/results/forward-bfloat16.json
 	$(MEASURE) train-step --clips 2 --rounds 3 --json docs/results/train-step.json
 	$(MEASURE) frames $(LONG_VIDEOS) --model vit_small --frames 128 --stride 1 --rounds 3 --json docs/results/frames.json
-	$(MEASURE) frames $(LONG_VIDEOS) --model vit_base --frames 64 --stride 1 --rounds 1 --json docs/results/memory-base.json
-	for frames in 16 32; do $(MEASURE) train-step $(LONG_VIDEOS) --model vit_small --clips 2 --frames $$frames --stride 1 --rounds 1 \
+	for size in base large; do $(MEASURE) frames $(LONG_VIDEOS) --model vit_$$size --frames 128 --stride 1 --rounds 1 \
+		--json docs/results/memory-$$size.json || exit; done
+	for frames in 16 32 64; do $(MEASURE) train-step $(LONG_VIDEOS) --model vit_small --clips 2 --frames $$frames --stride 1 --rounds 1 \
 		--json docs/results/memory-train-$$frames.json || exit; done
 	$(MEASURE) adapters --clips 2 --json docs/results/adapters.json
 	$(BIN)/python scripts/profile_forward.py

@@ -13,7 +13,7 @@ import torch
 import oracles
 import rlt
 from rlt import assets
-from rlt.benchmark import SUITES, BenchmarkSettings, networks, run_suite
+from rlt.benchmark import SUITES, BenchmarkSettings, adapted, networks, run_suite
 from rlt.benchmark.decoders import decoders
 from rlt.benchmark.harness import Rounds, Work, packed_by, read_frames
 from rlt.benchmark.masks import difference_ways
@@ -37,7 +37,8 @@ def arms_by_name(suite: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_every_suite_leaves_the_promised_numbers(suite: str) -> None:
+def test_every_suite_leaves_the_promised_numbers(suite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapted, "DEPTH", 4)  # windows, whole frames and features of deeper layers all occur
     numbers = measured(suite)
     assert numbers["suite"] == suite
     assert numbers["machine"]["processor"]
@@ -46,6 +47,20 @@ def test_every_suite_leaves_the_promised_numbers(suite: str) -> None:
         assert arm["seconds_spread"][0] <= arm["seconds_median"] <= arm["seconds_spread"][1]
         assert 0 < arm["tokens_kept"] <= 1
         assert {"flops", "peak_memory_bytes", "speedup"} <= set(arm)
+
+
+def test_patched_models_are_exact_where_nothing_is_dropped_and_apart_from_each_other() -> None:
+    pytest.importorskip("transformers")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(adapted, "DEPTH", 4)
+        numbers = measured("adapters")
+    assert {*numbers["largest_differences"], *numbers["left_out"]} == set(adapted.CASES)
+    for name, differences in numbers["largest_differences"].items():
+        assert differences["identity"] <= 1e-5, name
+        assert differences["one_by_one"] <= 1e-4, name
+        dense, rlt_arm = (arm for arm in numbers["arms"] if arm["model"] == name)
+        assert rlt_arm["tokens_kept"] < dense["tokens_kept"] == 1
+        assert rlt_arm["flops"] < dense["flops"]
 
 
 @pytest.mark.parametrize("suite", ["forward", "train-step"])

@@ -97,7 +97,7 @@ def select(
         return cut(frames, mask, lengths=lengths)
     mask = torch.zeros(len(frames), *grid, dtype=torch.bool, device=frames.device)
     for clip, count in zip(mask, counts, strict=True):
-        clip[_even_steps(grid.time, max(round(count / (grid.height * grid.width)), 1))] = True
+        clip[even_steps(grid.time, max(round(count / (grid.height * grid.width)), 1))] = True
     return cut(frames, mask)
 
 
@@ -109,6 +109,6 @@ def random_mask(num_tokens: int, count: int, seed: int) -> Tensor:
     return mask
 
 
-def _even_steps(time: int, count: int) -> list[int]:
+def even_steps(time: int, count: int) -> list[int]:
     """`count` of the steps 0..time-1, evenly spread, the first among them."""
     return [step * time // count for step in range(count)]

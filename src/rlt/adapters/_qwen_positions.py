@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rlt.adapters.base import import_transformers
 from rlt.adapters.options import LastForward, PatchOptions
-from rlt.adapters.selection import choose_tokens
+from rlt.adapters.selection import mask_from_differences
 from rlt.errors import InvalidArgumentError, MissingDependencyError
 
 Grid = tuple[int, int, int]
@@ -142,12 +142,8 @@ def choose_groups(
     masks = []
     for number, (rows, grid) in enumerate(zip(rows_PV.split(sizes), grids, strict=True)):
         differences = group_differences(rows, grid, channels=channels, tubelet_size=tubelet_size)
-        # Two frames per time step, one pixel per group: the last frame holds the difference, the first one zeros. The
-        # keep rule then sees exactly these differences, and all policies and budgets count groups.
-        frames = differences.new_zeros(1, grid[0], 2, 1, *grid[1:])
-        frames[0, 1:, 1, 0] = differences
         own = replace(options, seed=options.seed + number)
-        masks.append(choose_tokens(frames.flatten(1, 2), own, tubelet_size=2, patch_size=1)[0])
+        masks.append(mask_from_differences(differences[None], own)[0])
     return masks
 
 

@@ -1,20 +1,19 @@
 """Qwen2-VL, Qwen2.5-VL and Qwen3-VL of Hugging Face transformers: video tokens go before the vision tower.
 
 Shape legend: P patches of all videos, G merge groups of all videos (a group of 2 x 2 patches is one token of the
-language model), B rows of text, L columns of text, K columns that are left.
+language model), B rows of text, K columns of text that are left.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from rlt.adapters._qwen_calls import Call
 from rlt.adapters._qwen_positions import (
-    Columns,
     KeptPast,
     LastVideos,
     choose_groups,
@@ -171,13 +170,14 @@ class QwenVLAdapter(Adapter):
             InvalidArgumentError: if grid, pixels, placeholders and mask do not fit each other.
         """
         self._pending = None
-        call = self._named(args, kwargs)
+        call = Call.of(self.model, self.inner, args, kwargs)
         past = KeptPast.of(call.get("past_key_values"))
         found = self._video(call)
         if found is not None:
-            return (), self._shorten(call, *found, past)
+            shorter, self._pending = call.shorten(*found, past)
+            return (), shorter
         if past is not None:
-            return (), self._continue(call, past)
+            return (), call.go_on(past)
         return None
 
     def finish(self, _module: nn.Module, _inputs: object, output: Any) -> Any:
@@ -226,144 +226,20 @@ class QwenVLAdapter(Adapter):
         self.last = LastVideos.of(masks)
         return masks
 
-    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        if not args:
-            return dict(kwargs)
-        named = inspect.signature(type(self.model).forward).bind(self.model, *args, **kwargs).arguments
-        more = named.pop("kwargs", {})
-        return {name: value for name, value in (named | more).items() if name != "self"}
-
-    def _video(self, call: dict[str, Any]) -> tuple[Any, list[Tensor]] | None:
+    def _video(self, call: Call) -> tuple[Any, list[Tensor]] | None:
         """The tower's output for kept groups, and the masks; None if there is no video or nothing is dropped."""
         pixels = call.get("pixel_values_videos")
         encoded = (call.get("mm_encoder_outputs") or {}).get("video")
         if pixels is not None:
             masks = self.choose(pixels, call.get("video_grid_thw"))
-            self._count_placeholders(call, masks)
+            call.check_placeholders(masks)
             if all(bool(mask.all()) for mask in masks):
                 return None
             return self.encode(pixels, call["video_grid_thw"], masks), masks
         found = None if encoded is None else kept_features(encoded)
         if found is not None:
-            self._count_placeholders(call, found[1])
+            call.check_placeholders(found[1])
         return found
-
-    def _count_placeholders(self, call: dict[str, Any], masks: list[Tensor]) -> None:
-        _, videos_BL = self._placeholders(call)
-        given, needed = int(videos_BL.sum()), sum(mask.numel() for mask in masks)
-        if given != needed:
-            raise InvalidArgumentError(
-                f"the text has {given} video placeholders; video_grid_thw needs {needed}, one per group of patches; "
-                "pass input_ids and videos from one call of the processor"
-            )
-
-    def _placeholders(self, call: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Where images and videos stand in the text: bool [B, L] each."""
-        ids, config = call.get("input_ids"), self.model.config
-        if ids is not None:
-            return ids == config.image_token_id, ids == config.video_token_id
-        images, videos = self.inner.get_placeholder_mask(None, inputs_embeds=call["inputs_embeds"])
-        return images[..., 0], videos[..., 0]
-
-    def _shorten(self, call: dict[str, Any], video: Any, masks: list[Tensor], past: KeptPast | None) -> dict[str, Any]:
-        """Arguments without the columns of dropped groups, with positions from the full sequence."""
-        images_BL, videos_BL = self._placeholders(call)
-        length = images_BL.shape[1]
-        cache = call.get("past_key_values")
-        past_length = 0 if cache is None else past.full(cache) if past else int(cache.get_seq_length())
-        given = self._text_mask(call, past_length + length)
-        valid_BL = torch.ones_like(videos_BL) if given is None else given[:, past_length:].bool()
-        kept_BL = valid_BL | images_BL | videos_BL  # features exist for every placeholder, whatever the mask says
-        kept_BL = kept_BL.masked_scatter(videos_BL, flat_mask(masks).to(kept_BL.device))
-        columns = Columns.of(kept_BL, right=not bool(valid_BL[:, -1].all()))
-
-        shorter = self._shorter_text(call, columns)
-        shorter["position_ids"] = columns.take(self._positions(call, past_length, length, given), 0)
-        attention = columns.take(valid_BL, 0)
-        if past is not None:
-            attention = torch.cat([past.mask(cache, given), attention], dim=1)
-        elif past_length:
-            before = attention.new_ones(attention.shape[0], past_length) if given is None else given[:, :past_length]
-            attention = torch.cat([before.bool(), attention], dim=1)
-        shorter["attention_mask"] = attention.to(torch.int64 if given is None else given.dtype)
-        padded = not bool(attention.all())
-        if given is None and not padded:
-            shorter["attention_mask"] = None  # as the caller had it, which lets attention take its faster path
-        shorter["mm_encoder_outputs"] = self._features(call, video)
-        self._pending = KeptPast(attention, past_length + length, padded)
-        return {**call, **shorter, "pixel_values": None, "pixel_values_videos": None}
-
-    def _shorter_text(self, call: dict[str, Any], columns: Columns) -> dict[str, Any]:
-        config = self.model.config
-        choices = (getattr(config.get_text_config(), "pad_token_id", None), 0, 1, 2)
-        visual = (config.image_token_id, config.video_token_id)
-        padding = next(token for token in choices if token is not None and token not in visual)
-        shorter: dict[str, Any] = {}
-        for name, value in (("input_ids", padding), ("labels", -100), ("mm_token_type_ids", 0)):
-            if call.get(name) is not None:
-                shorter[name] = columns.take(call[name], value)
-        if call.get("inputs_embeds") is not None:
-            shorter["inputs_embeds"] = columns.take_vectors(call["inputs_embeds"])
-        if isinstance(call.get("logits_to_keep"), Tensor):
-            raise InvalidArgumentError(
-                "logits_to_keep is a tensor of columns, some of which are dropped; pass a number"
-            )
-        return shorter
-
-    def _features(self, call: dict[str, Any], video: Any) -> dict[str, Any]:
-        features = {**(call.get("mm_encoder_outputs") or {}), "video": video}
-        if call.get("pixel_values") is not None:
-            own = {
-                name: value for name, value in call.items() if name.startswith("image_") and name != "image_grid_thw"
-            }
-            features["image"] = self.inner.get_image_features(
-                call["pixel_values"], call.get("image_grid_thw"), return_dict=True, **own
-            )
-        return features
-
-    def _text_mask(self, call: dict[str, Any], length: int) -> Tensor | None:
-        mask = call.get("attention_mask")
-        if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] != length):
-            shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-            raise InvalidArgumentError(
-                f"attention_mask is {shape}; the columns of the unpatched model are needed, [rows, {length}], and no "
-                "static cache"
-            )
-        return mask
-
-    def _positions(self, call: dict[str, Any], past_length: int, length: int, mask: Tensor | None) -> Tensor:
-        """int64 [3, B, L]: the positions that the unpatched model gives these columns."""
-        text = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
-        given: Tensor | None = call.get("position_ids")
-        if given is None:
-            if mask is None and past_length:
-                mask = torch.ones(text.shape[0], past_length + length, dtype=torch.int64, device=text.device)
-            known = {**call, "attention_mask": mask, "inputs_embeds": text.new_empty(*text.shape[:2], 0)}
-            names = inspect.signature(self.inner.compute_3d_position_ids).parameters
-            given = self.inner.compute_3d_position_ids(**{name: known.get(name) for name in names})
-        if given is None:
-            given = torch.arange(past_length, past_length + length, device=text.device)
-        if given.ndim == 3 and given.shape[0] == 4:
-            steps = given[0].diff(dim=-1)
-            if mask is None and call.get("past_key_values") is None and bool((steps != 1).any()):
-                raise InvalidArgumentError("position_ids[0] starts anew within a row; videos in packed rows keep all")
-            given = given[1:]  # the first row only tells packed sequences apart, and would have gaps now
-        return given[..., -length:].expand(3, text.shape[0], -1)
-
-    def _continue(self, call: dict[str, Any], past: KeptPast) -> dict[str, Any]:
-        """Arguments for text after a video that lost tokens."""
-        cache = call["past_key_values"]
-        text = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
-        before, length = past.full(cache), text.shape[1]
-        mask = self._text_mask(call, before + length)
-        shorter: dict[str, Any] = {}
-        if mask is not None or past.padded:
-            attention = past.mask(cache, mask)
-            tail = attention.new_ones(attention.shape[0], length) if mask is None else mask[:, before:].bool()
-            shorter["attention_mask"] = torch.cat([attention, tail], dim=1).to(torch.int64)
-        if call.get("position_ids") is None:
-            shorter["position_ids"] = self._positions(call, before, length, mask)
-        return {**call, **shorter}
 
     # What happens around `generate`
 

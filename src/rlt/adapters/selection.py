@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlt.adapters.options import PatchOptions
-from rlt.baselines import _even_steps, random_mask
+from rlt.baselines import even_steps, random_mask
 from rlt.errors import InvalidArgumentError
 from rlt.tokens import IMAGENET_STD, token_differences
 
@@ -53,31 +53,51 @@ def choose_tokens(
     Raises:
         InvalidArgumentError: if max_tokens or keep_ratio does not hold the first time step.
     """
-    batch, time, _, height, width = frames_BTCHW.shape
-    grid = (time // tubelet_size, height // patch_size, width // patch_size)
     if options.policy == "none":
+        batch, time, _, height, width = frames_BTCHW.shape
+        grid = (time // tubelet_size, height // patch_size, width // patch_size)
         return torch.ones(batch, *grid, dtype=torch.bool, device=frames_BTCHW.device)
     if frames_BTCHW.dtype == torch.uint8:
         frames_BTHWC = frames_BTCHW.permute(0, 1, 3, 4, 2)
         differences = token_differences(frames_BTHWC, tubelet_size=tubelet_size, patch_size=patch_size, std=std)
     else:
         differences = float_token_differences(frames_BTCHW, tubelet_size=tubelet_size, patch_size=patch_size)
-        # A difference that is no number counts as large: broken frames show in the outputs, as without the patch.
-        differences = differences.nan_to_num(nan=torch.finfo(differences.dtype).max)
-    first = differences.new_full((batch, 1, *grid[1:]), torch.inf)
-    differences = torch.cat([first, differences], dim=1)
+    return mask_from_differences(differences, options)
+
+
+@torch.no_grad()
+def mask_from_differences(differences: Tensor, options: PatchOptions) -> Tensor:
+    """The rule: which tokens to keep, given how much each differs from the time step before.
+
+    Args:
+        differences: float [B, T' - 1, H', W'], 0 or more. What is no number counts as large: broken frames show in the
+            outputs, as without the patch.
+        options: the rule. Clip i of "random" is drawn with seed + i.
+
+    Returns:
+        bool [B, T', H', W'].
+
+    Raises:
+        InvalidArgumentError: if max_tokens or keep_ratio does not hold the first time step.
+    """
+    batch, pairs, height, width = differences.shape
+    grid = (pairs + 1, height, width)
+    if options.policy == "none":
+        return torch.ones(batch, *grid, dtype=torch.bool, device=differences.device)
+    first = differences.new_full((batch, 1, height, width), torch.inf)
+    differences = torch.cat([first, differences.nan_to_num(nan=torch.finfo(differences.dtype).max)], dim=1)
     budget = _budget(options, grid)
     mask = differences > options.threshold if budget is None else _largest(differences, budget)
+    if options.policy == "rlt":
+        return mask
+    counts = mask.flatten(1).sum(1).tolist()
     if options.policy == "random":
-        counts = mask.flatten(1).sum(1).tolist()
-        tokens = grid[0] * grid[1] * grid[2]
+        tokens = grid[0] * height * width
         drawn = [random_mask(tokens, count, options.seed + number) for number, count in enumerate(counts)]
-        mask = torch.stack(drawn).view(batch, *grid).to(mask.device)
-    elif options.policy == "uniform_frames":
-        counts = mask.flatten(1).sum(1).tolist()
-        mask = torch.zeros_like(mask)
-        for clip, count in zip(mask, counts, strict=True):
-            clip[_even_steps(grid[0], max(round(count / (grid[1] * grid[2])), 1))] = True
+        return torch.stack(drawn).view(batch, *grid).to(mask.device)
+    mask = torch.zeros_like(mask)
+    for clip, count in zip(mask, counts, strict=True):
+        clip[even_steps(grid[0], max(round(count / (height * width)), 1))] = True
     return mask
 
 

@@ -1,0 +1,193 @@
+"""Arguments of one call of a Qwen-VL model: how they become shorter where groups of a video are dropped.
+
+Shape legend: B rows of text, L columns of text, K columns that are left.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlt.adapters._qwen_positions import Columns, KeptPast, flat_mask
+from rlt.errors import InvalidArgumentError
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of `forward`, of the model with head or of the bare one."""
+
+    model: Any
+    """The one that is called."""
+    inner: Any
+    """The bare model with tower and language model; may be `model` itself."""
+    arguments: dict[str, Any]
+    """By name."""
+
+    @classmethod
+    def of(cls, model: Any, inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Name positional arguments, as the signature of the model's class does."""
+        if not args:
+            return cls(model, inner, dict(kwargs))
+        named = inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments
+        more = named.pop("kwargs", {})
+        return cls(model, inner, {name: value for name, value in (named | more).items() if name != "self"})
+
+    def __getitem__(self, name: str) -> Any:
+        """An argument that is given."""
+        return self.arguments[name]
+
+    def get(self, name: str) -> Any:
+        """An argument; None if it is not given."""
+        return self.arguments.get(name)
+
+    @property
+    def text(self) -> Tensor:
+        """int64 [B, L] ids, or float [B, L, D] embeddings."""
+        found: Tensor = self["inputs_embeds"] if self.get("input_ids") is None else self["input_ids"]
+        return found
+
+    def check_placeholders(self, masks: list[Tensor]) -> None:
+        """Hold that the text has a placeholder for every group.
+
+        Args:
+            masks: bool [T', H', W'] of each video in groups.
+
+        Raises:
+            InvalidArgumentError: if it has more or fewer.
+        """
+        _, videos_BL = self.placeholders()
+        given, needed = int(videos_BL.sum()), sum(mask.numel() for mask in masks)
+        if given != needed:
+            raise InvalidArgumentError(
+                f"the text has {given} video placeholders; video_grid_thw needs {needed}, one per group of patches; "
+                "pass input_ids and videos from one call of the processor"
+            )
+
+    def placeholders(self) -> tuple[Tensor, Tensor]:
+        """Where images and videos stand in the text: bool [B, L] each."""
+        ids, config = self.get("input_ids"), self.model.config
+        if ids is not None:
+            return ids == config.image_token_id, ids == config.video_token_id
+        images, videos = self.inner.get_placeholder_mask(None, inputs_embeds=self["inputs_embeds"])
+        return images[..., 0], videos[..., 0]
+
+    def shorten(self, video: Any, masks: list[Tensor], past: KeptPast | None) -> tuple[dict[str, Any], KeptPast]:
+        """Leave out the columns of dropped groups, with positions from the full sequence.
+
+        Args:
+            video: the tower's output for the kept groups.
+            masks: bool [T', H', W'] of each video in groups.
+            past: what the given cache lost before; None for no cache, or a whole one.
+
+        Returns:
+            The arguments of the shorter call, and what its cache will hold.
+
+        Raises:
+            InvalidArgumentError: if an argument does not fit the columns of the unpatched model, or names some of them.
+        """
+        images_BL, videos_BL = self.placeholders()
+        length = images_BL.shape[1]
+        cache = self.get("past_key_values")
+        past_length = 0 if cache is None else past.full(cache) if past else int(cache.get_seq_length())
+        given = self._text_mask(past_length + length)
+        valid_BL = torch.ones_like(videos_BL) if given is None else given[:, past_length:].bool()
+        kept_BL = valid_BL | images_BL | videos_BL  # features exist for every placeholder, whatever the mask says
+        kept_BL = kept_BL.masked_scatter(videos_BL, flat_mask(masks).to(kept_BL.device))
+        columns = Columns.of(kept_BL, right=not bool(valid_BL[:, -1].all()))
+
+        shorter = self._shorter_text(columns)
+        shorter["position_ids"] = columns.take(self._positions(past_length, length, given), 0)
+        attention = columns.take(valid_BL, 0)
+        if past is not None:
+            attention = torch.cat([past.mask(cache, given), attention], dim=1)
+        elif past_length:
+            before = attention.new_ones(attention.shape[0], past_length) if given is None else given[:, :past_length]
+            attention = torch.cat([before.bool(), attention], dim=1)
+        shorter["attention_mask"] = attention.to(torch.int64 if given is None else given.dtype)
+        padded = not bool(attention.all())
+        if given is None and not padded:
+            shorter["attention_mask"] = None  # as the caller had it, which lets attention take its faster path
+        shorter["mm_encoder_outputs"] = self._features(video)
+        shorter = {**self.arguments, **shorter, "pixel_values": None, "pixel_values_videos": None}
+        return shorter, KeptPast(attention, past_length + length, padded)
+
+    def go_on(self, past: KeptPast) -> dict[str, Any]:
+        """Arguments for text after a video that lost tokens.
+
+        Raises:
+            InvalidArgumentError: if `attention_mask` does not count the columns of the unpatched model.
+        """
+        cache = self["past_key_values"]
+        before, length = past.full(cache), self.text.shape[1]
+        mask = self._text_mask(before + length)
+        shorter: dict[str, Any] = {}
+        if mask is not None or past.padded:
+            attention = past.mask(cache, mask)
+            tail = attention.new_ones(attention.shape[0], length) if mask is None else mask[:, before:].bool()
+            shorter["attention_mask"] = torch.cat([attention, tail], dim=1).to(torch.int64)
+        if self.get("position_ids") is None:
+            shorter["position_ids"] = self._positions(before, length, mask)
+        return {**self.arguments, **shorter}
+
+    def _shorter_text(self, columns: Columns) -> dict[str, Any]:
+        config = self.model.config
+        choices = (getattr(config.get_text_config(), "pad_token_id", None), 0, 1, 2)
+        visual = (config.image_token_id, config.video_token_id)
+        padding = next(token for token in choices if token is not None and token not in visual)
+        shorter: dict[str, Any] = {}
+        for name, value in (("input_ids", padding), ("labels", -100), ("mm_token_type_ids", 0)):
+            if self.get(name) is not None:
+                shorter[name] = columns.take(self[name], value)
+        if self.get("inputs_embeds") is not None:
+            shorter["inputs_embeds"] = columns.take_vectors(self["inputs_embeds"])
+        if isinstance(self.get("logits_to_keep"), Tensor):
+            raise InvalidArgumentError(
+                "logits_to_keep is a tensor of columns, some of which are dropped; pass a number"
+            )
+        return shorter
+
+    def _features(self, video: Any) -> dict[str, Any]:
+        features = {**(self.get("mm_encoder_outputs") or {}), "video": video}
+        if self.get("pixel_values") is not None:
+            own = {
+                name: value
+                for name, value in self.arguments.items()
+                if name.startswith("image_") and name != "image_grid_thw"
+            }
+            features["image"] = self.inner.get_image_features(
+                self["pixel_values"], self.get("image_grid_thw"), return_dict=True, **own
+            )
+        return features
+
+    def _text_mask(self, length: int) -> Tensor | None:
+        mask = self.get("attention_mask")
+        if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] != length):
+            shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+            raise InvalidArgumentError(
+                f"attention_mask is {shape}; the columns of the unpatched model are needed, [rows, {length}], and no "
+                "static cache"
+            )
+        return mask
+
+    def _positions(self, past_length: int, length: int, mask: Tensor | None) -> Tensor:
+        """int64 [3, B, L]: the positions that the unpatched model gives these columns."""
+        text = self.text
+        given: Tensor | None = self.get("position_ids")
+        if given is None:
+            if mask is None and past_length:
+                mask = torch.ones(text.shape[0], past_length + length, dtype=torch.int64, device=text.device)
+            known = {**self.arguments, "attention_mask": mask, "inputs_embeds": text.new_empty(*text.shape[:2], 0)}
+            names = inspect.signature(self.inner.compute_3d_position_ids).parameters
+            given = self.inner.compute_3d_position_ids(**{name: known.get(name) for name in names})
+        if given is None:
+            given = torch.arange(past_length, past_length + length, device=text.device)
+        if given.ndim == 3 and given.shape[0] == 4:
+            steps = given[0].diff(dim=-1)
+            if mask is None and self.get("past_key_values") is None and bool((steps != 1).any()):
+                raise InvalidArgumentError("position_ids[0] starts anew within a row; videos in packed rows keep all")
+            given = given[1:]  # the first row only tells packed sequences apart, and would have gaps now
+        return given[..., -length:].expand(3, text.shape[0], -1)
