@@ -10,6 +10,7 @@ Shape legend: P patches, G merge groups, D width, H heads.
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import types
 from collections.abc import Callable, Sequence
@@ -102,6 +103,11 @@ def build(kind: str, config: Any) -> Any:
 
 FAMILIES: list[Callable[..., Any]] = [qwen2, qwen25, qwen3]
 BARE = {qwen2: "Qwen2VLModel", qwen25: "Qwen2_5_VLModel", qwen3: "Qwen3VLModel"}
+CACHE = next(
+    name
+    for name in ("cache", "past_key_values")  # since transformers 5.24, and before
+    if name in inspect.signature(transformers.Qwen2VLModel.forward).parameters
+)
 every_family = pytest.mark.parametrize("make", FAMILIES, ids=lambda make: make.__name__)
 
 
@@ -609,7 +615,7 @@ def test_decoding_by_hand_with_a_cache(make: Callable[..., Any], masked: bool) -
         output = model(
             input_ids=torch.tensor([tokens[-1:]]),
             attention_mask=mask if masked else None,
-            past_key_values=copy.deepcopy(output.past_key_values),
+            **{CACHE: copy.deepcopy(output[CACHE])},
         )
     assert tokens == expected
 
@@ -632,11 +638,11 @@ def test_masked_text_after_a_video_stays_masked(make: Callable[..., Any]) -> Non
     expected = model.lm_head(states.last_hidden_state[0, -2:])
     patched(model, threshold=THRESHOLD)
     given = inputs_of(model, [row_a()])
-    cache, mask, found = model(**given, use_cache=True).past_key_values, given["attention_mask"], []
+    cache, mask, found = model(**given, use_cache=True)[CACHE], given["attention_mask"], []
     for tokens, tail, places in ((more[:3], [1, 0, 1], slice(-4, -1)), (more[3:], [1], slice(-1, None))):
         mask = torch.cat([mask, torch.tensor([tail])], dim=1)
         given_now = {"input_ids": torch.tensor([tokens]), "position_ids": positions[:, None, places]}
-        found.append(model(**given_now, attention_mask=mask, past_key_values=cache).logits[0, -1])
+        found.append(model(**given_now, attention_mask=mask, **{CACHE: cache}).logits[0, -1])
     torch.testing.assert_close(torch.stack(found), expected, atol=2e-5, rtol=1e-4)
 
 
@@ -657,7 +663,7 @@ def test_a_second_turn_goes_on_from_the_cache(make: Callable[..., Any], types: s
         longer.pop("second_per_grid_ts", None)
     if types == "none":
         longer.pop("mm_token_type_ids")
-    found = model.generate(**longer, max_new_tokens=4, do_sample=False, past_key_values=first.past_key_values)
+    found = model.generate(**longer, max_new_tokens=4, do_sample=False, **{CACHE: first[CACHE]})
     assert torch.equal(found, expected)
 
 
@@ -705,7 +711,7 @@ def test_a_call_that_fails_leaves_nothing_behind() -> None:
     with pytest.raises(TypeError):
         model(**given, labels=given["input_ids"], num_items_in_batch="many")
     text = model(input_ids=torch.tensor([[3, 4, 5]]), use_cache=True)
-    assert not hasattr(text.past_key_values, "rlt_kept")
+    assert not hasattr(text[CACHE], "rlt_kept")
 
 
 # Options, copies, files
@@ -964,25 +970,25 @@ def test_what_is_not_offered_is_told() -> None:
     packs = {**given, "attention_mask": None, "position_ids": packed}
     with pytest.raises(InvalidArgumentError, match="starts anew within a row"):
         model(**packs, use_cache=False)
-    cache = model(**given, use_cache=True).past_key_values
+    cache = model(**given, use_cache=True)[CACHE]
     cache.crop(-1)
-    with pytest.raises(InvalidArgumentError, match=r"past_key_values was cut to \d+ columns"):
-        model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+    with pytest.raises(InvalidArgumentError, match=r"the cache was cut to \d+ columns"):
+        model(input_ids=torch.tensor([[5]]), **{CACHE: cache})
 
 
 def test_a_cache_that_was_emptied_can_be_filled_again() -> None:
     model = patched(qwen25(), threshold=THRESHOLD)
     given = inputs_of(model, [row_a()])
     first = model(**given, use_cache=True)
-    first.past_key_values.crop(-first.past_key_values.get_seq_length())
-    again = model(**given, past_key_values=first.past_key_values)
+    first[CACHE].crop(-first[CACHE].get_seq_length())
+    again = model(**given, **{CACHE: first[CACHE]})
     torch.testing.assert_close(again.logits, first.logits)
-    cache = again.past_key_values
+    cache = again[CACHE]
     cache.crop(-cache.get_seq_length())
     text, last = torch.arange(3, 60)[None], torch.full((3, 1, 1), 56)
-    model(input_ids=text[:, :-1], past_key_values=cache)
+    model(input_ids=text[:, :-1], **{CACHE: cache})
     found = model(
-        input_ids=text[:, -1:], attention_mask=torch.ones_like(text), past_key_values=cache, position_ids=last
+        input_ids=text[:, -1:], attention_mask=torch.ones_like(text), **{CACHE: cache}, position_ids=last
     )
     model.model.rope_deltas = None
     torch.testing.assert_close(found.logits[:, -1], model(input_ids=text).logits[:, -1])

@@ -490,7 +490,8 @@ def test_a_file_that_is_cut_off(long_video, tmp_path, container):
     with pytest.warns(TruncatedVideoWarning, match="cut off") as caught:
         clip = read_clip(path, num_frames=8, size=None, start=0.4)
     assert numbers(clip) == list(range(10, 39, 4))
-    assert [str(path) in str(warning.message) and "\n" not in str(warning.message) for warning in caught] == [True]
+    messages = [str(warning.message) for warning in caught if warning.category is TruncatedVideoWarning]
+    assert [str(path) in message and "\n" not in message for message in messages] == [True]
     if container != "avi":  # whose length libav takes from the bytes that are there
         message = one_line_error(VideoError, lambda: read_clip(path), str(path), "of 300 frames", "up to 180")
         assert 90 < int(message.split("cut off, ")[1].split(" ")[0]) < 180

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlt.adapters._qwen_positions import Columns, KeptPast, flat_mask
+from rlt.adapters._qwen_positions import Columns, KeptPast, cache_of, flat_mask
 from rlt.errors import InvalidArgumentError
 
 
@@ -43,6 +43,11 @@ class Call:
     def get(self, name: str) -> Any:
         """An argument; None if it is not given."""
         return self.arguments.get(name)
+
+    @property
+    def cache(self) -> Any:
+        """The key-value cache; None if none is given."""
+        return cache_of(self.arguments)
 
     @property
     def text(self) -> Tensor:
@@ -91,7 +96,7 @@ class Call:
         """
         images_BL, videos_BL = self.placeholders()
         length = images_BL.shape[1]
-        cache = self.get("past_key_values")
+        cache = self.cache
         past_length = 0 if cache is None else past.full(cache) if past else int(cache.get_seq_length())
         given = self._text_mask(past_length + length)
         valid_BL = torch.ones_like(videos_BL) if given is None else given[:, past_length:].bool()
@@ -121,7 +126,7 @@ class Call:
         Raises:
             InvalidArgumentError: if `attention_mask` does not count the columns of the unpatched model.
         """
-        cache = self["past_key_values"]
+        cache = self.cache
         before, length = past.full(cache), self.text.shape[1]
         mask = self._text_mask(before + length)
         shorter: dict[str, Any] = {}
@@ -181,13 +186,14 @@ class Call:
             if mask is None and past_length:
                 mask = torch.ones(text.shape[0], past_length + length, dtype=torch.int64, device=text.device)
             known = {**self.arguments, "attention_mask": mask, "inputs_embeds": text.new_empty(*text.shape[:2], 0)}
+            known |= dict.fromkeys(("cache", "past_key_values"), self.cache)  # since transformers 5.24, and before
             names = inspect.signature(self.inner.compute_3d_position_ids).parameters
             given = self.inner.compute_3d_position_ids(**{name: known.get(name) for name in names})
         if given is None:
             given = torch.arange(past_length, past_length + length, device=text.device)
         if given.ndim == 3 and given.shape[0] == 4:
             steps = given[0].diff(dim=-1)
-            if mask is None and self.get("past_key_values") is None and bool((steps != 1).any()):
+            if mask is None and self.cache is None and bool((steps != 1).any()):
                 raise InvalidArgumentError("position_ids[0] starts anew within a row; videos in packed rows keep all")
             given = given[1:]  # the first row only tells packed sequences apart, and would have gaps now
         return given[..., -length:].expand(3, text.shape[0], -1)

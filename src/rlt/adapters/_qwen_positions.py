@@ -9,7 +9,7 @@ values per patch, B rows of text, L columns of text, K columns left, T' time ste
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
@@ -252,6 +252,14 @@ class Columns:
         return values.gather(1, index).masked_fill(~self.real[..., None], 0)
 
 
+def cache_of(arguments: Mapping[str, Any]) -> Any:
+    """The key-value cache among named arguments, whatever its name; None if none is given.
+
+    Found by what it is: under a name that we did not know, a cache that lost columns would silently be read wrongly.
+    """
+    return next((value for value in arguments.values() if hasattr(value, "get_seq_length")), None)
+
+
 @dataclass(frozen=True, eq=False)
 class KeptPast:
     """What a key-value cache holds whose prompt lost columns. It travels on the cache, so that copies of it have it."""
@@ -278,7 +286,7 @@ class KeptPast:
             return None
         if found.newer(cache) < 0:
             raise InvalidArgumentError(
-                f"past_key_values was cut to {int(cache.get_seq_length())} columns; one whose video lost tokens needs "
+                f"the cache was cut to {int(cache.get_seq_length())} columns; one whose video lost tokens needs "
                 f"the {found.attention.shape[1]} of its prompt, so begin with a new cache"
             )
         return found

@@ -16,6 +16,7 @@ from rlt.adapters._qwen_calls import Call
 from rlt.adapters._qwen_positions import (
     KeptPast,
     LastVideos,
+    cache_of,
     choose_groups,
     flat_mask,
     full_features,
@@ -38,7 +39,7 @@ class QwenVLAdapter(Adapter):
 
     Outputs per token (logits, hidden states) are [B, K, ...], K being the most columns left in a row; shorter rows are
     padded on the left, or on the right where `attention_mask` ends with padding. `labels` lose the same columns.
-    `generate` returns full prompts. A cache that lost columns (`past_key_values`) is used as any other: attention masks
+    `generate` returns full prompts. A key-value cache that lost columns is used as any other: attention masks
     count the columns of the unpatched model.
 
     `threshold` is in units of the processor's normalisation: 0.1 is 6.8 grey levels for Qwen2-VL and Qwen2.5-VL and
@@ -171,7 +172,7 @@ class QwenVLAdapter(Adapter):
         """
         self._pending = None
         call = Call.of(self.model, self.inner, args, kwargs)
-        past = KeptPast.of(call.get("past_key_values"))
+        past = KeptPast.of(call.cache)
         found = self._video(call)
         if found is not None:
             shorter, self._pending = call.shorten(*found, past)
@@ -263,7 +264,7 @@ class QwenVLAdapter(Adapter):
 
     def prepare_inputs(self, *args: Any, **kwargs: Any) -> Any:
         """What `generate` does before each step; prompts that go on from a cache are cut by full columns."""
-        cache: Any = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         length = kwargs.get("next_sequence_length")
         past = KeptPast.of(cache)
         if past is not None and kwargs.get("is_first_iteration") and length is not None:
@@ -272,7 +273,7 @@ class QwenVLAdapter(Adapter):
 
     def generation_positions(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Any:
         """What `generate` does once; a video in the cache is no new one, though the cache is shorter than its text."""
-        cache: Any = model_kwargs.get("past_key_values")
+        cache = cache_of(model_kwargs)
         past = KeptPast.of(cache)
         types = model_kwargs.get("mm_token_type_ids")
         if past is not None and types is not None and not bool(types[:, past.full(cache) :].any()):
