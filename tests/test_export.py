@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import rlt
 from rlt.errors import InvalidArgumentError
-from rlt.export import export_network, network_inputs
+from rlt.export import export_network, export_patched, network_inputs
 from rlt.structures import PackedTokens, TokenGrid
 from rlt.tome import with_token_merging
 from test_compile import random_pack, tiny
@@ -98,3 +99,51 @@ def test_what_cannot_be_exported_is_told() -> None:
     other = PackedTokens(packed.patches, packed.coords, packed.lengths, packed.segments, packed.grids, 4, 16)
     with pytest.raises(InvalidArgumentError, match="tubelet_size=4"):
         export_network(model, other)
+
+
+def classifier(name: str) -> Any:
+    transformers = pytest.importorskip("transformers")
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    clip = {"num_frames": 4, "image_size": 32}
+    torch.manual_seed(0)
+    if name == "videomae":
+        config = transformers.VideoMAEConfig(**shape, **clip, patch_size=8)
+        return transformers.VideoMAEForVideoClassification(config).eval()
+    config = transformers.VivitConfig(**shape, **clip, tubelet_size=[2, 8, 8])
+    return transformers.VivitForVideoClassification(config).eval()
+
+
+def half_still_clips(columns: int) -> torch.Tensor:
+    """Two clips, float [2, 4, 3, 32, 32]; the first stands still in its left columns."""
+    clips = torch.rand(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(columns))
+    clips[0, 3, :, :, :columns] = clips[0, 0, :, :, :columns]
+    return clips
+
+
+@pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")
+@pytest.mark.parametrize("name", ["videomae", "vivit"])
+def test_a_patched_classifier_chooses_tokens_in_the_graph(name: str, tmp_path: Path) -> None:
+    model = classifier(name)
+    rlt.patch(model)
+    program = export_patched(model, half_still_clips(16))
+    torch.export.save(program, tmp_path / "classifier.pt2")
+    network = torch.export.load(tmp_path / "classifier.pt2").module()
+    counts = set()
+    for columns in (0, 8, 24, 32):
+        clips = half_still_clips(columns)
+        with torch.no_grad():
+            torch.testing.assert_close(network(clips), model(clips).logits, atol=1e-5, rtol=1e-4)
+        counts.add(model.rlt.last.tokens_kept)
+    assert len(counts) == 4
+    assert "begin" not in model.rlt.__dict__
+
+
+def test_patched_models_that_cannot_be_exported_are_told() -> None:
+    model, clips = classifier("videomae"), half_still_clips(8)
+    with pytest.raises(InvalidArgumentError, match="takes a patched VideoMAEForVideoClassification or"):
+        export_patched(model, clips)
+    rlt.patch(model, expand="fill")
+    with pytest.raises(InvalidArgumentError, match="expand=None"):
+        export_patched(model, clips)
+    with pytest.raises(InvalidArgumentError, match="training mode"):
+        export_patched(model.train(), clips)
