@@ -51,18 +51,20 @@ figures: $(INSTALLED)  ## Measure again everything that README and docs/performa
 	$(BIN)/rlt compare src/rlt/assets/traffic.mp4 --json docs/results/compare.json
 	$(MEASURE) tokenize --json docs/results/tokenize.json
 	$(MEASURE) embed --json docs/results/embed.json
-	$(MEASURE) attention --rounds 3 --json docs/results/attention.json
+	$(MEASURE) attention --rounds 5 --json docs/results/attention.json
+	$(MEASURE) attention --rounds 3 --dtype bfloat16 --json docs/results/attention-bfloat16.json
 	$(MEASURE) decode $(wildcard $(DATA)/clips/*.mp4 $(DATA)/clips/*.avi $(DATA)/clips/*.mkv) --json docs/results/decode.json
 	$(MEASURE) end-to-end --clips 2 --json docs/results/end-to-end.json
 	$(MEASURE) forward --rounds 3 --json docs/results/forward.json
-	$(MEASURE) forward --clips 2 --rounds 3 --compile --json docs/results/forward-compiled.json
+	$(MEASURE) forward --clips 2 --rounds 7 --compile --json docs/results/forward-compiled.json
 	$(MEASURE) forward --rounds 3 --dtype bfloat16 --json docs/results/forward-bfloat16.json
 	$(MEASURE) train-step --clips 2 --rounds 3 --json docs/results/train-step.json
 	$(MEASURE) frames $(LONG_VIDEOS) --model vit_small --frames 128 --stride 1 --rounds 3 --json docs/results/frames.json
 	for size in base large; do $(MEASURE) frames $(LONG_VIDEOS) --model vit_$$size --frames 128 --stride 1 --rounds 1 \
 		--json docs/results/memory-$$size.json || exit; done
-	for frames in 16 32 64; do $(MEASURE) train-step $(LONG_VIDEOS) --model vit_small --clips 2 --frames $$frames --stride 1 --rounds 1 \
-		--json docs/results/memory-train-$$frames.json || exit; done
+	for size in small-16 small-32 small-64; do \
+		$(MEASURE) train-step $(LONG_VIDEOS) --model vit_$${size%-*} --clips 2 --frames $${size#*-} --stride 1 --rounds 3 \
+			--json docs/results/memory-train-$$size.json || exit; done
 	$(MEASURE) adapters --clips 2 --json docs/results/adapters.json
 	$(BIN)/python scripts/profile_forward.py
 	$(BIN)/rlt inspect src/rlt/assets/traffic.mp4 --stride 2 --size 224x384 --output output/readme

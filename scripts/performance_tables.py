@@ -16,6 +16,8 @@ SUITES = (
     ("end-to-end", "file to logits", "the same with every token", "dense"),
 )
 """(JSON, name, what is compared with, its arm)."""
+ALSO = (("attention-bfloat16", "attention, bfloat16"), ("forward-compiled", "forward, compiled"))
+"""(JSON, name) of what only the long page shows."""
 
 
 def compare_table() -> str:
@@ -63,7 +65,7 @@ def summary_table() -> str:
 def suite_tables() -> str:
     """Every suite with all of its arms."""
     text = ""
-    for file, name, _, _ in SUITES:
+    for file, name in (*(suite[:2] for suite in SUITES), *ALSO):
         result = load(file)
         text += f"### {name[0].upper()}{name[1:]}\n\n{_suite_table(result)}\n{_caption(result)}\n"
     return text
@@ -200,33 +202,14 @@ def adapters_table() -> str:
                 *(time(arm["seconds_median"]) for arm in (dense, rlt)),
             )
         )
-    settings = result["settings"]
+    settings, language = result["settings"], any(name.startswith("Qwen") for name in result["largest_differences"])
+    towers = " (Qwen-VL: tower and language model each)" if language else ""
+    left_out = f" Not with the transformers measured: {', '.join(names)}." if (names := result.get("left_out")) else ""
     return (
         f"{table(rows)}\n{settings['clips']} clips of {settings['num_frames']} frames at {settings['size']} px of the "
-        f"bundled videos, networks of ViT-S's size with random weights, {settings['dtype']}, on {machine(result)}.\n"
+        f"bundled videos, networks of ViT-S's size with random weights{towers}, {settings['dtype']}, on "
+        f"{machine(result)}.{left_out}\n"
     )
-
-
-def memory_table() -> str:
-    """Peak memory of dense, RLT and padding, forward and in training, against the number of frames."""
-    rows: list[tuple[str, ...]] = [("model, pass, frames, video", "tokens kept", "dense", "RLT", "RLT, padded")]
-    result = load("memory-base")
-    for dense in (arm for arm in result["arms"] if arm["name"] == "dense"):
-        rlt = next(arm for arm in result["arms"] if arm["name"] == "rlt" and _place(arm) == _place(dense))
-        name = f"{result['settings']['model']}, forward, {dense['frames']}, {dense['video']}"
-        memory = (_mebibytes(arm["peak_memory_bytes"]) for arm in (dense, rlt))
-        rows.append((name, f"{rlt['tokens_kept']:.1%}", *memory, ""))
-    for frames in (16, 32):
-        result = load(f"memory-train-{frames}")
-        arms = {arm.get("runs", arm["name"]): arm for arm in result["arms"]}
-        memory = (_mebibytes(arms[name]["peak_memory_bytes"]) for name in ("dense_packed", "rlt", "padded"))
-        name = f"{result['settings']['model']}, training step, {frames}, both videos"
-        rows.append((name, f"{arms['rlt']['tokens_kept']:.1%}", *memory))
-    return table(rows)
-
-
-def _mebibytes(count: int) -> str:
-    return f"{count / 2**20:,.0f} MiB"
 
 
 def _place(arm: dict[str, Any]) -> tuple[str, int]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 import sys
 
+from experiment_tables import feeding_table, headline_table, memory_table
 from markdown_tables import ROOT
 from performance_tables import (
     adapters_table,
     compare_table,
     decode_table,
     frames_table,
-    memory_table,
     suite_tables,
     summary_table,
     targets_table,
@@ -35,7 +35,9 @@ TABLES = {
     "targets": targets_table,
     "decode": decode_table,
     "frames": frames_table,
+    "feeding": feeding_table,
     "memory": memory_table,
+    "headline": headline_table,
     "adapters": adapters_table,
     "small": small_tables,
 }

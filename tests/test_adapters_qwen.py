@@ -987,8 +987,6 @@ def test_a_cache_that_was_emptied_can_be_filled_again() -> None:
     cache.crop(-cache.get_seq_length())
     text, last = torch.arange(3, 60)[None], torch.full((3, 1, 1), 56)
     model(input_ids=text[:, :-1], **{CACHE: cache})
-    found = model(
-        input_ids=text[:, -1:], attention_mask=torch.ones_like(text), **{CACHE: cache}, position_ids=last
-    )
+    found = model(input_ids=text[:, -1:], attention_mask=torch.ones_like(text), **{CACHE: cache}, position_ids=last)
     model.model.rope_deltas = None
     torch.testing.assert_close(found.logits[:, -1], model(input_ids=text).logits[:, -1])

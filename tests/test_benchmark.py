@@ -98,7 +98,7 @@ def test_attention_is_timed_forward_and_backward() -> None:
     passes = {(arm["name"], arm["pass"]) for arm in measured("attention")["arms"]}
     assert passes == {
         (name, direction)
-        for name in ("dense", "rlt", "padded", "block_mask")
+        for name in ("dense", "rlt", "padded", "block_mask", "rlt_nested")
         for direction in ("forward", "forward and backward")
     }
 

@@ -42,6 +42,8 @@ OPTIONAL = (
     "cv2",
     "numba",
     "triton",
+    "flash_attn",
+    "xformers",
 )
 
 

@@ -13,7 +13,8 @@ from torch.export import Dim, ExportedProgram
 
 from rlt.adapters import Adapter
 from rlt.errors import InvalidArgumentError
-from rlt.nn.attention import Backend, choose_backend
+from rlt.nn.attention import choose_backend
+from rlt.nn.backends import Backend
 from rlt.structures import PackedTokens, Segments
 from rlt.vit import VisionTransformer, trace_logits
 

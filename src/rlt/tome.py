@@ -28,7 +28,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from rlt.errors import InvalidArgumentError
-from rlt.nn.attention import Backend, packed_attention
+from rlt.nn.attention import packed_attention
+from rlt.nn.backends import Backend
 from rlt.nn.blocks import Attention, Block, mean_per_clip
 from rlt.structures import PackedTokens, Segments
 from rlt.vit import VisionTransformer, ViTConfig

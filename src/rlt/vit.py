@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rlt import weights
 from rlt.errors import CheckpointError, InvalidArgumentError
-from rlt.nn.attention import Backend
+from rlt.nn.backends import Backend
 from rlt.nn.blocks import Block, mean_per_clip
 from rlt.nn.embedding import PatchEmbedding
 from rlt.nn.positions import SinusoidPositions

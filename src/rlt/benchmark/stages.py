@@ -16,7 +16,8 @@ from rlt.benchmark.masks import difference_ways
 from rlt.benchmark.padded import block_mask_attention, padded_attention
 from rlt.benchmark.reference import reference_tokenize
 from rlt.models import create_model
-from rlt.nn.attention import packed_attention
+from rlt.nn.attention import choose_backend, packed_attention
+from rlt.nn.backends import available_backends
 from rlt.nn.embedding import PatchEmbedding
 from rlt.packing import pack
 from rlt.structures import PackedTokens, Segments
@@ -77,8 +78,9 @@ def embed_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
 def attention_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
     """Queries, keys, values -> mixed values at the token counts of real clips, forward, and forward with backward.
 
-    "dense" and "rlt" run our packed attention, "padded" pads to the longest clip, "block_mask" runs one softmax over
-    all tokens with a block-diagonal mask. The values are random: only counts matter to the time.
+    "dense" and "rlt" run our packed attention with the back end that is chosen, "rlt_NAME" with the others that can run
+    here; "padded" pads to the longest clip, "block_mask" runs one softmax over all tokens with a block-diagonal mask.
+    The values are random: only counts matter to the time.
     """
     frames = read_frames(settings)
     config = create_model(settings.model).config
@@ -90,6 +92,10 @@ def attention_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkRes
         "padded": (padded_attention, rlt),
         "block_mask": (block_mask_attention, rlt),
     }
+    chosen = choose_backend(settings.device, settings.dtype)
+    for backend in available_backends(settings.device, settings.dtype):
+        if backend != chosen:
+            ways[f"rlt_{backend}"] = (partial(packed_attention, backend=backend), rlt)
     arms = []
     for gradients in (False, True):
         works = []
@@ -101,7 +107,7 @@ def attention_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkRes
             # The backward pass is five matrix products of this size beside the two of the forward pass.
             works.append(Work(name, run, share_kept(packed), flops * 7 // 2 if gradients else flops, details))
         arms += rounds.measure(works, settings.rounds or 5, settings.device, gradients=gradients)
-    return BenchmarkResult("attention", settings, arms)
+    return BenchmarkResult("attention", settings, arms, extra={"backend": chosen})
 
 
 def _random_qkv(

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlt.nn.attention import Backend, packed_attention
+from rlt.nn.attention import packed_attention
+from rlt.nn.backends import Backend
 from rlt.structures import Segments
 
 

@@ -1,0 +1,236 @@
+"""Ways to compute attention over packed clips: what each needs, and how it runs. None of them pads.
+
+Who chooses is `rlt.nn.attention`. Optional packages (flash_attn, xformers) are imported here and nowhere else.
+
+Shape legend: T tokens of all clips, n tokens of one clip, H heads, K width of a head, N blocks of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Literal, NamedTuple, cast, get_args
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.varlen import varlen_attn
+
+from rlt.errors import InvalidArgumentError
+from rlt.nn._clip_kernel import attention_per_clip
+from rlt.structures import Segments
+
+Backend = Literal["sdpa", "varlen", "nested", "flex", "flash_attn", "xformers"]
+"""How packed attention is computed.
+
+"sdpa": `scaled_dot_product_attention` clip by clip, on every device and in every precision.
+"varlen": torch's variable-length flash kernel; CUDA from compute capability 8.0, half precision.
+"nested": `scaled_dot_product_attention` of torch's jagged nested tensors; CPU and CUDA.
+"flex": torch's flex attention, compiled, with a block-diagonal mask whose empty blocks are skipped; CUDA.
+"flash_attn", "xformers": the packages of these names, where installed; they need what "varlen" needs.
+"""
+
+FLEX_BLOCK = 128
+"""Tokens along a side of the blocks that flex attention computes or skips as a whole."""
+
+
+class _Way(NamedTuple):
+    """One back end."""
+
+    hindrance: Callable[[torch.device, torch.dtype], str | None]
+    """What is missing for tensors of this kind, with the remedy; None if nothing is."""
+    run: Callable[[Tensor, Tensor, Tensor, Segments], Tensor]
+
+
+def available_backends(device: torch.device | str, dtype: torch.dtype) -> tuple[Backend, ...]:
+    """The back ends that can run tensors of this kind here."""
+    place = torch.device(device)
+    return tuple(name for name in get_args(Backend) if _WAYS[name].hindrance(place, dtype) is None)
+
+
+def run_backend(backend: Backend, q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
+    """Packed attention as `rlt.nn.attention.packed_attention` describes it, by the named back end.
+
+    Raises:
+        InvalidArgumentError: for an unknown name, or a back end that cannot run these tensors here.
+    """
+    way = _WAYS.get(backend)
+    if way is None:
+        raise InvalidArgumentError(f"attention back end is {backend!r}; allowed are {', '.join(get_args(Backend))}")
+    hindrance = way.hindrance(q_THK.device, q_THK.dtype)
+    if hindrance is not None:
+        raise InvalidArgumentError(
+            f"attention back end {backend!r} cannot run {q_THK.dtype} on {q_THK.device.type}; {hindrance}, "
+            "or use 'sdpa'"
+        )
+    return way.run(q_THK, k_THK, v_THK, segments)
+
+
+# What each back end needs
+
+
+def _nothing(_device: torch.device, _dtype: torch.dtype) -> str | None:
+    return None
+
+
+def _flash_hindrance(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return "it needs float16 or bfloat16 on CUDA"
+    if not _runs_flash(device):
+        return "it needs a GPU of compute capability 8.0 (Ampere) or newer"
+    return None
+
+
+def _flash_package_hindrance(device: torch.device, dtype: torch.dtype) -> str | None:
+    return _flash_hindrance(device, dtype) or _package_hindrance("flash_attn", "flash-attn")
+
+
+def _xformers_hindrance(device: torch.device, dtype: torch.dtype) -> str | None:
+    return _flash_hindrance(device, dtype) or _package_hindrance("xformers.ops", "xformers")
+
+
+def _flex_hindrance(device: torch.device, _dtype: torch.dtype) -> str | None:
+    # On the CPU it has no backward pass, and torch 2.13 compiles no kernel for changing numbers of tokens.
+    return None if device.type == "cuda" else "it needs CUDA"
+
+
+def _package_hindrance(module: str, distribution: str) -> str | None:
+    found = _import_optional(module)
+    return None if isinstance(found, ModuleType) else f"`pip install {distribution}` is needed ({found})"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _runs_flash(device: torch.device) -> bool:
+    """Whether flash kernels exist for the GPU; where there is none to ask, for the usual one."""
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
+def _import_optional(module: str) -> ModuleType | str:
+    """The module, or why it cannot be had; packages built for another torch fail with more than ImportError."""
+    try:
+        return import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:
+        return str(error).splitlines()[0]
+
+
+# How each back end runs
+
+
+def _sdpa(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
+    if q_THK.device.type == "cpu":
+        output_THK: Tensor = attention_per_clip(q_THK, k_THK, v_THK, segments.cu_seqlens)[0]
+        return output_THK
+    # Splitting once is cheaper under autograd than slicing clip by clip.
+    clips = zip(*(x_THK.split(segments.lengths) for x_THK in (q_THK, k_THK, v_THK)), strict=True)
+    outputs = []
+    for q_nHK, k_nHK, v_nHK in clips:
+        q_1HnK, k_1HnK, v_1HnK = (x_nHK.transpose(0, 1)[None] for x_nHK in (q_nHK, k_nHK, v_nHK))
+        outputs.append(F.scaled_dot_product_attention(q_1HnK, k_1HnK, v_1HnK)[0].transpose(0, 1))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _varlen(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
+    longest = _longest(q_THK, segments)
+    output = varlen_attn(q_THK, k_THK, v_THK, segments.cu_seqlens, segments.cu_seqlens, longest, longest)
+    assert isinstance(output, Tensor)  # a tuple comes back only where auxiliary outputs are asked for
+    return output
+
+
+def _nested(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
+    # With both bounds given nothing has to be read back from the device.
+    shortest, longest = min(segments.lengths, default=1), _longest(q_THK, segments)
+    gradients, offsets = torch.is_grad_enabled(), segments.cu_seqlens.long()
+    # Nested tensors can view values of the current mode only, so that inference mode is that of the values here.
+    with torch.inference_mode(q_THK.is_inference()), torch.set_grad_enabled(gradients):
+        q, k, v = (
+            # Its path without flash kernels takes no strides of one projection to three.
+            torch.nested.nested_tensor_from_jagged(x_THK.contiguous(), offsets, min_seqlen=shortest, max_seqlen=longest)
+            for x_THK in (q_THK, k_THK, v_THK)
+        )
+        mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        output_THK: Tensor = mixed.transpose(1, 2).values()
+    return output_THK
+
+
+def _flex(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
+    attend = _compiled_flex() if q_THK.device.type == "cuda" else cast(Any, flex_attention)
+    q_1HTK, k_1HTK, v_1HTK = (x_THK.transpose(0, 1)[None] for x_THK in (q_THK, k_THK, v_THK))
+    output_1HTK = cast(Tensor, attend(q_1HTK, k_1HTK, v_1HTK, block_mask=_block_mask(segments, len(q_THK))))
+    return output_1HTK[0].transpose(0, 1)
+
+
+def _flash_package(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
+    package: Any = _import_optional("flash_attn")
+    longest, offsets = _longest(q_THK, segments), segments.cu_seqlens
+    output_THK: Tensor = package.flash_attn_varlen_func(q_THK, k_THK, v_THK, offsets, offsets, longest, longest)
+    return output_THK
+
+
+def _xformers(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
+    operators: Any = _import_optional("xformers.ops")
+    mask = operators.fmha.BlockDiagonalMask.from_seqlens(list(segments.lengths), device=q_THK.device)
+    try:
+        output_1THK = operators.memory_efficient_attention(q_THK[None], k_THK[None], v_THK[None], attn_bias=mask)
+    except NotImplementedError as error:  # it imports without its kernels where it was built for another torch
+        raise InvalidArgumentError(
+            f"xformers has no kernel for {q_THK.dtype} on {q_THK.device}; install one built for torch "
+            f"{torch.__version__} or use 'sdpa'"
+        ) from error
+    return cast(Tensor, output_1THK[0])
+
+
+def _longest(q_THK: Tensor, segments: Segments) -> int:
+    """Tokens of the longest clip. It only bounds grids of kernels, so that all tokens serve where none are known."""
+    return segments.max_length if segments.lengths else len(q_THK)
+
+
+@cache
+def _compiled_flex() -> Callable[..., Any]:
+    return torch.compile(flex_attention, dynamic=True)
+
+
+_block_masks: WeakKeyDictionary[Segments, BlockMask] = WeakKeyDictionary()
+
+
+def _block_mask(segments: Segments, num_tokens: int) -> BlockMask:
+    """Block-diagonal mask of the clips, made once for all layers and without a [tokens, tokens] matrix."""
+    found = _block_masks.get(segments)
+    if found is not None:
+        return found
+    ends = segments.cu_seqlens[1:]
+    clip_T = torch.searchsorted(ends, torch.arange(num_tokens, device=ends.device, dtype=ends.dtype), right=True)
+    first_N = torch.arange(0, num_tokens, FLEX_BLOCK, device=ends.device)
+    last_N = (first_N + FLEX_BLOCK - 1).clamp(max=num_tokens - 1)
+    # The clips of a block of queries reach from the beginning of its first to the end of its last.
+    begin_N = segments.cu_seqlens[clip_T[first_N]] // FLEX_BLOCK
+    end_N = (ends[clip_T[last_N]] - 1) // FLEX_BLOCK + 1
+    blocks_N = torch.arange(len(first_N), device=ends.device, dtype=torch.int32)
+    keys_NN = (begin_N[:, None] + blocks_N).clamp(max=len(first_N) - 1)  # those behind the counted ones are not read
+
+    def same_clip(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return clip_T[query] == clip_T[key]
+
+    mask = BlockMask.from_kv_blocks(
+        (end_N - begin_N).to(torch.int32)[None, None],
+        keys_NN.to(torch.int32)[None, None],
+        BLOCK_SIZE=FLEX_BLOCK,
+        mask_mod=same_clip,
+        seq_lengths=(num_tokens, num_tokens),
+    )
+    _block_masks[segments] = mask
+    return mask
+
+
+_WAYS: dict[str, _Way] = {
+    "sdpa": _Way(_nothing, _sdpa),
+    "varlen": _Way(_flash_hindrance, _varlen),
+    "nested": _Way(_nothing, _nested),
+    "flex": _Way(_flex_hindrance, _flex),
+    "flash_attn": _Way(_flash_package_hindrance, _flash_package),
+    "xformers": _Way(_xformers_hindrance, _xformers),
+}
