@@ -204,7 +204,7 @@ def adapters_table() -> str:
         )
     settings, language = result["settings"], any(name.startswith("Qwen") for name in result["largest_differences"])
     towers = " (Qwen-VL: tower and language model each)" if language else ""
-    left_out = f" Not with the transformers measured: {', '.join(names)}." if (names := result.get("left_out")) else ""
+    left_out = f" Not with the libraries measured: {', '.join(names)}." if (names := result.get("left_out")) else ""
     return (
         f"{table(rows)}\n{settings['clips']} clips of {settings['num_frames']} frames at {settings['size']} px of the "
         f"bundled videos, networks of ViT-S's size with random weights{towers}, {settings['dtype']}, on "

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import oracles
 from rlt.errors import InvalidArgumentError
 from rlt.nn._clip_kernel import attention_per_clip
-from rlt.nn.attention import choose_backend, packed_attention
+from rlt.nn.attention import choose_backend, packed_attention, packed_cross_attention
 from rlt.nn.blocks import Block
 from rlt.structures import Segments
 
@@ -102,6 +102,48 @@ def test_views_of_one_projection_need_no_copies_to_be_right() -> None:
     torch.testing.assert_close(fast, naive)
     ours, theirs = (torch.autograd.grad(x.square().sum(), qkv)[0] for x in (fast, naive))
     torch.testing.assert_close(ours, theirs)
+
+
+def check_cross_attention(device: str, dtype: torch.dtype, tolerance: float) -> None:
+    tokens, keys = (1, 4, 2), (5, 3, 1)
+    generator = torch.Generator().manual_seed(0)
+    ours = [
+        torch.randn(sum(n), 2, 8, generator=generator).to(device, dtype).requires_grad_() for n in (tokens, keys, keys)
+    ]
+    theirs = [x.detach().double().cpu().requires_grad_() for x in ours]
+    segments = [Segments.from_lengths(lengths, device=device) for lengths in (tokens, keys)]
+    fast = packed_cross_attention(*ours, *segments)
+    parts = zip(theirs[0].split(tokens), theirs[1].split(keys), theirs[2].split(keys), strict=True)
+    naive = torch.cat(
+        [
+            torch.einsum("hqk,khd->qhd", (torch.einsum("qhd,khd->hqk", q, k) / 8**0.5).softmax(-1), v)
+            for q, k, v in parts
+        ]
+    )
+    torch.testing.assert_close(fast.double().cpu(), naive, atol=tolerance, rtol=tolerance)
+    fast.float().square().sum().backward()
+    naive.square().sum().backward()
+    for x, y in zip(ours, theirs, strict=True):
+        assert x.grad is not None
+        torch.testing.assert_close(x.grad.double().cpu(), y.grad, atol=2 * tolerance, rtol=2 * tolerance)
+
+
+def test_keys_may_be_others_than_the_tokens() -> None:
+    check_cross_attention("cpu", torch.float32, 1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)])
+def test_keys_may_be_others_than_the_tokens_on_a_gpu(dtype: torch.dtype, tolerance: float) -> None:
+    check_cross_attention("cuda", dtype, tolerance)
+
+
+def test_keys_that_do_not_fit_their_segments_are_told() -> None:
+    q, k, v = random_qkv((4,))
+    with pytest.raises(
+        InvalidArgumentError, match="4 queries and 4 keys, but the segments hold 4 in 1 clips and 5 in 1"
+    ):
+        packed_cross_attention(q, k, v, Segments.from_lengths((4,)), Segments.from_lengths((5,)))
 
 
 def test_gradients_of_some_inputs_alone() -> None:

@@ -44,6 +44,7 @@ OPTIONAL = (
     "triton",
     "flash_attn",
     "xformers",
+    "timm",
 )
 
 

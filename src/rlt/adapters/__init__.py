@@ -9,6 +9,7 @@ from torch import nn
 from rlt.adapters.base import Adapter
 from rlt.adapters.options import LastForward, PatchOptions
 from rlt.adapters.qwen_vl import QwenVLAdapter
+from rlt.adapters.timm_vit import TimmViTAdapter
 from rlt.adapters.videomae import VideoMAEAdapter
 from rlt.adapters.vivit import ViViTAdapter
 from rlt.adapters.vjepa2 import VJEPA2Adapter
@@ -16,7 +17,7 @@ from rlt.errors import InvalidArgumentError
 
 __all__ = ["ADAPTERS", "Adapter", "LastForward", "PatchOptions", "patch", "supported_models", "unpatch"]
 
-ADAPTERS: tuple[type[Adapter], ...] = (VideoMAEAdapter, VJEPA2Adapter, ViViTAdapter, QwenVLAdapter)
+ADAPTERS: tuple[type[Adapter], ...] = (VideoMAEAdapter, VJEPA2Adapter, ViViTAdapter, QwenVLAdapter, TimmViTAdapter)
 
 
 def supported_models() -> list[str]:
@@ -52,11 +53,12 @@ def patch(model: nn.Module, *, threshold: float = 0.1, **options: Any) -> nn.Mod
 
 
 def _adapter_of(model: nn.Module) -> type[Adapter]:
-    """By the names of its class and those that it inherits from, so that transformers need not be imported."""
+    """By the names of its class and those that it inherits from, so that their libraries need not be imported."""
     known = {name: adapter for adapter in ADAPTERS for name in adapter.model_classes}
     for base in type(model).__mro__:
-        if base.__name__ in known and base.__module__.partition(".")[0] == "transformers":
-            return known[base.__name__]
+        adapter = known.get(base.__name__)
+        if adapter is not None and base.__module__.partition(".")[0] == adapter.library:
+            return adapter
     raise InvalidArgumentError(f"model is a {type(model).__name__}; rlt.patch knows {', '.join(known)}")
 
 

@@ -39,14 +39,23 @@ class Adapter(abc.ABC):
     """Names of the classes of models that it can patch."""
     any_number_of_frames: ClassVar[bool] = False
     """Whether the model takes clips of any length that is a multiple of its tubelets."""
-    pixel_statistics: ClassVar[tuple[tuple[float, float, float], tuple[float, float, float]]] = (
-        IMAGENET_MEAN,
-        IMAGENET_STD,
-    )
+    library: ClassVar[str] = "transformers"
+    """Top-level package that the classes come from."""
+    takes_images: ClassVar[bool] = False
+    """Whether a call takes frames as a batch of images."""
+    pixel_statistics: tuple[tuple[float, float, float], tuple[float, float, float]] = (IMAGENET_MEAN, IMAGENET_STD)
     """Mean and standard deviation that the processor of the family takes, on the scale 0..1."""
 
     def __init__(self, model: nn.Module, options: PatchOptions) -> None:
-        """Prepare for a model; `attach` begins."""
+        """Prepare for a model; `attach` begins.
+
+        Raises:
+            InvalidArgumentError: for options that make no sense here.
+        """
+        if options.frames_per_clip is not None and not self.takes_images:
+            raise InvalidArgumentError(
+                f"frames_per_clip is {options.frames_per_clip}; {type(model).__name__} takes clips, leave it out"
+            )
         self.model: Any = model  # classes of other libraries, whose attributes no type checker knows
         self.options = options
         self.last: LastForward | None = None
@@ -88,7 +97,7 @@ class Adapter(abc.ABC):
         self.model.__dict__.pop("rlt", None)
 
     def _check_untouched(self) -> None:
-        """Hold, before anything changes, that what this adapter changes is as transformers made it.
+        """Hold, before anything changes, that what this adapter changes is as its library made it.
 
         Raises:
             InvalidArgumentError: if it is not; a half-done patch would let clips see each other.
@@ -98,7 +107,7 @@ class Adapter(abc.ABC):
                 raise InvalidArgumentError(
                     f"{type(module).__name__}.{name} is overridden on the instance already; undo that before rlt.patch"
                 )
-        if self.model.config._attn_implementation == ATTENTION:
+        if getattr(getattr(self.model, "config", None), "_attn_implementation", None) == ATTENTION:
             raise InvalidArgumentError(
                 "the model shares its configuration with a patched model; unpatch that one, or build this one from a "
                 "copy.deepcopy of the configuration and call set_attn_implementation('sdpa')"
@@ -106,7 +115,8 @@ class Adapter(abc.ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy or pickle: a fresh process does not know our attention yet."""
-        register_attention()
+        if self.library == "transformers":
+            register_attention()
         self.__dict__.update(state)
 
     @contextmanager
@@ -132,12 +142,16 @@ class Adapter(abc.ABC):
         before = self.last
         parameter = next(self.model.parameters())
         with torch.no_grad():
-            self.model(torch.zeros(1, *self.input_shape(), dtype=parameter.dtype, device=parameter.device))
+            self.model(torch.zeros(self.static_shape(), dtype=parameter.dtype, device=parameter.device))
         seen, self.last = self.last, before
         if seen is None or seen.share_kept >= 1:
             raise InvalidArgumentError(
                 f"no token of a static clip was dropped with {self.options}; the patch does not engage"
             )
+
+    def static_shape(self) -> tuple[int, ...]:
+        """Shape of the pixels that `check` runs."""
+        return 1, *self.input_shape()
 
     @abc.abstractmethod
     def overrides(self) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
@@ -199,8 +213,8 @@ class Adapter(abc.ABC):
         expected = len(self.attention_modules())
         if self.packed_calls != expected or expected == 0:
             raise InvalidArgumentError(
-                f"{self.packed_calls} of {expected} layers used packed attention; transformers "
-                f"{version('transformers')} computes this model in another way than rlt.patch knows: upgrade rlt, or "
+                f"{self.packed_calls} of {expected} layers used packed attention; {self.library} "
+                f"{version(self.library)} computes this model in another way than rlt.patch knows: upgrade rlt, or "
                 "rlt.unpatch the model"
             )
         plain = isinstance(output, tuple)  # return_dict=False
@@ -258,7 +272,8 @@ class Adapter(abc.ABC):
         Gradient checkpointing runs layers anew in the backward pass. By then another call may have come, and they would
         take its clips for theirs.
         """
-        checkpoints = any(module.__dict__.get("gradient_checkpointing") for module in self.model.modules())
+        flags = ("gradient_checkpointing", "grad_checkpointing")  # as transformers and timm call it
+        checkpoints = any(module.__dict__.get(flag) for module in self.model.modules() for flag in flags)
         if not (checkpoints and self.model.training and hidden_states.requires_grad):
             return hidden_states
         output: Tensor = _Remember.apply(hidden_states, self, self._call)  # type: ignore[no-untyped-call]

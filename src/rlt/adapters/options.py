@@ -37,6 +37,8 @@ class PatchOptions:
     """Used for uint8 `pixel_values` only: standard deviation of each channel on the scale 0..1; None as above."""
     seed: int = 0
     """Of policy "random"."""
+    frames_per_clip: int | None = None
+    """Image models only: how many consecutive images of a batch are one clip. None: the whole batch is one."""
 
     def __post_init__(self) -> None:
         """Hold values.
@@ -55,6 +57,8 @@ class PatchOptions:
             raise InvalidArgumentError(f"keep_ratio is {self.keep_ratio}; above 0 and up to 1 is needed")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise InvalidArgumentError(f"max_tokens is {self.max_tokens}; at least 1 is needed")
+        if self.frames_per_clip is not None and self.frames_per_clip < 1:
+            raise InvalidArgumentError(f"frames_per_clip is {self.frames_per_clip}; at least 1 is needed")
         if self.keep_ratio is not None and self.max_tokens is not None:
             raise InvalidArgumentError("keep_ratio and max_tokens are both given; give one of them")
 

@@ -31,21 +31,25 @@ class Case(NamedTuple):
     """One family of models."""
 
     build: Callable[[Any, BenchmarkSettings], nn.Module]
-    """From transformers and the settings. AttributeError if that transformers has no such model."""
+    """From its library and the settings. AttributeError if that version of it has no such model."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """What the family's processor takes, on the scale 0..1."""
     std: tuple[float, float, float] = IMAGENET_STD
     """As above."""
     inputs: Callable[[nn.Module, Tensor], dict[str, Tensor]] = lambda _, pixels: {"pixel_values": pixels}
     """(model, normalised float [B, frames, 3, height, width]) -> arguments of a call."""
+    library: Callable[[], Any] = import_transformers
+    """What `build` is given."""
+    images: bool = False
+    """Whether the model takes images and gives logits per frame."""
 
 
 def adapters_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
     """Clips -> logits: "dense" the model as it comes, "rlt" patched, for each model that can be patched.
 
     Beside the times, the largest difference of logits where nothing is dropped ("identity"), and between clips that go
-    through the patched model together and one by one ("one_by_one"). Models that the installed transformers does not
-    have, or has too old for the adapter, are named in "left_out".
+    through the patched model together and one by one ("one_by_one"). Models that the installed libraries do not have,
+    or have too old for the adapter, are named in "left_out".
     """
     frames = read_frames(settings)
     works: list[Work] = []
@@ -54,7 +58,8 @@ def adapters_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResu
     for name, case in CASES.items():
         try:
             model, patched = (_build(case, settings) for _ in range(2))
-            patch(patched, threshold=settings.threshold)
+            per_clip = settings.num_frames if case.images else None
+            patch(patched, threshold=settings.threshold, frames_per_clip=per_clip)
         except (AttributeError, MissingDependencyError):
             left_out.append(name)
             continue
@@ -72,7 +77,7 @@ def adapters_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResu
 def _build(case: Case, settings: BenchmarkSettings) -> Any:
     """The same weights every time."""
     torch.manual_seed(0)
-    return case.build(import_transformers(), settings).to(settings.device, settings.dtype).eval()
+    return case.build(case.library(), settings).to(settings.device, settings.dtype).eval()
 
 
 def _normalise(frames: Tensor, case: Case) -> Tensor:
@@ -84,12 +89,32 @@ def _normalise(frames: Tensor, case: Case) -> Tensor:
 def _differences(case: Case, model: Any, patched: Any, pixels: Tensor) -> dict[str, float]:
     given = case.inputs(model, pixels)
     with patched.rlt.override(policy="none"):
-        identity = (patched(**given).logits - model(**given).logits).abs().max()
-    alone = [patched(**case.inputs(model, clip[None])).logits[0] for clip in pixels]
-    together = patched(**given).logits  # the last call, whose record is kept
+        identity = (_logits(patched(**given), len(pixels)) - _logits(model(**given), len(pixels))).abs().max()
+    alone = [_logits(patched(**case.inputs(model, clip[None])), 1)[0] for clip in pixels]
+    together = _logits(patched(**given), len(pixels))  # the last call, whose record is kept
     # Language models pad rows in which more was dropped, on the left.
     pairs = [(one, row[-len(one) :]) for one, row in zip(alone, together, strict=True)]
     return {"identity": float(identity), "one_by_one": float(max((one - row).abs().max() for one, row in pairs))}
+
+
+def _logits(output: Any, batch: int) -> Tensor:
+    """[B, ..., classes]; image models give rows of all frames."""
+    logits: Tensor = output.unflatten(0, (batch, -1)) if isinstance(output, Tensor) else output.logits
+    return logits
+
+
+def _import_timm() -> Any:
+    """The package; no other module imports it.
+
+    Raises:
+        MissingDependencyError: if it cannot be imported. It needs torchvision, which fails with a RuntimeError beside a
+            torch that it was not built for.
+    """
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:
+        raise MissingDependencyError(f"timm cannot be imported ({error}); install it with: pip install timm") from error
+    return timm
 
 
 def _count_flops(patched: Any, given: dict[str, Tensor], policy: str) -> int:
@@ -128,6 +153,11 @@ def _vjepa2(transformers: Any, settings: BenchmarkSettings) -> Any:
     small = {"pred_hidden_size": 192, "pred_num_hidden_layers": 1, "pred_num_attention_heads": 6}
     clip = {"frames_per_clip": settings.num_frames, "crop_size": settings.size, "num_pooler_layers": 1}
     return transformers.VJEPA2ForVideoClassification(transformers.VJEPA2Config(**_shape(), **clip, **small))
+
+
+def _timm_vit(timm: Any, settings: BenchmarkSettings) -> Any:
+    shape = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
+    return timm.models.vision_transformer.VisionTransformer(img_size=settings.size, **shape)
 
 
 def _qwen25(transformers: Any, _: BenchmarkSettings) -> Any:
@@ -189,5 +219,8 @@ CASES: dict[str, Case] = {
     "V-JEPA 2": Case(_vjepa2, inputs=lambda _, pixels: {"pixel_values_videos": pixels}),
     "Qwen2.5-VL": Case(_qwen25, CLIP_MEAN, CLIP_STD, _question),
     "Qwen3-VL": Case(_qwen3, HALVES, HALVES, partial(_question, by_step=True)),
+    "timm ViT, per frame": Case(
+        _timm_vit, HALVES, HALVES, lambda _, pixels: {"x": pixels.flatten(0, 1)}, _import_timm, images=True
+    ),
 }
 """By the name that tables show."""

@@ -1,6 +1,6 @@
 """Attention over packed clips. The only module that chooses a back end; `rlt.nn.backends` has them.
 
-Shape legend: T tokens of all clips, H heads, K width of a head.
+Shape legend: T tokens of all clips, S keys of all clips, H heads, K width of a head.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlt.errors import InvalidArgumentError
-from rlt.nn.backends import Backend, available_backends, run_backend
+from rlt.nn.backends import Backend, available_backends, cross_attention, run_backend
 from rlt.structures import Segments
 
 
@@ -44,3 +44,27 @@ def packed_attention(
     if segments.lengths and len(q_THK) != segments.num_tokens:
         raise InvalidArgumentError(f"{len(q_THK)} tokens, but the segments hold {segments.num_tokens}")
     return run_backend(backend or choose_backend(q_THK.device, q_THK.dtype), q_THK, k_THK, v_THK, segments)
+
+
+def packed_cross_attention(q_THK: Tensor, k_SHK: Tensor, v_SHK: Tensor, queries: Segments, keys: Segments) -> Tensor:
+    """Softmax attention in which every token sees the keys of its own clip, which may be others than its tokens.
+
+    Args:
+        q_THK: float [tokens, heads, head width], queries of all clips one after the other.
+        k_SHK: float [keys, heads, head width], keys of all clips one after the other.
+        v_SHK: values, like the keys.
+        queries: where the queries of each clip begin and end.
+        keys: where its keys begin and end; as many clips.
+
+    Returns:
+        float [tokens, heads, head width].
+
+    Raises:
+        InvalidArgumentError: for segments that hold another number of tokens, keys or clips.
+    """
+    if (len(queries), queries.num_tokens, keys.num_tokens) != (len(keys), len(q_THK), len(k_SHK)):
+        raise InvalidArgumentError(
+            f"{len(q_THK)} queries and {len(k_SHK)} keys, but the segments hold {queries.num_tokens} in {len(queries)} "
+            f"clips and {keys.num_tokens} in {len(keys)}"
+        )
+    return cross_attention(q_THK, k_SHK, v_SHK, queries, keys)

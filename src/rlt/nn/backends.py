@@ -2,7 +2,8 @@
 
 Who chooses is `rlt.nn.attention`. Optional packages (flash_attn, xformers) are imported here and nowhere else.
 
-Shape legend: T tokens of all clips, n tokens of one clip, H heads, K width of a head, N blocks of tokens.
+Shape legend: T tokens of all clips, S keys of all clips where they are others than the tokens, n tokens and m keys of
+one clip, H heads, K width of a head, N blocks of tokens.
 """
 
 from __future__ import annotations
@@ -127,10 +128,7 @@ def _sdpa(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Te
         return output_THK
     # Splitting once is cheaper under autograd than slicing clip by clip.
     clips = zip(*(x_THK.split(segments.lengths) for x_THK in (q_THK, k_THK, v_THK)), strict=True)
-    outputs = []
-    for q_nHK, k_nHK, v_nHK in clips:
-        q_1HnK, k_1HnK, v_1HnK = (x_nHK.transpose(0, 1)[None] for x_nHK in (q_nHK, k_nHK, v_nHK))
-        outputs.append(F.scaled_dot_product_attention(q_1HnK, k_1HnK, v_1HnK)[0].transpose(0, 1))
+    outputs = [_attend_once(q_nHK, k_nHK, v_nHK) for q_nHK, k_nHK, v_nHK in clips]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
@@ -139,6 +137,24 @@ def _varlen(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> 
     output = varlen_attn(q_THK, k_THK, v_THK, segments.cu_seqlens, segments.cu_seqlens, longest, longest)
     assert isinstance(output, Tensor)  # a tuple comes back only where auxiliary outputs are asked for
     return output
+
+
+def cross_attention(q_THK: Tensor, k_SHK: Tensor, v_SHK: Tensor, queries: Segments, keys: Segments) -> Tensor:
+    """See `rlt.nn.attention.packed_cross_attention`."""
+    if _flash_hindrance(q_THK.device, q_THK.dtype) is None:
+        output = varlen_attn(
+            q_THK, k_SHK, v_SHK, queries.cu_seqlens, keys.cu_seqlens, queries.max_length, keys.max_length
+        )
+        assert isinstance(output, Tensor)
+        return output
+    parts = q_THK.split(queries.lengths), k_SHK.split(keys.lengths), v_SHK.split(keys.lengths)
+    return torch.cat([_attend_once(q_nHK, k_mHK, v_mHK) for q_nHK, k_mHK, v_mHK in zip(*parts, strict=True)])
+
+
+def _attend_once(q_nHK: Tensor, k_mHK: Tensor, v_mHK: Tensor) -> Tensor:
+    """Attention of one clip."""
+    q_1HnK, k_1HmK, v_1HmK = (x_nHK.transpose(0, 1)[None] for x_nHK in (q_nHK, k_mHK, v_mHK))
+    return F.scaled_dot_product_attention(q_1HnK, k_1HmK, v_1HmK)[0].transpose(0, 1)
 
 
 def _nested(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:

@@ -1,0 +1,56 @@
+"""Classify the frames of a video with a vision transformer of timm, on all tokens and on those that change.
+
+    python examples/timm_vit.py [--model NAME] [--video FILE]
+
+Needs `pip install timm`. Without --model the network is small and its weights are random: the class means nothing, the
+tokens do. With it, weights are downloaded: --model vit_small_patch16_224.augreg_in21k_ft_in1k
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+
+import rlt
+from rlt import assets
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print what a patched model keeps, and its class beside that of the unpatched one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="name of timm; random weights without it")
+    parser.add_argument("--video", type=Path, default=assets.path("traffic.mp4"))
+    options = parser.parse_args(arguments)
+
+    model = load(options.model).eval()
+    clip = rlt.read_clip(options.video, num_frames=16, frame_stride=2, size=model.patch_embed.img_size[0])
+    frames = clip.frames.permute(0, 3, 1, 2)  # uint8 [frames, 3, height, width]
+    mean, std = (torch.tensor(model.pretrained_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
+    images = (frames / 255 - mean) / std  # what the model's transform gives
+
+    with torch.inference_mode():
+        dense = model(images)  # one row of logits per frame
+        rlt.patch(model, threshold=0.1)
+        model.rlt.check()
+        fewer = model(images)
+    last = model.rlt.last
+    print(f"{type(model).__name__}: {sum(last.tokens_kept)} of {last.tokens_dense} tokens ({last.share_kept:.1%})")
+    for name, logits in (("all tokens", dense), ("tokens that change", fewer)):
+        print(f"{name}: class {int(logits.mean(0).argmax())}")  # of the mean over frames
+    rlt.unpatch(model)
+
+
+def load(name: str | None) -> nn.Module:
+    """The named model, or a small one with random weights."""
+    if name is not None:
+        return timm.create_model(name, pretrained=True)
+    torch.manual_seed(0)
+    return timm.create_model("vit_tiny_patch16_224", depth=2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""Vision transformers of timm on frames of a video: an image model that sees a patch once for as long as it stands.
+
+Shape legend: B clips, F frames of all clips, N kept patches of all frames, T tokens of all frames (kept patches,
+and the prefix of each frame: class token, registers), L patches of a frame before dropping, P tokens of the prefix, S
+tokens that frames see, P + L for each that has tokens of its own, D model width, H heads, K width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlt.adapters.base import Adapter
+from rlt.adapters.options import LastForward, PatchOptions
+from rlt.errors import InvalidArgumentError
+from rlt.nn.attention import packed_cross_attention
+from rlt.structures import Segments
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LastFrames(LastForward):
+    """What the last call kept, and which token stands for each place of each frame."""
+
+    rows: Tensor
+    """int64 [F, P + L]: row of the packed sequence."""
+    keys: Tensor
+    """int64 [S]: the same one after the other, without frames that have no token of their own."""
+    seen: Segments
+    """P + L keys of each of these frames."""
+
+
+class TimmViTAdapter(Adapter):
+    """Patches that repeat those of the frame before go through no layer; what they were stands for them.
+
+    A call takes a batch of images as before, [frames, 3, H, W], for consecutive frames of one clip, or of several with
+    `frames_per_clip`. A frame runs its prefix tokens and the patches that changed. In attention it sees a whole
+    picture: for a place that did not change, the keys and values of the frame in which it last did. So a frame that
+    repeats the one before gives the same outputs, a clip that stands still gives those of the unpatched model, and a
+    dropped patch costs no linear layer; attention costs changed patches times all places. What is approximate: the
+    patch that stands was computed beside the rest of its own, earlier picture.
+
+    Features and pooling see the full grid [frames, P + L, D] whatever `expand` is. A threshold is in units of the
+    normalisation that the model was trained with: 0.1 is 12.75 grey levels where mean and standard deviation are 0.5.
+    """
+
+    model_classes: ClassVar[tuple[str, ...]] = ("VisionTransformer",)
+    library: ClassVar[str] = "timm"
+    any_number_of_frames = True
+    takes_images: ClassVar[bool] = True
+
+    def __init__(self, model: nn.Module, options: PatchOptions) -> None:
+        """Prepare for a model; `attach` begins.
+
+        Raises:
+            InvalidArgumentError: for a model that computes in another way than this adapter knows, or policy "random".
+        """
+        super().__init__(model, options)
+        _check_supported(self.model)
+        trained_with = getattr(self.model, "pretrained_cfg", None) or {}
+        mean, std = self.pixel_statistics
+        self.pixel_statistics = tuple(trained_with.get("mean", mean)), tuple(trained_with.get("std", std))
+
+    def attach(self) -> None:
+        """Begin: from now on the model drops tokens.
+
+        Raises:
+            InvalidArgumentError: if a part of the model is overridden already.
+        """
+        self._check_untouched()
+        for module, name, function in self.overrides():
+            module.__dict__[name] = function
+            self._overridden.append((module, name))
+        self._hook = self.model.register_forward_hook(self.finish).id
+        self.model.__dict__["rlt"] = self
+
+    def detach(self) -> None:
+        """End: the model is as it was."""
+        for module, name in self._overridden:
+            del module.__dict__[name]
+        self._overridden.clear()
+        self.model._forward_hooks.pop(self._hook, None)
+        self.model.__dict__.pop("rlt", None)
+
+    def overrides(self) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
+        """See `Adapter.overrides`."""
+        model = self.model
+        return [
+            (model, "forward_intermediates", self.refuse_intermediates),
+            (model, "_pos_embed", self.add_positions),
+            (model.patch_embed, "forward", self.embed),
+            (model.norm, "forward", self.normalise),
+            *((module, "forward", partial(self.attend, module)) for module in self.attention_modules()),
+        ]
+
+    def attention_modules(self) -> list[nn.Module]:
+        """The attention layers of all blocks."""
+        return [module for module in self.model.blocks.modules() if type(module).__name__ == "Attention"]
+
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """(frames, channels, height, width) of the smallest clip in which something can repeat."""
+        return 2, self.model.patch_embed.proj.in_channels, *self.model.patch_embed.img_size
+
+    def static_shape(self) -> tuple[int, ...]:
+        """See `Adapter.static_shape`; images, not clips."""
+        return self.options.frames_per_clip or 2, *self.input_shape()[1:]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Pixels [F, C, H, W], normalised float or uint8 -> embeddings of the kept patches [1, N, D].
+
+        Raises:
+            InvalidArgumentError: for images of another size than the model is made for, a batch that is no whole number
+                of clips, or a model in training that drops what belongs to a frame by rows of the batch.
+        """
+        if self.options.policy == "random":
+            raise InvalidArgumentError("policy is 'random', but random tokens stand for no others; use policy='rlt'")
+        self._check_training()
+        per_clip = self.options.frames_per_clip or max(len(images), 1)
+        if images.ndim != 4 or len(images) == 0 or len(images) % per_clip:
+            raise InvalidArgumentError(
+                f"the images have shape {list(images.shape)}; [frames, channels, height, width] is needed, with a "
+                f"multiple of frames_per_clip={self.options.frames_per_clip} frames"
+            )
+        embedding = self.model.patch_embed
+        clips = images.unflatten(0, (-1, per_clip))
+        patches_NC, last = self.select(clips, tubelet_size=1, patch_size=embedding.patch_size[0])
+        self._plan(last)
+        weight = embedding.proj.weight
+        x_ND = F.linear(patches_NC.to(weight.dtype), weight.flatten(1), embedding.proj.bias)
+        output: Tensor = embedding.norm(x_ND)[None]
+        return output
+
+    def _plan(self, last: LastForward) -> None:
+        """Where the tokens of each frame lie in the packed sequence, and which of them every frame sees."""
+        prefix, (clips, time, height, width) = self.model.num_prefix_tokens, last.mask.shape
+        kept_F = last.mask.flatten(2).sum(2).flatten()
+        # Kept patch number r lies behind the prefixes of its own frame and of those before it.
+        frame_F = torch.arange(clips * time, device=kept_F.device)
+        row_N = torch.arange(int(kept_F.sum()), device=kept_F.device)
+        row_N = row_N + prefix * (frame_F.repeat_interleave(kept_F) + 1)
+        patch_FL = row_N[last.row_at_place()].view(clips * time, height * width)
+        first_F1 = (kept_F.cumsum(0) - kept_F + prefix * frame_F)[:, None]
+        rows = torch.cat([first_F1 + torch.arange(prefix, device=kept_F.device), patch_FL], dim=1)
+        runs_F = kept_F + prefix > 0  # without prefix a frame that repeats the one before has nothing to run
+        lengths = [length for length in (kept_F + prefix).tolist() if length]
+        seen = Segments.from_lengths([rows.shape[1]] * len(lengths), device=kept_F.device)
+        self.last = LastFrames(last.mask, rows, rows[runs_F].flatten(), seen)
+        self.packed_calls, self._call = 0, (Segments.from_lengths(lengths, device=kept_F.device), self.last)
+
+    def add_positions(self, x_1ND: Tensor) -> Tensor:
+        """Kept patches -> the packed sequence [1, T, D]: the prefix of each frame, then its patches, with positions."""
+        model, last = self.model, self.kept
+        prefix = [token[0] for token in (model.cls_token, model.reg_token) if token is not None]
+        prefix_PD = torch.cat(prefix) if prefix else x_1ND[0, :0]
+        x_ND, prefix_PD = x_1ND[0], prefix_PD.to(x_1ND)
+        if model.pos_embed is not None:
+            positions_D = model.pos_embed[0].to(x_1ND)
+            if not model.no_embed_class:
+                prefix_PD = prefix_PD + positions_D[: len(prefix_PD)]
+                positions_D = positions_D[len(prefix_PD) :]
+            x_ND = x_ND + positions_D.index_select(0, last.place() % last.mask[0, 0].numel())
+        counts = [length - len(prefix_PD) for length in self.segments.lengths]
+        output: Tensor = model.pos_drop(torch.cat([part for x_nD in x_ND.split(counts) for part in (prefix_PD, x_nD)]))
+        return output[None]
+
+    def attend(self, module: Any, x_1TD: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Attention layer of timm on packed frames, [1, T, D] -> [1, T, D].
+
+        Raises:
+            InvalidArgumentError: for a mask, which counts the tokens of an unpatched model.
+        """
+        if attn_mask is not None or is_causal:
+            raise InvalidArgumentError(
+                "attn_mask or is_causal is set; frames of a patched model are packed, leave it out"
+            )
+        self.packed_calls += 1
+        last = self.kept
+        assert isinstance(last, LastFrames)
+        q_THK, k_THK, v_THK = module.qkv(x_1TD[0]).unflatten(1, (3, module.num_heads, -1)).unbind(1)
+        q_THK, k_THK = module.q_norm(q_THK), module.k_norm(k_THK)
+        if len(last.keys) != len(q_THK):  # otherwise nothing was dropped
+            k_THK, v_THK = k_THK[last.keys], v_THK[last.keys]
+        x_TD = packed_cross_attention(q_THK, k_THK.to(q_THK), v_THK.to(q_THK), self.segments, last.seen).flatten(1)
+        for name in ("norm", "gate"):  # older versions have neither
+            part = getattr(module, name, None)
+            if part is not None:
+                x_TD = part(x_TD) if name == "norm" else x_TD * part(x_1TD[0]).sigmoid()
+        output: Tensor = module.proj_drop(module.proj(x_TD))
+        return output[None]
+
+    def normalise(self, x_1TD: Tensor) -> Tensor:
+        """The last norm on [1, T, D], then frames [F, P + L, D] with every place filled."""
+        norm = self.model.norm
+        x_TD: Tensor = type(norm).forward(norm, self.remember(x_1TD))[0]
+        return self.fill(x_TD)
+
+    def fill(self, x_TD: Tensor) -> Tensor:
+        """See `Adapter.fill`, but for frames: [F, P + L, D]."""
+        last = self.kept
+        assert isinstance(last, LastFrames)
+        x_FLD: Tensor = x_TD[last.rows]
+        return x_FLD
+
+    def refuse_intermediates(self, *_: object, **__: object) -> None:
+        """Not offered.
+
+        Raises:
+            InvalidArgumentError: always.
+        """
+        raise InvalidArgumentError(
+            "forward_intermediates of a patched model is not offered; forward_features gives the last layer on the "
+            "full grid, and rlt.unpatch brings the others back"
+        )
+
+    def _check_training(self) -> None:
+        if not self.model.training:
+            return
+        for module in self.model.blocks.modules():
+            if getattr(module, "drop_prob", 0) or getattr(getattr(module, "attn_drop", None), "p", 0):
+                raise InvalidArgumentError(
+                    "the model drops paths or attention in training, which would hit all frames at once; create it "
+                    "with drop_path_rate=0 and attn_drop_rate=0, or call model.eval()"
+                )
+
+
+def _check_supported(model: Any) -> None:
+    """Hold that a model computes as `VisionTransformer` of timm does, with what this adapter can pack.
+
+    Raises:
+        InvalidArgumentError: naming what it cannot.
+    """
+    base = next(kind for kind in type(model).__mro__ if kind.__name__ == "VisionTransformer")
+    embedding = model.patch_embed
+    patch = tuple(getattr(embedding, "patch_size", ()))
+    reasons = {
+        "a forward pass of its own": any(
+            getattr(type(model), name) is not getattr(base, name)
+            for name in ("forward", "forward_features", "_pos_embed")
+        ),
+        f"{type(embedding).__name__} as patch embedding": type(embedding).__name__ != "PatchEmbed",
+        f"patches of {patch}": len(set(patch)) != 1,
+        "dynamic_img_size": bool(model.dynamic_img_size) or getattr(embedding, "img_size", None) is None,
+        "dynamic_img_pad": bool(getattr(embedding, "dynamic_img_pad", False)),
+        "patch_drop_rate": not isinstance(model.patch_drop, nn.Identity),
+        "blocks without timm's plain Attention": not all(
+            any(type(module).__name__ == "Attention" for module in block.modules()) for block in model.blocks
+        ),
+    }
+    found = [reason for reason, holds in reasons.items() if holds]
+    if found:
+        raise InvalidArgumentError(
+            f"{type(model).__name__} has {' and '.join(found)}; rlt.patch knows plain vision transformers of timm alone"
+        )

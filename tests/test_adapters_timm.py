@@ -1,0 +1,308 @@
+"""`rlt.patch` on vision transformers of timm with random weights, against unpatched models and a frame-by-frame twin.
+
+The twin runs frames one after the other. It keeps, for every layer, the keys and values of each place as they were when
+the place last changed, and computes only what changed. Which patches changed is decided here, patch by patch.
+
+Shape legend: F frames, L places of a frame, P tokens of the prefix, D width.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import rlt
+from optional_packages import import_or_skip
+from rlt.errors import InvalidArgumentError
+
+timm = import_or_skip("timm")
+
+PATCH, SIDE = 8, 4
+THRESHOLD = 0.1
+KINDS: dict[str, dict[str, Any]] = {
+    "class token": {},
+    "registers": {"reg_tokens": 2, "no_embed_class": True, "init_values": 0.1},
+    "mean, norm behind it": {"class_token": False, "global_pool": "avg"},
+    "norm before, queries normalised": {"pre_norm": True, "qk_norm": True, "embed_norm_layer": torch.nn.LayerNorm},
+    "attention pooling": {"global_pool": "map", "class_token": False},
+    "no positions": {"pos_embed": "none"},
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def build(kind: str = "class token", **more: Any) -> Any:
+    torch.manual_seed(0)
+    shape = {"img_size": PATCH * SIDE, "patch_size": PATCH, "embed_dim": 24, "depth": 3, "num_heads": 2}
+    model = timm.models.vision_transformer.VisionTransformer(num_classes=5, **{**shape, **KINDS[kind], **more})
+    for name, parameter in model.named_parameters():  # zeros and tiny tokens would hide mistakes
+        torch.nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.2)
+    return model.eval()
+
+
+def stack(num_frames: int = 6, *, still: float = 0.6, seed: int = 0) -> Tensor:
+    """Frames [F, 3, H, W] in which this share of the patches repeats the frame before."""
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.randn(num_frames, 3, PATCH * SIDE, PATCH * SIDE, generator=generator)
+    for number in range(1, num_frames):
+        repeats = torch.rand(SIDE, SIDE, generator=generator) < still
+        place = repeats.repeat_interleave(PATCH, 0).repeat_interleave(PATCH, 1)
+        frames[number] = torch.where(place, frames[number - 1], frames[number])
+    return frames
+
+
+def changed_places(frames: Tensor) -> list[set[int]]:
+    """By the definition of the rule, for tubelets of one frame."""
+    found = [set(range(SIDE * SIDE))]
+    for before, now in pairwise(frames):
+        differences = (now - before).abs()
+        found.append(
+            {
+                row * SIDE + column
+                for row in range(SIDE)
+                for column in range(SIDE)
+                if differences[:, row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH].mean()
+                > THRESHOLD
+            }
+        )
+    return found
+
+
+@torch.no_grad()
+def twin_features(model: Any, frames: Tensor) -> Tensor:
+    """Features [F, P + L, D], a frame at a time."""
+    prefix, outputs = model.num_prefix_tokens, []
+    memory: list[Tensor] = []  # inputs of each block, and the output, of all tokens as they stand
+    for frame, places in zip(frames, changed_places(frames), strict=True):
+        x = model.norm_pre(model._pos_embed(model.patch_embed(frame[None])))[0]
+        rows = torch.tensor([*range(prefix), *(prefix + place for place in sorted(places))], dtype=torch.long)
+        states = [x]
+        if not memory:
+            for block in model.blocks:
+                states.append(block(states[-1][None])[0])
+            memory = states
+        else:
+            memory[0] = memory[0].clone()
+            memory[0][rows] = x[rows]
+            for number, block in enumerate(model.blocks):
+                # The rows that changed see all tokens as they stand; the rest of the output is not looked at.
+                memory[number + 1] = memory[number + 1].clone()
+                memory[number + 1][rows] = block(memory[number][None])[0][rows]
+        outputs.append(model.norm(memory[-1]))
+    return torch.stack(outputs)
+
+
+@every_kind
+@torch.no_grad()
+def test_nothing_dropped_gives_the_unpatched_model(kind: str) -> None:
+    model, frames = build(kind), stack()
+    expected, features = model(frames), model.forward_features(frames)
+    rlt.patch(model, policy="none")
+    torch.testing.assert_close(model(frames), expected, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(model.forward_features(frames), features, atol=1e-5, rtol=1e-5)
+    assert model.rlt.last.share_kept == 1
+
+
+@every_kind
+@torch.no_grad()
+def test_equals_the_twin_frame_by_frame(kind: str) -> None:
+    model, frames = build(kind), stack()
+    features = twin_features(model, frames)
+    expected = model.forward_head(features)
+    rlt.patch(model, threshold=THRESHOLD)
+    torch.testing.assert_close(model(frames), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(model.forward_features(frames), features, atol=1e-5, rtol=1e-4)
+    places = changed_places(frames)
+    assert model.rlt.last.tokens_kept == (sum(map(len, places)),)
+    assert 0 < model.rlt.last.share_kept < 0.8
+    found = [set(mask.flatten().nonzero()[:, 0].tolist()) for mask in model.rlt.last.mask[0]]
+    assert found == places
+
+
+@every_kind
+@torch.no_grad()
+def test_a_clip_that_stands_still_gives_the_outputs_of_the_unpatched_model(kind: str) -> None:
+    model, frames = build(kind), stack(1).expand(4, -1, -1, -1)
+    expected = model(frames)
+    rlt.patch(model)
+    torch.testing.assert_close(model(frames), expected, atol=1e-5, rtol=1e-5)
+    assert model.rlt.last.tokens_kept == (SIDE * SIDE,)
+
+
+@torch.no_grad()
+def test_clips_of_a_batch_do_not_touch_each_other() -> None:
+    model = rlt.patch(build(), threshold=THRESHOLD, frames_per_clip=3)
+    one, other = stack(3, seed=1), stack(3, seed=2)
+    together = model(torch.cat([one, other]))
+    torch.testing.assert_close(together, torch.cat([model(one), model(other)]), atol=1e-6, rtol=1e-5)
+    with model.rlt.override(frames_per_clip=None):
+        model(torch.cat([one, one]))
+        assert len(model.rlt.last.tokens_kept) == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.sampled_from(["class token", "registers", "mean, norm behind it"]),
+    st.integers(0, 1000),
+    st.floats(0, 1),
+)
+@torch.no_grad()
+def test_every_place_is_shown_by_its_newest_token(clips: int, time: int, kind: str, seed: int, still: float) -> None:
+    model = BUILT.setdefault(kind, rlt.patch(build(kind)))
+    frames = torch.cat([stack(time, still=still, seed=seed + number) for number in range(clips)])
+    with model.rlt.override(frames_per_clip=time):
+        model(frames)
+    last, prefix = model.rlt.last, model.num_prefix_tokens
+    order = []  # of the packed sequence: (clip, frame, place), places below 0 being those of the prefix
+    for clip in range(clips):
+        for frame in range(time):
+            order += [(clip, frame, token - prefix) for token in range(prefix)]
+            order += [(clip, frame, int(place)) for place in last.mask[clip, frame].flatten().nonzero()[:, 0]]
+    expected = []
+    for clip in range(clips):
+        for frame in range(time):
+            expected += [order.index((clip, frame, token - prefix)) for token in range(prefix)]
+            for place in range(SIDE * SIDE):
+                newest = max(t for t in range(frame + 1) if last.mask[clip, t].flatten()[place])
+                expected.append(order.index((clip, newest, place)))
+    assert last.rows.flatten().tolist() == expected
+
+
+BUILT: dict[str, Any] = {}
+
+
+def test_gradients_are_those_of_the_unpatched_model_where_nothing_is_dropped() -> None:
+    model, frames = build(), stack()
+    F.cross_entropy(model(frames), torch.arange(6) % 5).backward()
+    theirs = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    rlt.patch(model, policy="none").train()
+    F.cross_entropy(model(frames), torch.arange(6) % 5).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_checkpointed_layers_find_their_own_call_again() -> None:
+    model, first, second = rlt.patch(build(), threshold=THRESHOLD).train(), stack(4, seed=3), stack(5, seed=4)
+    (model(first).square().sum() + model(second).square().sum()).backward()
+    theirs = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    model.set_grad_checkpointing()
+    (model(first).square().sum() + model(second).square().sum()).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+@torch.no_grad()
+def test_unpatched_copied_and_pickled() -> None:
+    model, frames = build(), stack()
+    before, state = model(frames), {name: value.clone() for name, value in model.state_dict().items()}
+    rlt.patch(model, threshold=THRESHOLD)
+    patched = model(frames)
+    assert not torch.equal(patched, before)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(frames), patched)
+        assert other.rlt.model is other
+        other.blocks[0].attn.qkv.weight.zero_()
+        assert torch.equal(model(frames), patched)
+    rlt.unpatch(model)
+    assert torch.equal(model(frames), before)
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_options_hold() -> None:
+    model, frames = build(), stack(still=0.9)
+    rlt.patch(model, keep_ratio=0.5)
+    model(frames)
+    assert model.rlt.last.tokens_kept == (6 * SIDE * SIDE // 2,)
+    with model.rlt.override(keep_ratio=None, max_tokens=20):
+        model(frames)
+        assert model.rlt.last.tokens_kept == (20,)
+    with model.rlt.override(policy="uniform_frames"):
+        model(frames)
+        assert model.rlt.last.mask[0].flatten(1).all(1).sum() == 3
+    model.rlt.check()
+
+
+@torch.no_grad()
+def test_uint8_frames_are_normalised_as_the_model_was_trained() -> None:
+    model = build()
+    model.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.5, 0.5)}
+    frames = torch.randint(0, 256, (3, 3, PATCH * SIDE, PATCH * SIDE), dtype=torch.uint8)
+    frames[2] = frames[1]
+    std = torch.tensor([0.25, 0.5, 0.5]).view(3, 1, 1)
+    expected = model((frames / 255 - 0.5) / std)
+    rlt.patch(model)
+    torch.testing.assert_close(model(frames), expected, atol=1e-5, rtol=1e-5)
+    assert model.rlt.last.tokens_kept == (2 * SIDE * SIDE,)
+
+
+@torch.no_grad()
+def test_autocast_and_half_precision() -> None:
+    model, frames = build("registers"), stack()
+    rlt.patch(model, threshold=THRESHOLD)
+    expected = model(frames)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model(frames).float(), expected, atol=0.2, rtol=0.1)
+    half = copy.deepcopy(model).bfloat16()
+    torch.testing.assert_close(half(frames.bfloat16()).float(), expected, atol=0.3, rtol=0.1)
+
+
+def test_models_of_the_registry_run() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5).eval()
+    rlt.patch(model).rlt.check()
+    assert isinstance(model.rlt, rlt.adapters.Adapter)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"dynamic_img_size": True}, "dynamic_img_size"),
+        ({"patch_drop_rate": 0.5}, "patch_drop_rate"),
+        ({"block_fn": "ParallelScalingBlock"}, "plain Attention"),
+        ({"patch_size": (8, 4)}, "patches of"),
+    ],
+)
+def test_models_that_compute_otherwise_are_refused(more: dict[str, Any], words: str) -> None:
+    if "block_fn" in more:
+        more = {"block_fn": getattr(timm.models.vision_transformer, more["block_fn"])}
+    with pytest.raises(InvalidArgumentError, match=words):
+        rlt.patch(build(**more))
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224", "resnet18"])
+def test_other_models_are_refused_in_one_line(name: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        rlt.patch(timm.create_model(name))
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_calls_are_told() -> None:
+    model, frames = rlt.patch(build()), stack()
+    with pytest.raises(InvalidArgumentError, match=r"shape \[1, 6, 3, 32, 32\]"):
+        model(frames[None])
+    with pytest.raises(InvalidArgumentError, match=r"\[B, 6, 3, 32, 32\]"):
+        model(frames[..., :16])
+    with model.rlt.override(frames_per_clip=4), pytest.raises(InvalidArgumentError, match="frames_per_clip=4"):
+        model(frames)
+    with pytest.raises(InvalidArgumentError, match="attn_mask"):
+        model(frames, is_causal=True)
+    with pytest.raises(InvalidArgumentError, match="forward_features"):
+        model.forward_intermediates(frames)
+    with model.rlt.override(policy="random"), pytest.raises(InvalidArgumentError, match="policy is 'random'"):
+        model(frames)
+    dropping = rlt.patch(build(drop_path_rate=0.1)).train()
+    with pytest.raises(InvalidArgumentError, match="drop_path_rate=0"):
+        dropping(frames)
