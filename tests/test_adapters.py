@@ -417,10 +417,3 @@ def test_the_trainer_of_transformers_runs_two_steps(tmp_path: Path) -> None:
     transformers.Trainer(model=model, args=arguments, train_dataset=data).train()
     assert not torch.equal(model.classifier.weight, before)
     assert model.rlt.last.share_kept < 1
-
-
-def test_the_pipeline_of_transformers_takes_a_patched_model() -> None:
-    pytest.importorskip("torchvision")
-    processor = transformers.VideoMAEImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    classify = transformers.pipeline("video-classification", model=rlt.patch(videomae()), image_processor=processor)
-    assert classify(str(assets.path("traffic.mp4")), num_frames=8)
