@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-oldest-transformers lint format figures benchmark-tables reference results-small clean
+.PHONY: help demo test test-oldest-transformers test-triton lint format figures benchmark-tables reference results-small clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -34,6 +34,16 @@ $(OLDEST)/.installed: $(INSTALLED)
 test-oldest-transformers: $(OLDEST)/.installed  ## Run the tests of rlt.patch with the oldest transformers that it takes
 	PYTHONPATH=$(OLDEST) $(BIN)/python -c 'import transformers as t; assert t.__version__ == "5.0.0", t.__version__'
 	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest -n 2 tests/test_adapters.py tests/test_adapters_safety.py
+
+TRITON := $(VENV)/triton
+$(TRITON)/.installed: $(INSTALLED)
+	rm -rf $(TRITON)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(TRITON) triton==3.9.0
+	@touch $@
+
+test-triton: $(TRITON)/.installed  ## Run the tests of the CUDA kernels in Triton's interpreter (a GB of disk, no GPU)
+	PYTHONPATH=$(TRITON) $(BIN)/python -c 'import triton'
+	TRITON_INTERPRET=1 PYTHONPATH=$(TRITON) $(BIN)/python -m pytest tests/test_token_kernels.py
 
 lint: $(INSTALLED)  ## Check style and types
 	$(BIN)/ruff check .

@@ -179,7 +179,7 @@ def adapters_table() -> str:
         (
             "model",
             "logits, nothing dropped",
-            "logits, clips one by one",
+            "logits, packed against clip by clip",
             "tokens kept",
             "FLOPs of dense",
             "time of dense",
