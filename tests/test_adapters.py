@@ -361,7 +361,7 @@ def test_bad_options_leave_the_model_alone(options: dict[str, Any], message: str
 
 def test_bad_calls_are_told_in_one_line() -> None:
     with pytest.raises(
-        InvalidArgumentError, match=r"model is a Linear; rlt.patch knows VideoMAEForVideoClassification"
+        InvalidArgumentError, match=r"model is a Linear of torch; rlt.patch knows VideoMAEForVideoClassification"
     ):
         rlt.patch(nn.Linear(2, 2))
     assert {"VideoMAEModel", "VivitForVideoClassification"} <= set(supported_models())

@@ -59,7 +59,13 @@ def _adapter_of(model: nn.Module) -> type[Adapter]:
         adapter = known.get(base.__name__)
         if adapter is not None and base.__module__.partition(".")[0] == adapter.library:
             return adapter
-    raise InvalidArgumentError(f"model is a {type(model).__name__}; rlt.patch knows {', '.join(known)}")
+    names = " and ".join(
+        f"{', '.join(name for name in known if known[name].library == library)} of {library}"
+        for library in dict.fromkeys(adapter.library for adapter in ADAPTERS)
+    )
+    raise InvalidArgumentError(
+        f"model is a {type(model).__name__} of {type(model).__module__.partition('.')[0]}; rlt.patch knows {names}"
+    )
 
 
 def unpatch(model: nn.Module) -> nn.Module:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlt.adapters.base import import_transformers
+from rlt.adapters.interface import import_transformers
 from rlt.adapters.options import LastForward, PatchOptions
 from rlt.adapters.selection import mask_from_differences
 from rlt.errors import InvalidArgumentError, MissingDependencyError

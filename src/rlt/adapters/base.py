@@ -13,19 +13,13 @@ from importlib.metadata import version
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlt.adapters.options import LastForward, PatchOptions
 from rlt.adapters.selection import choose_tokens
-from rlt.errors import InvalidArgumentError, MissingDependencyError
-from rlt.nn.attention import packed_attention
+from rlt.errors import InvalidArgumentError
 from rlt.structures import Segments
 from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
-
-ATTENTION = "rlt_packed"
-"""Our name in transformers' registry of attention functions."""
-OLDEST_TRANSFORMERS = 5
 
 
 class Adapter(abc.ABC):
@@ -64,24 +58,22 @@ class Adapter(abc.ABC):
         self._hook: int | None = None
         self.packed_calls = 0
         """Calls of packed attention in the last forward pass."""
-        self._attention_before = ""
 
     def __repr__(self) -> str:
         """What it does, in one line; the model itself would be pages."""
         return f"{type(self).__name__}({self.options}, last={self.last})"
 
     def attach(self) -> None:
-        """Begin: from now on the model drops tokens."""
-        register_attention()
+        """Begin: from now on the model drops tokens.
+
+        Raises:
+            InvalidArgumentError: if a part of the model is overridden already.
+        """
         self._check_untouched()
-        self._attention_before = self.model.config._attn_implementation
-        self.model.config._attn_implementation = ATTENTION
         for module, name, function in self.overrides():
             module.__dict__[name] = function
             self._overridden.append((module, name))
         self._hook = self.model.register_forward_hook(self.finish).id
-        for module in self.attention_modules():
-            module.__dict__["rlt_adapter"] = self
         self.model.__dict__["rlt"] = self
 
     def detach(self) -> None:
@@ -90,10 +82,6 @@ class Adapter(abc.ABC):
             del module.__dict__[name]
         self._overridden.clear()
         self.model._forward_hooks.pop(self._hook, None)
-        for module in self.attention_modules():
-            module.__dict__.pop("rlt_adapter", None)
-        if self.model.config._attn_implementation == ATTENTION:  # otherwise the user has chosen another one since
-            self.model.config._attn_implementation = self._attention_before
         self.model.__dict__.pop("rlt", None)
 
     def _check_untouched(self) -> None:
@@ -107,17 +95,6 @@ class Adapter(abc.ABC):
                 raise InvalidArgumentError(
                     f"{type(module).__name__}.{name} is overridden on the instance already; undo that before rlt.patch"
                 )
-        if getattr(getattr(self.model, "config", None), "_attn_implementation", None) == ATTENTION:
-            raise InvalidArgumentError(
-                "the model shares its configuration with a patched model; unpatch that one, or build this one from a "
-                "copy.deepcopy of the configuration and call set_attn_implementation('sdpa')"
-            )
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Of a copy or pickle: a fresh process does not know our attention yet."""
-        if self.library == "transformers":
-            register_attention()
-        self.__dict__.update(state)
 
     @contextmanager
     def override(self, **changes: Any) -> Iterator[None]:
@@ -159,7 +136,7 @@ class Adapter(abc.ABC):
 
     @abc.abstractmethod
     def attention_modules(self) -> list[nn.Module]:
-        """The modules that call transformers' attention function."""
+        """The modules in which tokens attend to each other."""
 
     @abc.abstractmethod
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -204,11 +181,10 @@ class Adapter(abc.ABC):
         return patches[mask].flatten(1), self.last
 
     def finish(self, _module: nn.Module, _inputs: object, output: Any) -> Any:
-        """Put hidden states back on the full grid, where that is asked for; otherwise they stay packed, [1, T, D].
+        """Look at what a call gave, and pass it on.
 
         Raises:
-            InvalidArgumentError: if any layer did not go through packed attention, so that clips saw each other, or
-                attention weights are asked for of a model that gave some before.
+            InvalidArgumentError: if any layer did not go through packed attention, so that clips saw each other.
         """
         expected = len(self.attention_modules())
         if self.packed_calls != expected or expected == 0:
@@ -217,39 +193,10 @@ class Adapter(abc.ABC):
                 f"{version(self.library)} computes this model in another way than rlt.patch knows: upgrade rlt, or "
                 "rlt.unpatch the model"
             )
-        plain = isinstance(output, tuple)  # return_dict=False
-        found = output if plain else (getattr(output, "attentions", None),)
-        empty = any(isinstance(value, tuple) and all(part is None for part in value) for value in found)
-        if empty and self._attention_before == "eager":  # others give none without the patch either
-            raise InvalidArgumentError(
-                "output_attentions is set, but packed attention has no weights to give; leave it out, or rlt.unpatch"
-            )
-        if self.options.expand != "fill":
-            return output
-        if plain:
-            return tuple(self._fill_states(value) if isinstance(value, tuple) else value for value in output)
-        if getattr(output, "hidden_states", None) is not None:
-            output.hidden_states = self._fill_states(output.hidden_states)
         return output
 
-    def _fill_states(self, states: tuple[Any, ...]) -> tuple[Any, ...]:
-        packed = (1, self.segments.num_tokens)
-        return tuple(
-            self.fill(state[0]) if isinstance(state, Tensor) and tuple(state.shape[:2]) == packed else state
-            for state in states
-        )
-
     def begin(self, lengths: tuple[int, ...], device: torch.device) -> None:
-        """Tell attention where each clip begins and ends in the sequence that follows.
-
-        Raises:
-            InvalidArgumentError: if the model's attention is not ours any more, which would let clips see each other.
-        """
-        if self.model.config._attn_implementation != ATTENTION:
-            raise InvalidArgumentError(
-                f"attention of the patched model was set to {self.model.config._attn_implementation!r}; call rlt.patch "
-                "again, or rlt.unpatch to use that one"
-            )
+        """Tell attention where each clip begins and ends in the sequence that follows."""
         self.packed_calls = 0
         assert self.last is not None, "tokens are chosen before they are packed"
         self._call = Segments.from_lengths(lengths, device=device), self.last
@@ -299,66 +246,3 @@ class _Remember(torch.autograd.Function):
         """Set the call; gradients stay as they are."""
         ctx.adapter._call = ctx.call
         return gradients[0], None, None
-
-
-def rlt_packed(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **_: object,
-) -> tuple[Tensor, None]:
-    """transformers' attention function for packed clips: [1, H, T, K] -> [1, T, H, K], and no attention weights.
-
-    Modules of a patched model that work on whole clips, such as a pooler, get `scaled_dot_product_attention`.
-
-    Raises:
-        InvalidArgumentError: for a mask, dropout or scaling, which packed attention does not have.
-    """
-    adapter: Adapter | None = module.__dict__.get("rlt_adapter")
-    if adapter is None:
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
-        )
-        return mixed.transpose(1, 2).contiguous(), None
-    usual = query.shape[-1] ** -0.5
-    if attention_mask is not None or dropout or (scaling is not None and abs(scaling - usual) > 1e-6):
-        raise InvalidArgumentError(
-            f"attention with mask={attention_mask is not None}, dropout={dropout}, scaling={scaling} cannot be packed; "
-            "set attention_probs_dropout_prob=0 in the model's configuration, or unpatch it"
-        )
-    adapter.packed_calls += 1
-    q_THK, k_THK, v_THK = (x[0].transpose(0, 1) for x in (query, key, value))
-    return packed_attention(q_THK, k_THK, v_THK, adapter.segments)[None], None
-
-
-def register_attention() -> None:
-    """Make `rlt_packed` known to transformers.
-
-    Raises:
-        MissingDependencyError: if it is not installed or too old.
-    """
-    import_transformers().AttentionInterface.register(ATTENTION, rlt_packed)
-
-
-def import_transformers() -> Any:
-    """The package; no other module imports it.
-
-    Raises:
-        MissingDependencyError: if it is not installed or too old.
-    """
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingDependencyError(
-            f'rlt.patch needs transformers {OLDEST_TRANSFORMERS} or newer; install it with: pip install "rlt[hf]"'
-        ) from error
-    if int(version("transformers").split(".")[0]) < OLDEST_TRANSFORMERS:
-        raise MissingDependencyError(
-            f"transformers is {version('transformers')}; rlt.patch needs {OLDEST_TRANSFORMERS} or newer: "
-            'pip install --upgrade "rlt[hf]"'
-        )
-    return transformers

@@ -66,27 +66,6 @@ class TimmViTAdapter(Adapter):
         mean, std = self.pixel_statistics
         self.pixel_statistics = tuple(trained_with.get("mean", mean)), tuple(trained_with.get("std", std))
 
-    def attach(self) -> None:
-        """Begin: from now on the model drops tokens.
-
-        Raises:
-            InvalidArgumentError: if a part of the model is overridden already.
-        """
-        self._check_untouched()
-        for module, name, function in self.overrides():
-            module.__dict__[name] = function
-            self._overridden.append((module, name))
-        self._hook = self.model.register_forward_hook(self.finish).id
-        self.model.__dict__["rlt"] = self
-
-    def detach(self) -> None:
-        """End: the model is as it was."""
-        for module, name in self._overridden:
-            del module.__dict__[name]
-        self._overridden.clear()
-        self.model._forward_hooks.pop(self._hook, None)
-        self.model.__dict__.pop("rlt", None)
-
     def overrides(self) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
         """See `Adapter.overrides`."""
         model = self.model

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlt.adapters.base import Adapter
+from rlt.adapters.interface import InterfaceAdapter
 from rlt.adapters.selection import sides, square_side
 from rlt.errors import InvalidArgumentError
 from rlt.nn.blocks import mean_per_clip
 
 
-class VideoMAEAdapter(Adapter):
+class VideoMAEAdapter(InterfaceAdapter):
     """Positions are taken by the kept places; a classifier pools over the kept tokens of each clip."""
 
     model_classes: ClassVar[tuple[str, ...]] = ("VideoMAEForVideoClassification", "VideoMAEModel")

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlt.adapters.base import Adapter
+from rlt.adapters.interface import InterfaceAdapter
 from rlt.adapters.selection import sides, square_side
 from rlt.errors import InvalidArgumentError
 
 
-class ViViTAdapter(Adapter):
+class ViViTAdapter(InterfaceAdapter):
     """Every clip keeps its CLS token; positions are taken by the kept places."""
 
     model_classes: ClassVar[tuple[str, ...]] = ("VivitForVideoClassification", "VivitModel")

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlt.adapters.base import Adapter
+from rlt.adapters.interface import InterfaceAdapter
 from rlt.adapters.selection import square_side
 
 
-class VJEPA2Adapter(Adapter):
+class VJEPA2Adapter(InterfaceAdapter):
     """Rotary positions follow the kept places. The predictor sees the filled grid, the pooler the kept tokens."""
 
     model_classes: ClassVar[tuple[str, ...]] = ("VJEPA2ForVideoClassification", "VJEPA2Model")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from rlt.adapters import patch
-from rlt.adapters.base import import_transformers
+from rlt.adapters.interface import import_transformers
 from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, read_frames
 from rlt.errors import MissingDependencyError
 from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
