@@ -249,7 +249,7 @@ def _exit_if_any(failed: list[tuple[str, str]], *, num_videos: int) -> None:
     if failed and num_videos == 1:  # pictures of what is left of a file that is cut off
         raise VideoError(failed[0][1])
     if failed:
-        messages.print(reports.failed_report(failed))
+        messages.print(reports.failed_report(failed), soft_wrap=True)  # a path that is broken cannot be copied
         raise typer.Exit(2)
 
 
