@@ -85,9 +85,13 @@ def test_subclasses_are_known_and_namesakes_are_not() -> None:
 
     model = rlt.patch(build(Own, videomae().config))
     assert output_of(model, clips()).shape == (3, 5)
-    with pytest.raises(InvalidArgumentError, match=r"model is a VideoMAEModel of test_adapters_safety; rlt\.patch knows"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"model is a VideoMAEModel of test_adapters_safety; rlt\.patch knows"
+    ):
         rlt.patch(VideoMAEModel())
-    with pytest.raises(InvalidArgumentError, match=r"model is a VideoMAEForPreTraining of transformers; rlt\.patch knows"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"model is a VideoMAEForPreTraining of transformers; rlt\.patch knows"
+    ):
         rlt.patch(build(transformers.VideoMAEForPreTraining, videomae().config))
 
 
