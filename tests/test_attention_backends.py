@@ -11,6 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from torch.nn.attention.flex_attention import flex_attention
 
 import oracles
 from rlt.errors import InvalidArgumentError
@@ -129,6 +131,19 @@ def test_blocks_are_computed_where_clips_meet_and_nowhere_else(lengths: list[int
     expected = [[int(bool(queries & keys)) for keys in blocks] for queries in blocks]
     assert mask.to_dense()[0, 0].tolist() == expected
     assert backends._block_mask(segments, segments.num_tokens) is mask
+
+
+@torch.no_grad()
+def test_flex_is_not_compiled_anew_for_every_length() -> None:
+    graphs = CompileCounter()
+    compiled = torch.compile(flex_attention, backend=graphs, dynamic=True)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        lengths = torch.randint(1, 300, (int(torch.randint(1, 6, (1,), generator=generator)),), generator=generator)
+        segments = Segments.from_lengths(lengths.tolist())
+        x = torch.randn(1, 2, segments.num_tokens, 64)
+        compiled(x, x, x, block_mask=backends._block_mask(segments, segments.num_tokens))
+    assert graphs.frame_count <= 2  # one for packs of a single block
 
 
 # Packages that run on a GPU alone: what they are given, seen by stand-ins with their signatures

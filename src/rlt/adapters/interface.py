@@ -25,6 +25,9 @@ OLDEST_TRANSFORMERS = 5
 class InterfaceAdapter(Adapter):
     """Tells a model by its configuration to attend through `rlt_packed`."""
 
+    attention = staticmethod(packed_attention)
+    """What runs within; another function of the same signature to compare with."""
+
     def __init__(self, model: nn.Module, options: PatchOptions) -> None:
         """See `Adapter`."""
         super().__init__(model, options)
@@ -125,7 +128,7 @@ def rlt_packed(
     Raises:
         InvalidArgumentError: for a mask, dropout or scaling, which packed attention does not have.
     """
-    adapter: Adapter | None = module.__dict__.get("rlt_adapter")
+    adapter: InterfaceAdapter | None = module.__dict__.get("rlt_adapter")
     if adapter is None:
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
@@ -139,7 +142,7 @@ def rlt_packed(
         )
     adapter.packed_calls += 1
     q_THK, k_THK, v_THK = (x[0].transpose(0, 1) for x in (query, key, value))
-    return packed_attention(q_THK, k_THK, v_THK, adapter.segments)[None], None
+    return adapter.attention(q_THK, k_THK, v_THK, adapter.segments)[None], None
 
 
 def register_attention() -> None:

@@ -53,6 +53,8 @@ class TimmViTAdapter(Adapter):
     library: ClassVar[str] = "timm"
     any_number_of_frames = True
     takes_images: ClassVar[bool] = True
+    attention = staticmethod(packed_cross_attention)
+    """What runs within; another function of the same signature to compare with."""
 
     def __init__(self, model: nn.Module, options: PatchOptions) -> None:
         """Prepare for a model; `attach` begins.
@@ -164,7 +166,7 @@ class TimmViTAdapter(Adapter):
         q_THK, k_THK = module.q_norm(q_THK), module.k_norm(k_THK)
         if len(last.keys) != len(q_THK):  # otherwise nothing was dropped
             k_THK, v_THK = k_THK[last.keys], v_THK[last.keys]
-        x_TD = packed_cross_attention(q_THK, k_THK.to(q_THK), v_THK.to(q_THK), self.segments, last.seen).flatten(1)
+        x_TD = self.attention(q_THK, k_THK.to(q_THK), v_THK.to(q_THK), self.segments, last.seen).flatten(1)
         for name in ("norm", "gate"):  # older versions have neither
             part = getattr(module, name, None)
             if part is not None:

@@ -5,7 +5,8 @@ Shape legend: B clips, L columns of text.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from rlt.adapters import patch
 from rlt.adapters.interface import import_transformers
 from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, read_frames
+from rlt.benchmark.padded import naive_attention
 from rlt.errors import MissingDependencyError
 from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
 
@@ -47,9 +49,10 @@ class Case(NamedTuple):
 def adapters_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
     """Clips -> logits: "dense" the model as it comes, "rlt" patched, for each model that can be patched.
 
-    Beside the times, the largest difference of logits where nothing is dropped ("identity"), and between clips that go
-    through the patched model together and one by one ("one_by_one"). Models that the installed libraries do not have,
-    or have too old for the adapter, are named in "left_out".
+    Beside the times, the largest difference of logits where nothing is dropped ("identity"), from the same packed
+    tokens with attention written out by its formula ("naive_twin"), and between clips that go through the patched model
+    together and one by one ("one_by_one"). Models that the installed libraries do not have, or have too old for the
+    adapter, are named in "left_out".
     """
     frames = read_frames(settings)
     works: list[Work] = []
@@ -87,14 +90,40 @@ def _normalise(frames: Tensor, case: Case) -> Tensor:
 
 @torch.no_grad()
 def _differences(case: Case, model: Any, patched: Any, pixels: Tensor) -> dict[str, float]:
-    given = case.inputs(model, pixels)
+    given, batch = case.inputs(model, pixels), len(pixels)
     with patched.rlt.override(policy="none"):
-        identity = (_logits(patched(**given), len(pixels)) - _logits(model(**given), len(pixels))).abs().max()
+        whole = _logits(patched(**given), batch)
+    with _naive_attention(patched):
+        naive = _logits(patched(**given), batch)
     alone = [_logits(patched(**case.inputs(model, clip[None])), 1)[0] for clip in pixels]
-    together = _logits(patched(**given), len(pixels))  # the last call, whose record is kept
-    # Language models pad rows in which more was dropped, on the left.
-    pairs = [(one, row[-len(one) :]) for one, row in zip(alone, together, strict=True)]
-    return {"identity": float(identity), "one_by_one": float(max((one - row).abs().max() for one, row in pairs))}
+    together = _logits(patched(**given), batch)  # the last call, whose record is kept
+
+    def largest(others: Tensor | list[Tensor]) -> float:
+        # Language models pad rows in which more was dropped, on the left; what stands there means nothing.
+        rows = zip(together, others, alone, strict=True)
+        return max(float((row[-len(one) :] - other[-len(one) :]).abs().max()) for row, other, one in rows)
+
+    identity = float((whole - _logits(model(**given), batch)).abs().max())
+    return {"identity": identity, "naive_twin": largest(naive), "one_by_one": largest(alone)}
+
+
+@contextmanager
+def _naive_attention(patched: Any) -> Iterator[None]:
+    """Attention by its formula: ours, or for models whose own attention runs that of transformers' plainest kind."""
+    adapter = patched.rlt
+    if hasattr(adapter, "attention"):
+        adapter.attention = naive_attention
+        try:
+            yield
+        finally:
+            del adapter.attention
+    else:
+        before = patched.config._attn_implementation
+        patched.set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            patched.set_attn_implementation(before)
 
 
 def _logits(output: Any, batch: int) -> Tensor:

@@ -53,9 +53,25 @@ def padded_attention(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segm
 
 def block_mask_attention(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
     """Packed attention [T, H, K] as one softmax over all tokens with a block-diagonal mask."""
-    clip_T = torch.repeat_interleave(
-        torch.arange(len(segments), device=q_THK.device), segments.cu_seqlens.diff(), output_size=len(q_THK)
-    )
-    same_TT = clip_T[:, None] == clip_T[None, :]
+    clip_T = _clip_numbers(segments)
     q, k, v = (x_THK.transpose(0, 1)[None] for x_THK in (q_THK, k_THK, v_THK))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=same_TT)[0].transpose(0, 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=clip_T[:, None] == clip_T)[0].transpose(0, 1)
+
+
+def naive_attention(
+    q_THK: Tensor, k_SHK: Tensor, v_SHK: Tensor, queries: Segments, keys: Segments | None = None
+) -> Tensor:
+    """Packed attention [T, H, K] written out by its formula, every score of every pair; a twin to compare with.
+
+    `keys` says where the keys of each clip begin and end where they are others than the queries.
+    """
+    same_TS = _clip_numbers(queries)[:, None] == _clip_numbers(queries if keys is None else keys)
+    scores_HTS = torch.einsum("thk,shk->hts", q_THK, k_SHK) * q_THK.shape[-1] ** -0.5
+    shares_HTS = scores_HTS.masked_fill(~same_TS, -torch.inf).softmax(-1)
+    return torch.einsum("hts,shk->thk", shares_HTS, v_SHK)
+
+
+def _clip_numbers(segments: Segments) -> Tensor:
+    """int64 [T]: which clip each token is of."""
+    clips = torch.arange(len(segments), device=segments.cu_seqlens.device)
+    return clips.repeat_interleave(segments.cu_seqlens.diff(), output_size=segments.num_tokens)
