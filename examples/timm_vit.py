@@ -2,8 +2,8 @@
 
     python examples/timm_vit.py [--model NAME] [--video FILE]
 
-Needs `pip install timm`. Without --model the network is small and its weights are random: the class means nothing, the
-tokens do. With it, weights are downloaded: --model vit_small_patch16_224.augreg_in21k_ft_in1k
+Needs `pip install "rlt[timm]"`. Without --model the network is small and its weights are random: the class means
+nothing, the tokens do. With it, weights are downloaded: --model vit_small_patch16_224.augreg_in21k_ft_in1k
 """
 
 from __future__ import annotations

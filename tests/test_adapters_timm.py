@@ -35,6 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "norm before, queries normalised": {"pre_norm": True, "qk_norm": True, "embed_norm_layer": torch.nn.LayerNorm},
     "attention pooling": {"global_pool": "map", "class_token": False},
     "no positions": {"pos_embed": "none"},
+    "norms behind attention, two branches": {"block_fn": "ParallelThingsBlock", "scale_attn_norm": True},
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -42,7 +43,10 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 def build(kind: str = "class token", **more: Any) -> Any:
     torch.manual_seed(0)
     shape = {"img_size": PATCH * SIDE, "patch_size": PATCH, "embed_dim": 24, "depth": 3, "num_heads": 2}
-    model = timm.models.vision_transformer.VisionTransformer(num_classes=5, **{**shape, **KINDS[kind], **more})
+    chosen = {"num_classes": 5, **shape, **KINDS[kind], **more}
+    if "block_fn" in chosen:
+        chosen["block_fn"] = getattr(timm.models.vision_transformer, chosen["block_fn"])
+    model = timm.models.vision_transformer.VisionTransformer(**chosen)
     for name, parameter in model.named_parameters():  # zeros and tiny tokens would hide mistakes
         torch.nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.2)
     return model.eval()
@@ -109,6 +113,30 @@ def test_nothing_dropped_gives_the_unpatched_model(kind: str) -> None:
     torch.testing.assert_close(model(frames), expected, atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(model.forward_features(frames), features, atol=1e-5, rtol=1e-5)
     assert model.rlt.last.share_kept == 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"block_fn": "ResPostBlock", "init_values": 1.0},
+        {"img_size": (PATCH * SIDE, 2 * PATCH * SIDE), "global_pool": "avgmax"},
+        {"reg_tokens": 3, "global_pool": "max", "fc_norm": True},
+        {"num_classes": 0, "final_norm": False, "qkv_bias": False},
+    ],
+    ids=["norm behind each layer", "wide pictures", "registers with positions", "no head"],
+)
+@torch.no_grad()
+def test_rarer_kinds_in_double_precision(more: dict[str, Any]) -> None:
+    """Where rounding cannot hide a mistake, for models whose norms enlarge it."""
+    model, frames = build(**more).double(), stack().double()
+    frames = frames if "img_size" not in more else torch.cat([frames, frames.flip(0)], dim=3)
+    still = frames[:1].expand(3, -1, -1, -1)
+    expected, standing = model(frames), model(still)
+    rlt.patch(model, policy="none")
+    torch.testing.assert_close(model(frames), expected, atol=1e-11, rtol=1e-11)
+    rlt.patch(model)
+    torch.testing.assert_close(model(still), standing, atol=1e-11, rtol=1e-11)
+    assert model.rlt.last.share_kept == pytest.approx(1 / 3)
 
 
 @every_kind
@@ -192,6 +220,32 @@ def test_gradients_are_those_of_the_unpatched_model_where_nothing_is_dropped() -
         torch.testing.assert_close(parameter.grad, theirs[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
+def test_training_drops_the_same_as_the_unpatched_model_for_the_same_seed() -> None:
+    for kind, more in (("class token", {"drop_path_rate": 0.6}), ("no positions", {"pos_drop_rate": 0.5})):
+        model, frames = build(kind, **more).train(), stack()
+        torch.manual_seed(7)
+        expected = model(frames)
+        rlt.patch(model, policy="none")
+        torch.manual_seed(7)
+        torch.testing.assert_close(model(frames), expected, atol=1e-5, rtol=1e-5)
+        torch.manual_seed(8)
+        assert more == {"pos_drop_rate": 0.5} or not torch.allclose(model(frames), expected, atol=1e-3)
+
+
+def test_a_dropped_path_is_that_of_one_frame() -> None:
+    model, frames = rlt.patch(build("registers", drop_path_rate=0.5), threshold=THRESHOLD), stack()
+    model(frames)
+    layer = model.blocks[-1].drop_path1
+    ones = torch.ones(1, model.rlt.segments.num_tokens, 4)
+    assert torch.equal(layer(ones), ones)
+    layer.train()
+    drawn = {float(value) for _ in range(8) for value in layer(ones).unique()}
+    assert drawn == {0.0, 2.0}
+    assert all(len(frame.unique()) == 1 for frame in layer(ones)[0].split(model.rlt.segments.lengths))
+    layer.scale_by_keep = False
+    assert {float(value) for _ in range(8) for value in layer(ones).unique()} == {0.0, 1.0}
+
+
 def test_checkpointed_layers_find_their_own_call_again() -> None:
     model, first, second = rlt.patch(build(), threshold=THRESHOLD).train(), stack(4, seed=3), stack(5, seed=4)
     (model(first).square().sum() + model(second).square().sum()).backward()
@@ -249,6 +303,22 @@ def test_uint8_frames_are_normalised_as_the_model_was_trained() -> None:
     assert model.rlt.last.tokens_kept == (2 * SIDE * SIDE,)
 
 
+@pytest.mark.parametrize("kind", ["class token", "norm before, queries normalised"])
+@torch.no_grad()
+def test_autocast_rounds_what_it_rounds_in_the_unpatched_model(kind: str) -> None:
+    """Hidden states stay float32 there, and attention runs in half precision."""
+    model, frames, found = build(kind), stack(), []
+    model.blocks[1].register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].dtype))
+    exact = model(frames)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(frames)
+        rlt.patch(model, policy="none")
+        logits = model(frames)
+    assert found == [torch.float32] * 3
+    assert not torch.equal(expected.float(), exact)
+    torch.testing.assert_close(logits.float(), expected.float(), atol=5e-3, rtol=1e-2)
+
+
 @torch.no_grad()
 def test_autocast_and_half_precision() -> None:
     model, frames = build("registers"), stack()
@@ -276,8 +346,6 @@ def test_models_of_the_registry_run() -> None:
     ],
 )
 def test_models_that_compute_otherwise_are_refused(more: dict[str, Any], words: str) -> None:
-    if "block_fn" in more:
-        more = {"block_fn": getattr(timm.models.vision_transformer, more["block_fn"])}
     with pytest.raises(InvalidArgumentError, match=words):
         rlt.patch(build(**more))
 
@@ -303,6 +371,16 @@ def test_bad_calls_are_told() -> None:
         model.forward_intermediates(frames)
     with model.rlt.override(policy="random"), pytest.raises(InvalidArgumentError, match="policy is 'random'"):
         model(frames)
-    dropping = rlt.patch(build(drop_path_rate=0.1)).train()
-    with pytest.raises(InvalidArgumentError, match="drop_path_rate=0"):
+    with pytest.raises(InvalidArgumentError, match="policy is 'random'"):
+        rlt.patch(build(), policy="random")
+    dropping = rlt.patch(build(attn_drop_rate=0.1)).train()
+    with pytest.raises(InvalidArgumentError, match="attn_drop_rate=0"):
         dropping(frames)
+
+
+def test_layers_that_evade_packed_attention_are_an_error() -> None:
+    model, frames = rlt.patch(build()), stack()
+    model.blocks[1] = copy.deepcopy(build().blocks[1])  # as made by timm: frames would see each other
+    for call in (model, model.forward_features):
+        with pytest.raises(InvalidArgumentError, match="2 of 3 layers used packed attention; timm"):
+            call(frames)

@@ -64,6 +64,7 @@ class TimmViTAdapter(Adapter):
         """
         super().__init__(model, options)
         _check_supported(self.model)
+        _check_policy(options)
         trained_with = getattr(self.model, "pretrained_cfg", None) or {}
         mean, std = self.pixel_statistics
         self.pixel_statistics = tuple(trained_with.get("mean", mean)), tuple(trained_with.get("std", std))
@@ -77,6 +78,11 @@ class TimmViTAdapter(Adapter):
             (model.patch_embed, "forward", self.embed),
             (model.norm, "forward", self.normalise),
             *((module, "forward", partial(self.attend, module)) for module in self.attention_modules()),
+            *(
+                (module, "forward", partial(self.drop_paths, module))
+                for module in model.blocks.modules()
+                if type(module).__name__ == "DropPath"
+            ),
         ]
 
     def attention_modules(self) -> list[nn.Module]:
@@ -96,10 +102,9 @@ class TimmViTAdapter(Adapter):
 
         Raises:
             InvalidArgumentError: for images of another size than the model is made for, a batch that is no whole number
-                of clips, or a model in training that drops what belongs to a frame by rows of the batch.
+                of clips, policy "random", or a model in training with dropout of attention weights.
         """
-        if self.options.policy == "random":
-            raise InvalidArgumentError("policy is 'random', but random tokens stand for no others; use policy='rlt'")
+        _check_policy(self.options)
         self._check_training()
         per_clip = self.options.frames_per_clip or max(len(images), 1)
         if images.ndim != 4 or len(images) == 0 or len(images) % per_clip:
@@ -138,15 +143,16 @@ class TimmViTAdapter(Adapter):
         model, last = self.model, self.kept
         prefix = [token[0] for token in (model.cls_token, model.reg_token) if token is not None]
         prefix_PD = torch.cat(prefix) if prefix else x_1ND[0, :0]
-        x_ND, prefix_PD = x_1ND[0], prefix_PD.to(x_1ND)
+        # Under autocast positions and prefix stay float32, and with them all hidden states, as in the model itself.
+        x_ND, drop = x_1ND[0], nn.Identity()  # a model without positions has no dropout behind them either
         if model.pos_embed is not None:
-            positions_D = model.pos_embed[0].to(x_1ND)
+            positions_D, drop = model.pos_embed[0], model.pos_drop
             if not model.no_embed_class:
                 prefix_PD = prefix_PD + positions_D[: len(prefix_PD)]
                 positions_D = positions_D[len(prefix_PD) :]
             x_ND = x_ND + positions_D.index_select(0, last.place() % last.mask[0, 0].numel())
         counts = [length - len(prefix_PD) for length in self.segments.lengths]
-        output: Tensor = model.pos_drop(torch.cat([part for x_nD in x_ND.split(counts) for part in (prefix_PD, x_nD)]))
+        output: Tensor = drop(torch.cat([part for x_nD in x_ND.split(counts) for part in (prefix_PD, x_nD)]))
         return output[None]
 
     def attend(self, module: Any, x_1TD: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -166,7 +172,8 @@ class TimmViTAdapter(Adapter):
         q_THK, k_THK = module.q_norm(q_THK), module.k_norm(k_THK)
         if len(last.keys) != len(q_THK):  # otherwise nothing was dropped
             k_THK, v_THK = k_THK[last.keys], v_THK[last.keys]
-        x_TD = self.attention(q_THK, k_THK.to(q_THK), v_THK.to(q_THK), self.segments, last.seen).flatten(1)
+        # Under autocast the norms of queries and keys give float32, beside values in half precision.
+        x_TD = self.attention(q_THK.to(v_THK), k_THK.to(v_THK), v_THK, self.segments, last.seen).flatten(1)
         for name in ("norm", "gate"):  # older versions have neither
             part = getattr(module, name, None)
             if part is not None:
@@ -174,8 +181,27 @@ class TimmViTAdapter(Adapter):
         output: Tensor = module.proj_drop(module.proj(x_TD))
         return output[None]
 
+    def drop_paths(self, module: Any, x_1TD: Tensor) -> Tensor:
+        """Stochastic depth of timm on packed frames [1, T, D]: frame by frame, not all of them at once.
+
+        Draws one number per frame that has tokens, as the unpatched model does, so that equal seeds drop equal paths.
+        """
+        if not module.training or module.drop_prob == 0:
+            return x_1TD
+        share_kept = 1 - module.drop_prob
+        lengths_F = self.segments.cu_seqlens.diff()
+        scale_F = x_1TD.new_empty(len(lengths_F)).bernoulli_(share_kept)
+        if share_kept > 0 and module.scale_by_keep:
+            scale_F = scale_F / share_kept
+        return x_1TD * scale_F.repeat_interleave(lengths_F)[:, None]
+
     def normalise(self, x_1TD: Tensor) -> Tensor:
-        """The last norm on [1, T, D], then frames [F, P + L, D] with every place filled."""
+        """The last norm on [1, T, D], then frames [F, P + L, D] with every place filled.
+
+        Raises:
+            InvalidArgumentError: as `Adapter.finish`, for calls of `forward_features` alone.
+        """
+        self.finish(self.model, None, None)
         norm = self.model.norm
         x_TD: Tensor = type(norm).forward(norm, self.remember(x_1TD))[0]
         return self.fill(x_TD)
@@ -201,12 +227,22 @@ class TimmViTAdapter(Adapter):
     def _check_training(self) -> None:
         if not self.model.training:
             return
-        for module in self.model.blocks.modules():
-            if getattr(module, "drop_prob", 0) or getattr(getattr(module, "attn_drop", None), "p", 0):
+        for module in self.attention_modules():
+            if getattr(getattr(module, "attn_drop", None), "p", 0):
                 raise InvalidArgumentError(
-                    "the model drops paths or attention in training, which would hit all frames at once; create it "
-                    "with drop_path_rate=0 and attn_drop_rate=0, or call model.eval()"
+                    "the model drops attention weights in training, which packed attention cannot; create it with "
+                    "attn_drop_rate=0, or call model.eval()"
                 )
+
+
+def _check_policy(options: PatchOptions) -> None:
+    """Hold that every place has a token that stands for it.
+
+    Raises:
+        InvalidArgumentError: for policy "random".
+    """
+    if options.policy == "random":
+        raise InvalidArgumentError("policy is 'random', but random tokens stand for no others; use policy='rlt'")
 
 
 def _check_supported(model: Any) -> None:

@@ -57,8 +57,9 @@ class ViViTAdapter(InterfaceAdapter):
         embeddings = self.encoder.embeddings
         projection, positions_LD = embeddings.patch_embeddings.projection, embeddings.position_embeddings[0]
         x_TD = F.linear(patches_TP.to(projection.weight.dtype), projection.weight.flatten(1), projection.bias)
-        x_TD = x_TD + positions_LD[1:].to(x_TD).index_select(0, last.place())
-        cls_1D = (embeddings.cls_token[0] + positions_LD[:1]).to(x_TD)
+        # Under autocast positions and CLS token stay float32, and with them all hidden states, as in the model itself.
+        x_TD = x_TD + positions_LD[1:].index_select(0, last.place())
+        cls_1D = embeddings.cls_token[0] + positions_LD[:1]
         with_cls = [torch.cat([cls_1D, clip]) for clip in x_TD.split(last.tokens_kept)]
         self.begin(tuple(len(clip) for clip in with_cls), x_TD.device)
         output: Tensor = embeddings.dropout(torch.cat(with_cls))
