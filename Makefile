@@ -57,7 +57,7 @@ format: $(INSTALLED)  ## Put code into the one format
 DATA ?= ../shared/data
 MEASURE = $(BIN)/rlt benchmark
 LONG_VIDEOS = $(DATA)/clips/vtest.avi $(DATA)/clips/bigbuckbunny.mp4
-figures: $(INSTALLED)  ## Measure again everything that README and docs/performance.md show (two hours, a quiet machine)
+figures: $(INSTALLED)  ## Measure again everything that README and docs/performance.md show (three hours, a quiet machine)
 	$(BIN)/rlt compare src/rlt/assets/traffic.mp4 --json docs/results/compare.json
 	$(MEASURE) tokenize --json docs/results/tokenize.json
 	$(MEASURE) embed --json docs/results/embed.json
@@ -72,10 +72,12 @@ figures: $(INSTALLED)  ## Measure again everything that README and docs/performa
 	$(MEASURE) frames $(LONG_VIDEOS) --model vit_small --frames 128 --stride 1 --rounds 3 --json docs/results/frames.json
 	for size in base large; do $(MEASURE) frames $(LONG_VIDEOS) --model vit_$$size --frames 128 --stride 1 --rounds 1 \
 		--json docs/results/memory-$$size.json || exit; done
-	for size in small-16 small-32 small-64; do \
-		$(MEASURE) train-step $(LONG_VIDEOS) --model vit_$${size%-*} --clips 2 --frames $${size#*-} --stride 1 --rounds 3 \
+	for size in small-16 small-64 base-16 base-32 large-16 large-32; do \
+		$(MEASURE) train-step $(LONG_VIDEOS) --model vit_$${size%-*} --clips 2 --frames $${size#*-} --stride 1 --rounds 1 \
 			--json docs/results/memory-train-$$size.json || exit; done
-	$(MEASURE) adapters --clips 2 --json docs/results/adapters.json
+	$(MEASURE) train-step $(LONG_VIDEOS) --model vit_small --clips 2 --frames 32 --stride 1 --rounds 3 \
+		--json docs/results/memory-train-small-32.json
+	$(MEASURE) adapters --clips 2 --rounds 5 --json docs/results/adapters.json
 	$(BIN)/python scripts/profile_forward.py
 	$(BIN)/rlt inspect src/rlt/assets/traffic.mp4 --stride 2 --size 224x384 --output output/readme
 	cp output/readme/contact_sheet.png docs/images/contact_sheet.png

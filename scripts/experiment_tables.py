@@ -8,7 +8,10 @@ from typing import Any
 from markdown_tables import load, machine, table
 
 FORWARD_MEMORY = ("memory-base", "memory-large")
-TRAINING_MEMORY = tuple(f"memory-train-small-{frames}" for frames in (16, 32, 64))
+TRAINING_MEMORY = tuple(
+    f"memory-train-{size}"
+    for size in ("small-16", "small-32", "small-64", "base-16", "base-32", "large-16", "large-32")
+)
 CLIPS_PER_SECOND_OF_A_GPU = (50, 100, 200, 400)
 
 

@@ -21,6 +21,7 @@ from rlt.benchmark.padded import block_mask_attention, padded_attention, padded_
 from rlt.benchmark.reference import reference_tokenize
 from rlt.errors import InvalidArgumentError
 from rlt.measure import peak_memory_bytes
+from rlt.models import create_model
 
 VIDEOS = (assets.path("traffic.mp4"), assets.path("animation.mp4"))
 SMALL = BenchmarkSettings(VIDEOS, model="vit_tiny", clips=2, num_frames=8, size=64, rounds=2)
@@ -86,6 +87,12 @@ def test_compiled_arms_train_the_same_weights() -> None:
     assert list(forward.parameters()) == list(model.parameters())
     torch.testing.assert_close(forward(packs[0]), model(packs[0]), rtol=1e-4, atol=1e-5)
     assert model._traced is None
+
+
+def test_memory_of_a_training_step_holds_the_gradients() -> None:
+    parameters = sum(parameter.numel() for parameter in create_model("vit_tiny").parameters())
+    for name, arm in arms_by_name("train-step").items():
+        assert name == "ideal" or arm["peak_memory_bytes"] > 4 * parameters, name
 
 
 def test_stages_do_the_same_work_as_the_reference() -> None:

@@ -110,14 +110,17 @@ def _forward_all(forward: Forward, packs: list[PackedTokens]) -> None:
 def _train_step(
     forward: Forward, packs: list[PackedTokens], optimizer: torch.optim.Optimizer, settings: BenchmarkSettings
 ) -> None:
-    """One update; several packs add up their gradients, as gradient accumulation does."""
-    optimizer.zero_grad()
+    """One update; several packs add up their gradients, as gradient accumulation does.
+
+    Gradients go at the end: those of the step before would count as memory that was taken already.
+    """
     for packed in packs:
         with _autocast(settings):
             logits = forward(packed)
             loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
         loss.backward()
     optimizer.step()
+    optimizer.zero_grad()
 
 
 def _autocast(settings: BenchmarkSettings) -> AbstractContextManager[None]:
