@@ -77,6 +77,7 @@ figures: $(INSTALLED)  ## Measure again everything that README and docs/performa
 			--json docs/results/memory-train-$$size.json || exit; done
 	$(MEASURE) train-step $(LONG_VIDEOS) --model vit_small --clips 2 --frames 32 --stride 1 --rounds 3 \
 		--json docs/results/memory-train-small-32.json
+	$(BIN)/python scripts/count_memory.py $(LONG_VIDEOS) --json docs/results/memory-counted.json
 	$(MEASURE) adapters --clips 2 --rounds 5 --json docs/results/adapters.json
 	$(BIN)/python scripts/profile_forward.py
 	$(BIN)/rlt inspect src/rlt/assets/traffic.mp4 --stride 2 --size 224x384 --output output/readme

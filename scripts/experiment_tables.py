@@ -15,32 +15,69 @@ TRAINING_MEMORY = tuple(
 CLIPS_PER_SECOND_OF_A_GPU = (50, 100, 200, 400)
 
 
+Memory = dict[tuple[str, str, int, str], dict[str, float]]
+"""By (model, pass, frames, video): bytes by arm, and "kept", the share of tokens of RLT."""
+
+
 def memory_table() -> str:
-    """Peak memory of dense, RLT and padding, forward and in training, against the number of frames."""
+    """Peak memory of dense, RLT and padding as measured, forward and in training, against the number of frames."""
     rows: list[tuple[str, ...]] = [("model, pass, frames, video", "tokens kept", "dense", "RLT", "RLT, padded")]
+    for (model, work, frames, video), found in _measured_memory().items():
+        shown = (_mebibytes(found[arm]) if arm in found else "" for arm in ("dense", "rlt", "padded"))
+        said = "both videos" if video == "all" else video
+        rows.append((f"{model}, {work}, {frames}, {said}", f"{found['kept']:.1%}", *shown))
+    return table(rows)
+
+
+def counted_memory_table() -> str:
+    """What was counted without running, where nothing was measured; and how far both agree elsewhere."""
+    measured, counted = _measured_memory(), _counted_memory()
+    rows: list[tuple[str, ...]] = [("model, pass, frames, video", "tokens kept", "dense", "RLT")]
+    apart: dict[str, float] = {}
+    for key, found in counted.items():
+        model, work, frames, video = key
+        if key not in measured:
+            said = "both videos" if video == "all" else video
+            memory = (_mebibytes(found[arm]) for arm in ("dense", "rlt"))
+            rows.append((f"{model}, {work}, {frames}, {said}", f"{found['kept']:.1%}", *memory))
+            continue
+        for arm in ("dense", "rlt"):
+            apart[work] = max(apart.get(work, 0.0), abs(found[arm] / measured[key][arm] - 1))
+    agree = " and ".join(f"{share:.1%} ({work})" for work, share in apart.items())
+    return f"{table(rows)}\nWhere both were done, counted and measured differ by at most {agree}.\n"
+
+
+def _measured_memory() -> Memory:
+    found: Memory = {}
     for file in FORWARD_MEMORY:
         result = load(file)
-        arms = {(arm["name"], arm["video"], arm["frames"]): arm for arm in result["arms"]}
-        for name, video, frames in arms:
-            if name not in ("dense", "packed"):
-                continue
-            compared = (name, "rlt") if name == "dense" else ("padded", "packed")
-            memory = {arm: arms[arm, video, frames]["peak_memory_bytes"] for arm in compared}
-            kept = arms[compared[1], video, frames]["tokens_kept"]
-            said = "both videos" if video == "all" else video
-            dense, padded = (_mebibytes(memory[arm]) if arm in memory else "" for arm in ("dense", "padded"))
-            rlt = _mebibytes(memory[compared[1]])
-            rows.append(
-                (f"{result['settings']['model']}, forward, {frames}, {said}", f"{kept:.1%}", dense, rlt, padded)
-            )
+        for arm in result["arms"]:
+            if arm["name"] in ("dense", "rlt", "packed", "padded"):
+                key = (result["settings"]["model"], "forward", arm["frames"], arm["video"])
+                name = "rlt" if arm["name"] == "packed" else arm["name"]
+                found.setdefault(key, {})[name] = arm["peak_memory_bytes"]
+                if name == "rlt":
+                    found[key]["kept"] = arm["tokens_kept"]
     for file in TRAINING_MEMORY:
         result = load(file)
-        settings = result["settings"]
         by_name = {arm.get("runs", arm["name"]): arm for arm in result["arms"]}
-        shown = (_mebibytes(by_name[name]["peak_memory_bytes"]) for name in ("dense_packed", "rlt", "padded"))
-        name = f"{settings['model']}, training step, {settings['num_frames']}, both videos"
-        rows.append((name, f"{by_name['rlt']['tokens_kept']:.1%}", *shown))
-    return table(rows)
+        key = (result["settings"]["model"], "training step", result["settings"]["num_frames"], "all")
+        found[key] = {
+            name: by_name[arm]["peak_memory_bytes"]
+            for name, arm in (("dense", "dense_packed"), ("rlt", "rlt"), ("padded", "padded"))
+        }
+        found[key]["kept"] = by_name["rlt"]["tokens_kept"]
+    return found
+
+
+def _counted_memory() -> Memory:
+    found: Memory = {}
+    for arm in load("memory-counted")["arms"]:
+        place = found.setdefault((arm["model"], arm["pass"], arm["frames"], arm["video"]), {})
+        place[arm["name"]] = arm["peak_memory_bytes"]
+        if arm["name"] == "rlt":
+            place["kept"] = arm["tokens_kept"]
+    return found
 
 
 def headline_table() -> str:

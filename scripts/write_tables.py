@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 
-from experiment_tables import feeding_table, headline_table, memory_table
+from experiment_tables import counted_memory_table, feeding_table, headline_table, memory_table
 from markdown_tables import ROOT
 from performance_tables import (
     adapters_table,
@@ -37,6 +37,7 @@ TABLES = {
     "frames": frames_table,
     "feeding": feeding_table,
     "memory": memory_table,
+    "counted": counted_memory_table,
     "headline": headline_table,
     "adapters": adapters_table,
     "small": small_tables,

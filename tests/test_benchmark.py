@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import runpy
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -249,3 +251,12 @@ def test_bad_settings_are_named(suite: str, settings: BenchmarkSettings, message
 def test_a_missing_gpu_is_told() -> None:
     with pytest.raises(InvalidArgumentError, match="device is 'cuda', but torch sees no GPU; use --device cpu"):
         run_suite("forward", BenchmarkSettings(VIDEOS, device="cuda"))
+
+
+def test_counted_memory_is_what_is_measured() -> None:
+    script = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "count_memory.py"))
+    frames = read_frames(SMALL)
+    for policy, name in (("none", "dense_packed"), ("rlt", "rlt")):
+        found = [arm for arm in measured("train-step")["arms"] if name in (arm["name"], arm.get("runs"))]
+        counted = script["count_peak"]("vit_tiny", packed_by(policy, frames, SMALL), training=True)
+        assert counted == pytest.approx(found[0]["peak_memory_bytes"], rel=0.02)

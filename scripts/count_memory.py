@@ -1,0 +1,109 @@
+"""Peak memory at sizes that no machine at hand could hold or finish, counted on tensors without contents.
+
+    python scripts/count_memory.py VIDEO... --json FILE
+
+torch's fake tensors have shapes and no bytes: a pass runs through the same operators, and torch's memory tracker adds
+up what would be alive at once. As in `rlt benchmark`, weights, buffers and the optimizer's state are not in it, and a
+training step takes the clips of all videos in one pack. What operators take for themselves while they run is not seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from rlt.benchmark.harness import BenchmarkSettings, packed_by, read_frames
+from rlt.export import network_inputs
+from rlt.files import write_json
+from rlt.measure import machine_info
+from rlt.models import create_model
+from rlt.packing import pack
+from rlt.structures import PackedTokens
+from rlt.vit import VisionTransformer, trace_logits
+
+MODELS = ("vit_base", "vit_large")
+FRAMES = (16, 32, 64, 128)
+
+
+def main() -> None:
+    """Count dense and RLT, forward and in training, and leave JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("videos", nargs="+", type=Path)
+    parser.add_argument("--json", type=Path, required=True)
+    options = parser.parse_args()
+    arms = []
+    for model in MODELS:
+        for frames in FRAMES:
+            print(f"{model}, {frames} frames")
+            arms += list(count_arms(model, frames, tuple(options.videos)))
+    write_json(options.json, {"suite": "memory-counted", "arms": arms, "machine": machine_info("cpu")})
+
+
+def count_arms(name: str, num_frames: int, videos: tuple[Path, ...]) -> Iterator[dict[str, object]]:
+    """One entry for each way, clip and pass."""
+    settings = BenchmarkSettings(videos, model=name, clips=len(videos), num_frames=num_frames, frame_stride=1)
+    frames = read_frames(settings)
+    for way, policy in (("dense", "none"), ("rlt", "rlt")):
+        packed = packed_by(policy, frames, settings)
+        places = [(path.name, pack(clip), False) for path, clip in zip(videos, packed, strict=True)]
+        for video, tokens, training in (*places, ("all", packed, True)):
+            total = sum(grid.num_tokens for grid in tokens.grids)
+            yield {
+                "name": way,
+                "model": name,
+                "video": video,
+                "pass": "training step" if training else "forward",
+                "frames": num_frames,
+                "tokens_kept": tokens.num_tokens / total,
+                "peak_memory_bytes": count_peak(name, tokens, training=training),
+            }
+
+
+def count_peak(name: str, packed: PackedTokens, *, training: bool) -> int:
+    """Bytes alive at once beyond weights, buffers and the optimizer's state, float32."""
+    model = create_model(name).train(training)
+    model.prepare_trace(packed)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        _without_contents(model, mode)
+        inputs = [mode.from_tensor(x) for x in network_inputs(packed)]
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+        tracker = MemTracker()
+        if training:
+            _train_step(model, inputs, optimizer)  # makes the optimizer's state
+        tracker.track_external(model, optimizer)
+        with tracker, torch.set_grad_enabled(training):
+            if training:
+                _train_step(model, inputs, optimizer)
+            else:
+                trace_logits(model, *inputs)
+        peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
+    counted = {str(kind).rpartition(".")[2]: count for kind, count in peak.items()}
+    return int(counted["Total"] - sum(counted[kind] for kind in ("PARAM", "BUFFER", "OPT")))
+
+
+def _without_contents(model: nn.Module, mode: FakeTensorMode) -> None:
+    for module in model.modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[key] = nn.Parameter(mode.from_tensor(parameter.detach()))
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[key] = mode.from_tensor(buffer)
+
+
+def _train_step(model: VisionTransformer, inputs: list[Tensor], optimizer: torch.optim.Optimizer) -> None:
+    logits = trace_logits(model, *inputs)
+    F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64)).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+if __name__ == "__main__":
+    main()
