@@ -207,6 +207,19 @@ def test_filling_before_a_classifier_weighs_tokens_by_their_run() -> None:
 
 
 @pytest.mark.parametrize("make", CLASSIFIERS, ids=IDS)
+@torch.no_grad()
+def test_autocast_rounds_what_it_rounds_in_the_unpatched_model(make: Callable[[], nn.Module]) -> None:
+    model, frames = make(), clips()
+    exact = output_of(model, frames)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = output_of(model, frames).float()
+        rlt.patch(model, policy="none")
+        logits = output_of(model, frames).float()
+    assert not torch.equal(expected, exact)
+    assert (logits - exact).abs().max() < 1.1 * (expected - exact).abs().max()
+
+
+@pytest.mark.parametrize("make", CLASSIFIERS, ids=IDS)
 def test_autocast_labels_and_checkpointing(make: Callable[[], nn.Module]) -> None:
     model, frames = rlt.patch(make()), clips()
     logits = output_of(model, frames)
