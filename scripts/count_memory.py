@@ -20,13 +20,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from rlt.benchmark.harness import BenchmarkSettings, packed_by, read_frames
+from rlt.checkpoints.models import create_model
 from rlt.export import network_inputs
 from rlt.files import write_json
 from rlt.measure import machine_info
-from rlt.models import create_model
-from rlt.packing import pack
-from rlt.structures import PackedTokens
-from rlt.vit import VisionTransformer, trace_logits
+from rlt.network.vit import VisionTransformer, trace_logits
+from rlt.structures import PackedTokens, pack
 
 MODELS = ("vit_base", "vit_large")
 FRAMES = (16, 32, 64, 128)

@@ -17,7 +17,7 @@ from rlt import assets
 from rlt.benchmark import BenchmarkSettings
 from rlt.benchmark.harness import packed_by, read_frames
 from rlt.measure import count_forward_flops, machine_info
-from rlt.tome import merge_for_flops, with_token_merging
+from rlt.network.tome import merge_for_flops, with_token_merging
 
 
 def main() -> None:

@@ -27,11 +27,11 @@ from rlt.evaluation import evaluate
 from rlt.evaluation.run import evaluate_config
 from rlt.files import write_json
 from rlt.measure import interleave, machine_info
-from rlt.tome import merge_for_flops
+from rlt.network.tome import merge_for_flops
+from rlt.network.vit import VisionTransformer
 from rlt.training.loaders import TrainingData
 from rlt.training.optimizer import make_optimizer
 from rlt.training.run import build_model, train
-from rlt.vit import VisionTransformer
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "small"

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from rlt.conf import experiments
-from rlt.training.reference import Section, sections
+from rlt.conf.reference import Section, sections
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 HEAD = """# Configuration

@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import oracles
 from rlt.errors import InvalidArgumentError
-from rlt.nn._clip_kernel import attention_per_clip
-from rlt.nn.attention import choose_backend, packed_attention, packed_cross_attention
-from rlt.nn.blocks import Block
+from rlt.network._clip_kernel import attention_per_clip
+from rlt.network.attention import choose_backend, packed_attention, packed_cross_attention
+from rlt.network.blocks import Block
 from rlt.structures import Segments
 
 MIXED = [(5,), (1, 7, 3), (4, 4, 4), (1, 1, 30, 2)]

@@ -16,9 +16,9 @@ from torch.nn.attention.flex_attention import flex_attention
 
 import oracles
 from rlt.errors import InvalidArgumentError
-from rlt.nn import backends
-from rlt.nn.attention import packed_attention
-from rlt.nn.backends import FLEX_BLOCK, Backend, available_backends
+from rlt.network import backends
+from rlt.network.attention import packed_attention
+from rlt.network.backends import FLEX_BLOCK, Backend, available_backends
 from rlt.structures import Segments
 from test_compile import random_pack, tiny
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import rlt
-from rlt.baselines import TokenizerConfig, select
 from rlt.errors import InvalidArgumentError
+from rlt.tokens.rules import TokenizerConfig, select
 
 
 def frames() -> torch.Tensor:

@@ -16,14 +16,14 @@ import oracles
 import rlt
 from rlt import assets
 from rlt.benchmark import SUITES, BenchmarkSettings, adapted, networks, run_suite
-from rlt.benchmark.decoders import decoders
 from rlt.benchmark.harness import Rounds, Work, packed_by, read_frames
-from rlt.benchmark.masks import difference_ways
-from rlt.benchmark.padded import block_mask_attention, padded_attention, padded_logits
-from rlt.benchmark.reference import reference_tokenize
+from rlt.benchmark.peers.decoders import decoders
+from rlt.benchmark.peers.masks import difference_ways
+from rlt.benchmark.peers.padded import block_mask_attention, padded_attention, padded_logits
+from rlt.benchmark.peers.reference import reference_tokenize
+from rlt.checkpoints.models import create_model
 from rlt.errors import InvalidArgumentError
 from rlt.measure import peak_memory_bytes
-from rlt.models import create_model
 
 VIDEOS = (assets.path("traffic.mp4"), assets.path("animation.mp4"))
 SMALL = BenchmarkSettings(VIDEOS, model="vit_tiny", clips=2, num_frames=8, size=64, rounds=2)

@@ -20,11 +20,11 @@ from torch import Tensor
 
 import rlt
 from rlt.checkpoints import LoadReport, convert, exporting, load_checkpoint, read_checkpoint, weights
+from rlt.checkpoints.models import MODELS, create_model
 from rlt.checkpoints.state_maps import LAYOUTS, detect_layout
 from rlt.errors import CheckpointError, InvalidArgumentError
-from rlt.models import MODELS, create_model
-from rlt.nn.positions import sinusoid_table
-from rlt.vit import VisionTransformer, ViTConfig
+from rlt.network.positions import sinusoid_table
+from rlt.network.vit import VisionTransformer, ViTConfig
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 HEADS, CLASSES, DEPTH = 4, 5, 2

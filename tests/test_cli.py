@@ -67,7 +67,7 @@ def test_compare_shows_and_writes_what_it_measured(run, tmp_path: Path) -> None:
 
 
 def test_compare_names_classes_only_with_a_checkpoint(run, tmp_path: Path) -> None:
-    config = rlt.models.MODELS["vit_tiny"].replace(num_classes=2, labels=("standing still", "[red]driving"))
+    config = rlt.checkpoints.models.MODELS["vit_tiny"].replace(num_classes=2, labels=("standing still", "[red]driving"))
     rlt.VisionTransformer(config).save_pretrained(tmp_path / "model")
     result = run("compare", assets.path("traffic.mp4"), *QUICK, "--checkpoint", tmp_path / "model")
     assert result.code == 0, result.err
@@ -111,7 +111,7 @@ def test_models_and_back_ends_are_shown(run) -> None:
 
 
 def test_convert_there_and_back(run, tmp_path: Path) -> None:
-    config = rlt.models.MODELS["vit_tiny"].replace(num_classes=3)
+    config = rlt.checkpoints.models.MODELS["vit_tiny"].replace(num_classes=3)
     model = rlt.VisionTransformer(config)
     model.save_pretrained(tmp_path / "ours")
     assert run("convert", tmp_path / "ours", tmp_path / "theirs.pth", "--to", "videomae").code == 0
@@ -217,7 +217,9 @@ def bad_checkpoint(kind: str, folder: Path) -> Path:
     elif kind == "zero":
         path.write_bytes(b"")
     elif kind == "other_size":
-        rlt.VisionTransformer(rlt.models.MODELS["vit_small"].replace(num_classes=2)).save_pretrained(folder / "small")
+        rlt.VisionTransformer(rlt.checkpoints.models.MODELS["vit_small"].replace(num_classes=2)).save_pretrained(
+            folder / "small"
+        )
         return folder / "small"
     return path
 

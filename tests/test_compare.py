@@ -61,7 +61,7 @@ def test_nothing_dropped_means_full_agreement(tmp_path: Path) -> None:
 
 def test_a_checkpoint_brings_its_labels(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = rlt.models.MODELS["vit_tiny"].replace(num_classes=3, labels=("run", "walk", "<b>sit</b>"))
+    config = rlt.checkpoints.models.MODELS["vit_tiny"].replace(num_classes=3, labels=("run", "walk", "<b>sit</b>"))
     rlt.VisionTransformer(config).save_pretrained(tmp_path / "model")
     settings = CompareSettings(**SMALL, checkpoint=str(tmp_path / "model"))
     numbers = compare([assets.path("traffic.mp4")], settings).to_json()

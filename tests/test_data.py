@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from rlt.baselines import TokenizerConfig, select
 from rlt.data.augment import AugmentConfig, no_augmentation
 from rlt.data.batch import Batch, Collate, collate_evaluation
 from rlt.data.clips import (
@@ -31,10 +30,11 @@ from rlt.data.dataset import EvaluationDataset, TrainingDataset
 from rlt.data.manifest import VideoEntry
 from rlt.data.sampler import SampleKey, StepSampler, derive_seed
 from rlt.errors import InvalidArgumentError, VideoError
-from rlt.sampling import segment_indices
-from rlt.transforms import CropBox, View, random_resized_box
+from rlt.tokens.rules import TokenizerConfig, select
 from rlt.video import ClipPlan, list_videos, read_clip, read_clips, read_views
 from rlt.video._pyav import VideoFile
+from rlt.video.geometry import CropBox, View, random_resized_box
+from rlt.video.sampling import segment_indices
 from video_factory import HEIGHT, WIDTH, read_number, write_video
 
 NUM_FRAMES = 80

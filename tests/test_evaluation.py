@@ -13,7 +13,7 @@ import torch
 from rich.console import Console, RenderableType
 
 import rlt
-from rlt.baselines import TokenizerConfig
+from rlt.cli.show_evaluation import comparison_report, evaluation_report
 from rlt.data.clips import ClipConfig, ViewConfig
 from rlt.data.manifest import Manifest, VideoEntry
 from rlt.data.tables import read_table, write_table
@@ -28,11 +28,11 @@ from rlt.evaluation import (
 )
 from rlt.evaluation.metrics import ClassificationMetrics
 from rlt.evaluation.predictions import VideoPrediction
-from rlt.evaluation.report import comparison_report, evaluation_report
 from rlt.evaluation.statistics import wilson_interval
 from rlt.files import write_json
 from rlt.measure import count_forward_flops
-from rlt.tome import count_merging_flops, with_token_merging
+from rlt.network.tome import count_merging_flops, with_token_merging
+from rlt.tokens.rules import TokenizerConfig
 from rlt.video import read_clips
 from test_vit import TINY, tiny_model
 from video_factory import numbered_picture, write_video

@@ -13,8 +13,8 @@ import torch
 import rlt
 from rlt.errors import InvalidArgumentError
 from rlt.export import export_network, export_patched, network_inputs
+from rlt.network.tome import with_token_merging
 from rlt.structures import PackedTokens, TokenGrid
-from rlt.tome import with_token_merging
 from test_compile import random_pack, tiny
 
 

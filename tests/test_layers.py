@@ -12,21 +12,14 @@ import rlt
 PACKAGE = Path(rlt.__file__).parent
 LAYERS = [
     {"errors"},
-    {"structures", "files", "assets"},
-    {"sampling", "transforms", "tokens", "_token_kernels", "packing", "nn"},
-    {"video", "weights"},
-    {"baselines"},
-    {"adapters"},
-    {"vit"},
-    {"tome", "export"},
-    {"checkpoints"},
-    {"models"},
-    {"measure"},
+    {"checks", "structures", "files", "assets"},
+    {"video", "tokens", "weights", "plots"},
+    {"network"},
+    {"checkpoints", "adapters"},
+    {"export", "measure"},
     {"data"},
-    {"compare", "benchmark", "inspection"},
-    {"evaluation", "training"},
     {"conf"},
-    {"reports"},
+    {"compare", "benchmark", "inspection", "training", "evaluation"},
     {"cli"},
 ]
 """From low to high. A module may import its own layer and those before it."""

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import rlt
+from rlt.cli.show import format_seconds
 from rlt.errors import InvalidArgumentError
 from rlt.files import replacing, write_json
 from rlt.measure import Timing, count_forward_flops, interleave, machine_info
-from rlt.reports import format_seconds
 
 
 def test_arms_take_turns() -> None:
@@ -39,7 +39,7 @@ def test_ratios_are_taken_round_by_round() -> None:
 
 @pytest.mark.parametrize("name", ["vit_tiny", "vit_base"])
 def test_counted_flops_equal_the_closed_form(name: str) -> None:
-    config = rlt.models.MODELS[name]
+    config = rlt.checkpoints.models.MODELS[name]
     frames = torch.randint(0, 256, (2, 4, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     frames[0, 1:, :32] = frames[0, 0, :32]
     packed = rlt.pack(rlt.tokenize(frames))

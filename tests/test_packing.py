@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 import rlt
 from rlt.errors import InvalidArgumentError
-from rlt.packing import pack
-from rlt.structures import RunLengthTokens, TokenGrid
+from rlt.structures import RunLengthTokens, TokenGrid, pack
 
 
 def random_tokens(seed: int, grid: tuple[int, int, int] = (4, 2, 3), patch_size: int = 2) -> rlt.RunLengthTokens:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlt.errors import InvalidArgumentError
-from rlt.sampling import clip_span, clip_starts, frame_indices, nearest_in_time
+from rlt.video.sampling import clip_span, clip_starts, frame_indices, nearest_in_time
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def kernels(device: str) -> ModuleType:
-    from rlt import _token_kernels
+    from rlt.tokens import _cuda as _token_kernels
 
     return _token_kernels
 
@@ -233,7 +233,7 @@ def test_tokenize_uses_the_kernels(kernels: ModuleType, device: str, monkeypatch
 
 @pytest.mark.gpu
 def test_host_waits_once_or_never() -> None:
-    from rlt import _token_kernels
+    from rlt.tokens import _cuda as _token_kernels
 
     frames = video(3, 8, 32, 48).cuda()
     _token_kernels.tokenize_on_device(frames)  # compiles
@@ -252,7 +252,7 @@ def test_host_waits_once_or_never() -> None:
 
 @pytest.mark.gpu
 def test_large_frames_on_the_gpu() -> None:
-    from rlt import _token_kernels
+    from rlt.tokens import _cuda as _token_kernels
 
     frames = video(2, 16, 224, 224, seed=5)
     for tubelet, patch in ((1, 14), (2, 16), (2, 224)):
@@ -269,7 +269,7 @@ def test_kernels_compile_without_a_gpu(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from rlt import _token_kernels
+    from rlt.tokens import _cuda as _token_kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     strides = dict.fromkeys([f"stride_{axis}" for axis in "bthwc"], number)
@@ -293,7 +293,7 @@ def test_kernels_compile_without_a_gpu(
 @pytest.mark.skipif(INTERPRETED, reason="kernels run anywhere in the interpreter")
 def test_kernels_that_cannot_run_are_told() -> None:
     pytest.importorskip("triton")
-    from rlt import _token_kernels
+    from rlt.tokens import _cuda as _token_kernels
 
     with pytest.raises(InvalidArgumentError, match="frames are on cpu; a CUDA device is needed"):
         _token_kernels.tokenize_on_device(torch.zeros(1, 2, 16, 16, 3, dtype=torch.uint8))
@@ -303,14 +303,14 @@ def test_kernels_that_cannot_run_are_told() -> None:
 
 def test_without_triton_the_torch_code_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(rlt, "_token_kernels", raising=False)
-    monkeypatch.setitem(sys.modules, "rlt._token_kernels", None)
+    monkeypatch.setitem(sys.modules, "rlt.tokens._cuda", None)
     assert tokens._fused_tokenizer.__wrapped__(torch.device("cuda", 0)) is None
 
 
 def test_tokens_on_the_cpu_import_no_kernels() -> None:
     code = (
         "import sys, torch, rlt; rlt.tokenize(torch.zeros(2, 16, 16, 3, dtype=torch.uint8)); "
-        "assert 'rlt._token_kernels' not in sys.modules"
+        "assert 'rlt.tokens._cuda' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert find_spec("rlt._token_kernels") is not None
+    assert find_spec("rlt.tokens._cuda") is not None

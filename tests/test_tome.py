@@ -12,20 +12,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import rlt
+from rlt.checkpoints.models import MODELS
 from rlt.errors import InvalidArgumentError
 from rlt.measure import count_forward_flops
-from rlt.models import MODELS
-from rlt.nn.blocks import mean_per_clip
-from rlt.structures import PackedTokens, Segments
-from rlt.tome import (
+from rlt.network.blocks import mean_per_clip
+from rlt.network.flops import forward_flops
+from rlt.network.tome import (
     MergedTokens,
     count_merging_flops,
-    forward_flops,
     match_tokens,
     merge_for_flops,
     merge_tokens,
     with_token_merging,
 )
+from rlt.structures import PackedTokens, Segments
 from test_vit import TINY, tiny_model, video
 
 

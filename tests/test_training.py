@@ -22,15 +22,15 @@ pytest.importorskip("lightning")
 
 import rlt
 from rlt.conf import compose, experiments, merge_overrides
+from rlt.conf.schema import Config, OptimizerConfig
 from rlt.data.manifest import Manifest, VideoEntry, write_manifest
 from rlt.errors import InvalidArgumentError, TrainingError
-from rlt.nn.blocks import drop_path
+from rlt.network.blocks import drop_path
 from rlt.structures import Segments
 from rlt.training.checkpointing import newest_checkpoint
-from rlt.training.config import Config
 from rlt.training.loaders import TrainingData
 from rlt.training.module import VideoClassifier
-from rlt.training.optimizer import OptimizerConfig, layer_of, lr_factor, make_optimizer
+from rlt.training.optimizer import layer_of, lr_factor, make_optimizer
 from rlt.training.run import TrainingSummary, build_model, train
 
 SMALL = [
@@ -92,7 +92,7 @@ def assert_same_weights(first: Path, second: Path) -> None:
 
 
 def test_layer_decay_is_applied_as_the_closed_form_says() -> None:
-    config = rlt.models.MODELS["vit_tiny"].replace(depth=3, num_classes=2, length_encoding="learned")
+    config = rlt.checkpoints.models.MODELS["vit_tiny"].replace(depth=3, num_classes=2, length_encoding="learned")
     model = rlt.VisionTransformer(config)
     optimizer, _ = make_optimizer(
         model, 3, OptimizerConfig(lr=1e-3, layer_decay=0.5, warmup_steps=1), clips_per_step=512, total_steps=10
@@ -115,7 +115,7 @@ def test_layer_decay_is_applied_as_the_closed_form_says() -> None:
 
 
 def test_the_step_really_moves_layers_by_their_own_rate() -> None:
-    model = rlt.VisionTransformer(rlt.models.MODELS["vit_tiny"].replace(depth=2, num_classes=2))
+    model = rlt.VisionTransformer(rlt.checkpoints.models.MODELS["vit_tiny"].replace(depth=2, num_classes=2))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer, _ = make_optimizer(
         model,
@@ -154,7 +154,7 @@ def test_drop_path_drops_whole_clips_and_keeps_the_mean() -> None:
 
 def test_activation_checkpointing_changes_memory_not_gradients() -> None:
     torch.manual_seed(0)
-    model = rlt.VisionTransformer(rlt.models.MODELS["vit_tiny"].replace(depth=2, num_classes=2)).train()
+    model = rlt.VisionTransformer(rlt.checkpoints.models.MODELS["vit_tiny"].replace(depth=2, num_classes=2)).train()
     packed = rlt.pack(rlt.tokenize(torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)))
     gradients = []
     for model.activation_checkpointing in (False, True):
@@ -167,7 +167,7 @@ def test_activation_checkpointing_changes_memory_not_gradients() -> None:
 
 def test_length_encoding_starts_neutral() -> None:
     torch.manual_seed(0)
-    model = rlt.VisionTransformer(rlt.models.MODELS["vit_tiny"].replace(depth=2, num_classes=2)).eval()
+    model = rlt.VisionTransformer(rlt.checkpoints.models.MODELS["vit_tiny"].replace(depth=2, num_classes=2)).eval()
     packed = rlt.pack(rlt.tokenize(torch.zeros(16, 32, 32, 3, dtype=torch.uint8)))
     before = model(packed)
     model.add_length_encoding()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlt.errors import InvalidArgumentError
-from rlt.transforms import CoverCrop, check_size
+from rlt.video.geometry import CoverCrop, check_size
 
 SIDES = st.integers(1, 4000)
 

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rlt
-from rlt import vit
 from rlt.errors import InvalidArgumentError
-from rlt.nn.embedding import PatchEmbedding
-from rlt.nn.positions import SinusoidPositions, sinusoid_table
+from rlt.network import vit
+from rlt.network.embedding import PatchEmbedding
+from rlt.network.positions import SinusoidPositions, sinusoid_table
+from rlt.network.vit import VisionTransformer, ViTConfig
 from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
-from rlt.vit import VisionTransformer, ViTConfig
 
 TINY = ViTConfig(width=32, depth=3, num_heads=4, mlp_width=64, num_classes=7, num_frames=4, image_size=32, patch_size=8)
 

@@ -8,12 +8,11 @@ logits = rlt.create_model("vit_base")(rlt.pack([tokens]))
 from importlib.metadata import version
 
 from rlt.adapters import patch, unpatch
-from rlt.models import create_model, list_models
-from rlt.packing import pack
-from rlt.structures import Clip, PackedTokens, RunLengthTokens, Segments, TokenGrid
+from rlt.checkpoints.models import create_model, list_models
+from rlt.network.vit import VisionTransformer, ViTConfig
+from rlt.structures import Clip, PackedTokens, RunLengthTokens, Segments, TokenGrid, pack
 from rlt.tokens import keep_mask, run_lengths, select_tokens, tokenize
 from rlt.video import read_clip
-from rlt.vit import VisionTransformer, ViTConfig
 
 __version__ = version("rlt")
 

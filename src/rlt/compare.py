@@ -13,16 +13,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rlt.checkpoints.models import create_model, model_config
 from rlt.errors import InvalidArgumentError, TruncatedVideoWarning, VideoError
 from rlt.measure import Timing, count_forward_flops, interleave, machine_info
-from rlt.models import create_model, model_config
-from rlt.nn.attention import choose_backend
-from rlt.packing import pack
-from rlt.structures import Clip, PackedTokens
+from rlt.network.attention import choose_backend
+from rlt.network.vit import VisionTransformer
+from rlt.structures import Clip, PackedTokens, pack
 from rlt.tokens import Policy, check_threshold, token_grid, tokenize_batch
-from rlt.transforms import Size, check_size
 from rlt.video import probe, read_clips, require_motion
-from rlt.vit import VisionTransformer
+from rlt.video.geometry import Size, check_size
 
 Arm = Literal["dense", "rlt"]
 """The two ways that are compared: all tokens, or only those that run-length tokenization keeps."""

@@ -18,8 +18,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from rlt.network.vit import VisionTransformer, ViTConfig
 from rlt.structures import PackedTokens
-from rlt.vit import VisionTransformer, ViTConfig
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Weight files: found, read safely, and written so that a failure leaves what was there.
 
-Knows no model and no naming of keys; `rlt.vit` and `rlt.checkpoints` stand on it.
+Knows no model and no naming of keys; `rlt.network.vit` and `rlt.checkpoints` stand on it.
 """
 
 from __future__ import annotations

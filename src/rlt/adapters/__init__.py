@@ -8,7 +8,7 @@ from torch import nn
 
 from rlt.adapters.base import Adapter
 from rlt.adapters.options import LastForward, PatchOptions
-from rlt.adapters.qwen_vl import QwenVLAdapter
+from rlt.adapters.qwen import QwenVLAdapter
 from rlt.adapters.timm_vit import TimmViTAdapter
 from rlt.adapters.videomae import VideoMAEAdapter
 from rlt.adapters.vivit import ViViTAdapter

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rlt.adapters.base import Adapter
 from rlt.adapters.options import PatchOptions
 from rlt.errors import InvalidArgumentError, MissingDependencyError
-from rlt.nn.attention import packed_attention
+from rlt.network.attention import packed_attention
 
 ATTENTION = "rlt_packed"
 """Our name in transformers' registry of attention functions."""

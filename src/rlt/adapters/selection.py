@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from rlt.adapters.options import PatchOptions
-from rlt.baselines import even_steps, random_mask
 from rlt.errors import InvalidArgumentError
 from rlt.tokens import IMAGENET_STD, token_differences
+from rlt.tokens.rules import even_steps, random_mask
 
 
 def float_token_differences(frames_BTCHW: Tensor, *, tubelet_size: int, patch_size: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rlt.adapters.base import Adapter
 from rlt.adapters.options import LastForward, PatchOptions
 from rlt.errors import InvalidArgumentError
-from rlt.nn.attention import packed_cross_attention
+from rlt.network.attention import packed_cross_attention
 from rlt.structures import Segments
 
 

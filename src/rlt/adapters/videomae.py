@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rlt.adapters.interface import InterfaceAdapter
 from rlt.adapters.selection import sides, square_side
 from rlt.errors import InvalidArgumentError
-from rlt.nn.blocks import mean_per_clip
+from rlt.network.blocks import mean_per_clip
 
 
 class VideoMAEAdapter(InterfaceAdapter):

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from rlt.adapters import patch
 from rlt.adapters.interface import import_transformers
 from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, read_frames
-from rlt.benchmark.padded import naive_attention
+from rlt.benchmark.peers.padded import naive_attention
 from rlt.errors import MissingDependencyError
 from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
 

@@ -10,18 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlt.baselines import TokenizerConfig, select
-from rlt.benchmark.decoders import decoders
 from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, packed_by, share_kept
-from rlt.benchmark.reference import reference_tokenize
+from rlt.benchmark.peers.decoders import decoders
+from rlt.benchmark.peers.reference import reference_tokenize
+from rlt.checkpoints.models import create_model
 from rlt.errors import InvalidArgumentError, VideoError
 from rlt.measure import count_forward_flops
-from rlt.models import create_model
-from rlt.packing import pack
-from rlt.structures import PackedTokens
+from rlt.network.vit import VisionTransformer
+from rlt.structures import PackedTokens, pack
 from rlt.tokens import select_tokens
+from rlt.tokens.rules import TokenizerConfig, select
 from rlt.video import read_clip
-from rlt.vit import VisionTransformer
 
 
 def decode_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:

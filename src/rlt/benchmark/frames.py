@@ -6,11 +6,11 @@ from dataclasses import replace
 from functools import partial
 
 from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, packed_by, read_frames, share_kept
-from rlt.benchmark.padded import padded_logits
+from rlt.benchmark.peers.padded import padded_logits
+from rlt.checkpoints.models import create_model
 from rlt.errors import InvalidArgumentError
 from rlt.measure import count_forward_flops
-from rlt.models import create_model
-from rlt.packing import pack
+from rlt.structures import pack
 
 FEWEST_FRAMES, USUAL_FRAMES = 16, 64
 

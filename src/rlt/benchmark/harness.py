@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlt.baselines import TokenizerConfig, select
 from rlt.errors import InvalidArgumentError
 from rlt.measure import Timing, interleave, machine_info, peak_memory_bytes
-from rlt.packing import pack
-from rlt.structures import PackedTokens
+from rlt.structures import PackedTokens, pack
+from rlt.tokens.rules import TokenizerConfig, select
 from rlt.video import read_clips
 
 
@@ -206,7 +205,7 @@ def read_frames(settings: BenchmarkSettings) -> Tensor:
 
 
 def packed_by(policy: str, frames: Tensor, settings: BenchmarkSettings, patch_size: int = 16) -> PackedTokens:
-    """The tokens of all clips, chosen by a rule of `rlt.baselines`, on the device of the settings."""
+    """The tokens of all clips, chosen by a rule of `rlt.tokens.rules`, on the device of the settings."""
     tokens = select(frames, TokenizerConfig(policy, threshold=settings.threshold), patch_size=patch_size)
     return pack(tokens).to(settings.device)
 

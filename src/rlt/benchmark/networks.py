@@ -21,14 +21,14 @@ from rlt.benchmark.harness import (
     packed_by,
     read_frames,
 )
-from rlt.benchmark.padded import padded_logits
+from rlt.benchmark.peers.padded import padded_logits
+from rlt.checkpoints.models import create_model
 from rlt.errors import InvalidArgumentError
 from rlt.measure import Timing, count_forward_flops
-from rlt.models import create_model
-from rlt.packing import pack
-from rlt.structures import PackedTokens
-from rlt.tome import count_merging_flops, forward_flops, merge_for_flops, with_token_merging
-from rlt.vit import VisionTransformer
+from rlt.network.flops import forward_flops
+from rlt.network.tome import count_merging_flops, merge_for_flops, with_token_merging
+from rlt.network.vit import VisionTransformer
+from rlt.structures import PackedTokens, pack
 
 Forward = Callable[[PackedTokens], Tensor]
 

@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, packed_by, read_frames, share_kept
-from rlt.benchmark.masks import difference_ways
-from rlt.benchmark.padded import block_mask_attention, padded_attention
-from rlt.benchmark.reference import reference_tokenize
-from rlt.models import create_model
-from rlt.nn.attention import choose_backend, packed_attention
-from rlt.nn.backends import available_backends
-from rlt.nn.embedding import PatchEmbedding
-from rlt.packing import pack
-from rlt.structures import PackedTokens, Segments
+from rlt.benchmark.peers.masks import difference_ways
+from rlt.benchmark.peers.padded import block_mask_attention, padded_attention
+from rlt.benchmark.peers.reference import reference_tokenize
+from rlt.checkpoints.models import create_model
+from rlt.network.attention import choose_backend, packed_attention
+from rlt.network.backends import available_backends
+from rlt.network.embedding import PatchEmbedding
+from rlt.structures import PackedTokens, Segments, pack
 from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD, tokenize_batch
 
 TUBELET_SIZE = 2
@@ -29,7 +28,7 @@ TUBELET_SIZE = 2
 def tokenize_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
     """Frames -> kept patches: "reference" in float32, "rlt" ours, "copy" only copies the bytes that must be read.
 
-    On the CPU also the sums of differences alone ("differences_..."), in every way of `rlt.benchmark.masks`.
+    On the CPU also the sums of differences alone ("differences_..."), in every way of `rlt.benchmark.peers.masks`.
     """
     frames = read_frames(settings).to(settings.device)
     _, mask = reference_tokenize(frames, threshold=settings.threshold)

@@ -14,7 +14,7 @@ from rlt.checkpoints import hf_config
 from rlt.checkpoints.state_maps import LAYOUTS, LayoutName, PatchSize, to_theirs
 from rlt.errors import CheckpointError
 from rlt.files import replacing
-from rlt.vit import MODEL_TYPE, VisionTransformer, ViTConfig
+from rlt.network.vit import MODEL_TYPE, VisionTransformer, ViTConfig
 
 Target = Literal["rlt", "videomae", "hf"]
 """Layouts that `rlt.checkpoints.convert` writes."""

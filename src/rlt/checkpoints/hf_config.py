@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rlt.errors import CheckpointError
-from rlt.vit import ViTConfig
+from rlt.network.vit import ViTConfig
 
 MODEL_TYPE = "videomae"
 HEAD_NORM_EPS = 1e-5

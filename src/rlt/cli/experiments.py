@@ -42,8 +42,8 @@ def evaluate(overrides: Overrides = None) -> None:
     compare_with=FILE.parquet compares with the predictions of another evaluation, pair by pair.
     """
     _require("lightning", "hydra", "torchmetrics", "kornia", "pyarrow")
+    from rlt.cli.show_evaluation import comparison_report, evaluation_report
     from rlt.conf import compose, merge_overrides
-    from rlt.evaluation.report import comparison_report, evaluation_report
     from rlt.evaluation.run import evaluate_config, overrides_of_run
 
     given = overrides or []

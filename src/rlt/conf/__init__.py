@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlt.training.config import Config
+from rlt.conf.schema import Config
 
 __all__ = ["compose", "experiments", "merge_overrides"]
 

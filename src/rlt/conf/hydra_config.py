@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlt.baselines import POLICIES, TokenizerConfig
+from rlt.checkpoints.models import MODELS
+from rlt.conf.schema import Config, DataConfig, LoggerConfig, ModelConfig
 from rlt.data.augment import AugmentConfig
 from rlt.data.clips import ClipConfig, ViewConfig
 from rlt.errors import InvalidArgumentError, MissingDependencyError, RltError
-from rlt.models import MODELS
-from rlt.training.config import Config, DataConfig, LoggerConfig, ModelConfig
+from rlt.tokens.rules import POLICIES, TokenizerConfig
 
 try:
     import hydra

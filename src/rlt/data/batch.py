@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rlt.baselines import TokenizerConfig, select
 from rlt.data.augment import AugmentConfig, mix_batch, soft_targets
 from rlt.data.dataset import EvaluationSample, TrainingSample
 from rlt.data.sampler import derive_seed
 from rlt.errors import InvalidArgumentError
-from rlt.packing import pack
-from rlt.structures import PackedTokens, Segments
+from rlt.structures import PackedTokens, Segments, pack
+from rlt.tokens.rules import TokenizerConfig, select
 
 
 @dataclass(frozen=True, eq=False)

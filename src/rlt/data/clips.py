@@ -10,10 +10,10 @@ import torch
 
 from rlt.data.sampler import derive_seed
 from rlt.errors import InvalidArgumentError
-from rlt.sampling import clip_span, clip_starts, frame_indices, segment_indices
 from rlt.structures import Clip
-from rlt.transforms import CropBox, View, random_resized_box
 from rlt.video import ClipPlan, Source, read_views
+from rlt.video.geometry import CropBox, View, random_resized_box
+from rlt.video.sampling import clip_span, clip_starts, frame_indices, segment_indices
 
 if TYPE_CHECKING:
     from rlt.data.augment import AugmentConfig

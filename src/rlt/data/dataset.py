@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rlt.baselines import TokenizerConfig, select
 from rlt.data.augment import AugmentConfig, augment_clip
 from rlt.data.clips import ClipConfig, ViewConfig, read_evaluation_clips, read_training_clip
 from rlt.data.manifest import VideoEntry
 from rlt.data.sampler import SampleKey, derive_seed
 from rlt.errors import InvalidArgumentError, VideoError, VideoWarning
 from rlt.structures import RunLengthTokens
+from rlt.tokens.rules import TokenizerConfig, select
 
 
 @dataclass(frozen=True, eq=False)

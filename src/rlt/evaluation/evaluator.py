@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from rlt.baselines import TokenizerConfig
 from rlt.data.batch import EvaluationBatch, collate_evaluation
 from rlt.data.clips import ClipConfig, ViewConfig
 from rlt.data.dataset import EvaluationDataset, EvaluationSample
@@ -23,11 +22,12 @@ from rlt.evaluation.metrics import ClassificationMetrics
 from rlt.evaluation.predictions import VideoPrediction
 from rlt.evaluation.results import EvaluationResult, EvaluationSettings, PeakMemory, Seconds
 from rlt.measure import machine_info, stopwatch
-from rlt.packing import pack
-from rlt.structures import PackedTokens
+from rlt.network.flops import forward_flops
+from rlt.network.tome import TokenMergingTransformer, with_token_merging
+from rlt.network.vit import VisionTransformer
+from rlt.structures import PackedTokens, pack
 from rlt.tokens import token_grid
-from rlt.tome import TokenMergingTransformer, forward_flops, with_token_merging
-from rlt.vit import VisionTransformer
+from rlt.tokens.rules import TokenizerConfig
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Precisions of the forward pass."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from rlt.evaluation.results import HISTOGRAM_BINS, EvaluationResult
 from rlt.files import replacing
-from rlt.inspection.viz import new_figure, save_figure
+from rlt.plots import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from statistics import fmean, stdev
 
-from rlt.baselines import TokenizerConfig
 from rlt.data.clips import ClipConfig, ViewConfig
 from rlt.evaluation.predictions import VideoPrediction
 from rlt.evaluation.statistics import Interval, wilson_interval
+from rlt.tokens.rules import TokenizerConfig
 
 HISTOGRAM_BINS = 20
 """Bins of equal width, 0.05, over the share of the tokens that a clip keeps: fixed, so that runs can be laid side by
@@ -87,8 +87,8 @@ class EvaluationResult:
     seconds: Seconds
     """Where the time went."""
     flops: int
-    """FLOPs of the forward passes over all clips, 2 per multiply-add: the closed form of `rlt.tome.forward_flops` for
-    each token count, which equals what torch's counter finds."""
+    """FLOPs of the forward passes over all clips, 2 per multiply-add: the closed form of `rlt.network.flops` for each
+    token count, which equals what torch's counter finds."""
     flops_dense: int
     """The same with all tokens and no merging."""
     peak_memory: PeakMemory | None

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from rlt.checkpoints import load_checkpoint
+from rlt.checkpoints.models import create_model
+from rlt.conf.schema import Config
 from rlt.data.manifest import read_manifest
 from rlt.errors import InvalidArgumentError
 from rlt.evaluation.comparison import PairedComparison, compare_predictions
@@ -18,9 +20,7 @@ from rlt.evaluation.pictures import write_pictures
 from rlt.evaluation.predictions import write_predictions
 from rlt.evaluation.results import EvaluationResult
 from rlt.files import write_json
-from rlt.models import create_model
-from rlt.training.config import Config
-from rlt.vit import VisionTransformer
+from rlt.network.vit import VisionTransformer
 
 _ONLY_FOR_TRAINING = (
     "run_dir",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlt.inspection.scan import ScanResult
 from rlt.inspection.views import ClipView
-from rlt.inspection.viz import new_figure
+from rlt.plots import new_figure
 from rlt.tokens import IMAGENET_STD
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlt.inspection.views import ClipView
-from rlt.inspection.viz import draw_text, image_from_array, new_image, text_width
+from rlt.plots import draw_text, image_from_array, new_image, text_width
 
 COLUMNS = 4
 """Frames side by side."""

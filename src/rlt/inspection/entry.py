@@ -24,11 +24,11 @@ from rlt.inspection.report import (
 from rlt.inspection.scan import ClipScanner, ScanResult, curve_thresholds
 from rlt.inspection.staging import REPORT_NAME, staged_folder
 from rlt.inspection.views import ClipSettings, ClipView, view_clips, view_window
-from rlt.inspection.viz import require_viz, save_figure
-from rlt.sampling import clip_span, clip_starts
+from rlt.plots import require_viz, save_figure
 from rlt.structures import Clip
-from rlt.transforms import Size
 from rlt.video import Source, VideoInfo, iter_clips, probe, read_clip, require_motion
+from rlt.video.geometry import Size
+from rlt.video.sampling import clip_span, clip_starts
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share of all work that is done, 0 to 1, never falling."""

@@ -13,8 +13,8 @@ from rlt.errors import InvalidArgumentError, VideoWarning
 from rlt.inspection.scan import ScanResult
 from rlt.structures import Clip, TokenGrid
 from rlt.tokens import keep_mask
-from rlt.transforms import Size
 from rlt.video import Source, VideoInfo, read_clip
+from rlt.video.geometry import Size
 
 _SHORT_SIDE = 336  # pixels of a frame in the pictures: four of them side by side fit on a page
 _FRAMES_AT_ONCE = 64  # decoded together: every read begins at the key frame before it

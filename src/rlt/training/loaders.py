@@ -5,14 +5,14 @@ from __future__ import annotations
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from rlt.conf.schema import Config
 from rlt.data.batch import Collate, collate_evaluation
 from rlt.data.clips import ViewConfig
 from rlt.data.dataset import EvaluationDataset, EvaluationSample, TrainingDataset, TrainingSample
 from rlt.data.manifest import Manifest
 from rlt.data.sampler import StepSampler
 from rlt.errors import InvalidArgumentError
-from rlt.training.config import Config
-from rlt.vit import ViTConfig
+from rlt.network.vit import ViTConfig
 
 
 class TrainingData(LightningDataModule):

@@ -12,10 +12,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
+from rlt.conf.schema import OptimizerConfig
 from rlt.data.batch import Batch, EvaluationBatch
 from rlt.errors import TrainingError
-from rlt.training.optimizer import OptimizerConfig, make_optimizer
-from rlt.vit import VisionTransformer
+from rlt.network.vit import VisionTransformer
+from rlt.training.optimizer import make_optimizer
 
 _NAMED_FILES = 8
 

@@ -5,53 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
+from rlt.conf.schema import OptimizerConfig
 from rlt.errors import InvalidArgumentError
-
-
-@dataclass
-class OptimizerConfig:
-    """AdamW, layer-wise decay of the learning rate, warm-up and cosine."""
-
-    lr: float = 1.5e-3
-    """Peak learning rate for 256 clips per step; scaled linearly with the clips that a step really holds."""
-    weight_decay: float = 0.05
-    """Decoupled weight decay, 0 or more; not applied to biases, norms and the length encoding."""
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    """AdamW's two decay rates of its moments."""
-    layer_decay: float = 0.75
-    """Factor of the learning rate from each block to the one before it, above 0 and up to 1; 1 = none."""
-    warmup_steps: int = 0
-    """Steps of linear warm-up."""
-    warmup_fraction: float = 0.05
-    """Share of all steps that is warm-up where warmup_steps is 0."""
-    min_lr: float = 1e-6
-    """Learning rate at the end of the cosine, for 256 clips per step like `lr`."""
-
-    def __post_init__(self) -> None:
-        """Hold ranges.
-
-        Raises:
-            InvalidArgumentError: naming the field.
-        """
-        for name, low, high in (("lr", 0, math.inf), ("layer_decay", 0, 1)):
-            value = getattr(self, name)
-            if not low < value <= high:
-                raise InvalidArgumentError(f"optimizer.{name} is {value}; above {low} and up to {high:g} is needed")
-        for name, low, high in (("weight_decay", 0, math.inf), ("warmup_steps", 0, math.inf), ("min_lr", 0, self.lr)):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise InvalidArgumentError(f"optimizer.{name} is {value}; {low} to {high:g} is needed")
-        if not 0 <= self.warmup_fraction < 1:
-            raise InvalidArgumentError(
-                f"optimizer.warmup_fraction is {self.warmup_fraction}; 0 or more and below 1 is needed"
-            )
-        if len(self.betas) != 2:
-            raise InvalidArgumentError(f"optimizer.betas is {self.betas}; two numbers are needed")
 
 
 def layer_of(name: str, depth: int) -> int:

@@ -16,17 +16,17 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, Timer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from rlt.checkpoints.models import create_model, model_config
+from rlt.conf.schema import PRECISIONS, Config
 from rlt.data.manifest import Manifest, read_manifest
 from rlt.errors import InvalidArgumentError, TrainingError
 from rlt.files import write_json
 from rlt.measure import machine_info
-from rlt.models import create_model, model_config
-from rlt.tome import with_token_merging
+from rlt.network.tome import with_token_merging
+from rlt.network.vit import VisionTransformer
 from rlt.training.checkpointing import AtomicCheckpointIO, SaveLastStep, newest_checkpoint, read_step, step_checkpoints
-from rlt.training.config import PRECISIONS, Config
 from rlt.training.loaders import TrainingData
 from rlt.training.module import VideoClassifier
-from rlt.vit import VisionTransformer
 
 
 @dataclass(frozen=True)

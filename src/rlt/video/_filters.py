@@ -10,7 +10,7 @@ import av
 import torch
 from torch import Tensor
 
-from rlt.transforms import CoverCrop, CropBox, View, check_size, crop_offsets
+from rlt.video.geometry import CoverCrop, CropBox, View, check_size, crop_offsets
 
 # Bilinear is what VideoMAE and RLT were evaluated with; swscale widens its kernels when it shrinks, so it is
 # antialiased. The other flags keep full chroma resolution and exact rounding, the same on every CPU.

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from rlt.errors import InvalidArgumentError, TruncatedVideoWarning, VideoError, VideoWarning
-from rlt.sampling import clip_span, clip_starts, frame_indices, nearest_in_time
 from rlt.structures import Clip
-from rlt.transforms import Size, View, check_size
 from rlt.video._filters import FrameConverter
 from rlt.video._pyav import TimedFrame, VideoFile
 from rlt.video._sources import Source, check_source
+from rlt.video.geometry import Size, View, check_size
+from rlt.video.sampling import clip_span, clip_starts, frame_indices, nearest_in_time
 
 DECODERS = ("pyav", "torchcodec")
 """Values of `decoder`."""

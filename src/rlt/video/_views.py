@@ -11,13 +11,13 @@ from math import ceil
 from torch import Tensor
 
 from rlt.errors import InvalidArgumentError
-from rlt.sampling import nearest_in_time
 from rlt.structures import Clip
-from rlt.transforms import View
 from rlt.video._filters import ViewsConverter
 from rlt.video._pyav import VideoFile
 from rlt.video._reading import file_warnings, make_clip, moments, reach, reaches_plan, require_whole
 from rlt.video._sources import Source, check_source
+from rlt.video.geometry import View
+from rlt.video.sampling import nearest_in_time
 
 _SEEK_BEYOND = 64
 """Frames between two clips from which on a seek is tried instead of decoding what lies between."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rlt.errors import InvalidArgumentError
 from rlt.structures import TokenGrid, check_frames
-from rlt.tokens import IMAGENET_STD, check_threshold, token_grid
+from rlt.tokens.tokenize import IMAGENET_STD, check_threshold, token_grid
 
 _MAX_BLOCK = 1024  # values that one program holds at a time; larger patches take several turns
 

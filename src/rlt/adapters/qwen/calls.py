@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlt.adapters._qwen_positions import Columns, KeptPast, cache_of, flat_mask
+from rlt.adapters.qwen.positions import Columns, KeptPast, cache_of, flat_mask
 from rlt.errors import InvalidArgumentError
 
 

@@ -1,4 +1,4 @@
-"""Attention over packed clips. The only module that chooses a back end; `rlt.nn.backends` has them.
+"""Attention over packed clips. The only module that chooses a back end; `rlt.network.backends` has them.
 
 Shape legend: T tokens of all clips, S keys of all clips, H heads, K width of a head.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlt.errors import InvalidArgumentError
-from rlt.nn.backends import Backend, available_backends, cross_attention, run_backend
+from rlt.network.backends import Backend, available_backends, cross_attention, run_backend
 from rlt.structures import Segments
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlt.checkpoints import load_checkpoint
+from rlt.checkpoints.read import load_checkpoint
 from rlt.errors import CheckpointError, InvalidArgumentError
-from rlt.vit import VisionTransformer, ViTConfig
+from rlt.network.vit import VisionTransformer, ViTConfig
 
 MODELS: dict[str, ViTConfig] = {
     "vit_tiny": ViTConfig(width=192, depth=12, num_heads=3, mlp_width=768),

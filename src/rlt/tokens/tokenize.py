@@ -17,7 +17,7 @@ from rlt.errors import InvalidArgumentError
 from rlt.structures import Clip, RunLengthTokens, TokenGrid, check_frames
 
 if TYPE_CHECKING:
-    from rlt._token_kernels import DeviceTokens
+    from rlt.tokens._cuda import DeviceTokens
 
 Policy = Literal["rlt", "none"]
 """Which tokens are kept: "rlt" drops repeats of the token before, "none" keeps all."""
@@ -275,10 +275,10 @@ def check_threshold(threshold: float) -> None:
 def _fused_tokenizer(device: torch.device) -> Callable[..., DeviceTokens] | None:
     """The kernels for frames on this CUDA device, or None if triton is missing or cannot run here."""
     try:
-        from rlt import _token_kernels
+        from rlt.tokens import _cuda
     except ImportError:
         return None
-    return _token_kernels.tokenize_on_device if _token_kernels.can_run(device) else None
+    return _cuda.tokenize_on_device if _cuda.can_run(device) else None
 
 
 def _split(

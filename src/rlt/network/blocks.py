@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlt.nn.attention import packed_attention
-from rlt.nn.backends import Backend
+from rlt.network.attention import packed_attention
+from rlt.network.backends import Backend
 from rlt.structures import Segments
 
 

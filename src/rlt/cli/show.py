@@ -11,11 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from rlt.benchmark import BenchmarkResult
+from rlt.checkpoints.models import MODELS
 from rlt.compare import POLICIES, Comparison, VideoComparison
 from rlt.measure import Timing, machine_info
-from rlt.models import MODELS
-from rlt.nn.attention import choose_backend
-from rlt.transforms import Size
+from rlt.network.attention import choose_backend
+from rlt.video.geometry import Size
 
 _MAX_CLIPS_IN_DETAIL = 4
 

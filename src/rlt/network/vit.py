@@ -19,10 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from rlt import weights
 from rlt.errors import CheckpointError, InvalidArgumentError
-from rlt.nn.backends import Backend
-from rlt.nn.blocks import Block, mean_per_clip
-from rlt.nn.embedding import PatchEmbedding
-from rlt.nn.positions import SinusoidPositions
+from rlt.network.backends import Backend
+from rlt.network.blocks import Block, mean_per_clip
+from rlt.network.embedding import PatchEmbedding
+from rlt.network.positions import SinusoidPositions
 from rlt.structures import PackedTokens, Segments
 from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
 

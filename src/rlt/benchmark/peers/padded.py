@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from rlt.nn.blocks import Block
+from rlt.network.blocks import Block
+from rlt.network.vit import VisionTransformer
 from rlt.structures import PackedTokens, Segments
-from rlt.vit import VisionTransformer
 
 
 def padded_logits(model: VisionTransformer, packed: PackedTokens) -> Tensor:

@@ -8,7 +8,7 @@ import inspect
 import textwrap
 from typing import Any, NamedTuple
 
-from rlt.training.config import Config
+from rlt.conf.schema import Config
 
 
 class Option(NamedTuple):

@@ -1,6 +1,6 @@
 """Ways to compute attention over packed clips: what each needs, and how it runs. None of them pads.
 
-Who chooses is `rlt.nn.attention`. Optional packages (flash_attn, xformers) are imported here and nowhere else.
+Who chooses is `rlt.network.attention`. Optional packages (flash_attn, xformers) are imported here and nowhere else.
 
 Shape legend: T tokens of all clips, S keys of all clips where they are others than the tokens, n tokens and m keys of
 one clip, H heads, K width of a head, N blocks of tokens.
@@ -22,7 +22,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
 
 from rlt.errors import InvalidArgumentError
-from rlt.nn._clip_kernel import attention_per_clip
+from rlt.network._clip_kernel import attention_per_clip
 from rlt.structures import Segments
 
 Backend = Literal["sdpa", "varlen", "nested", "flex", "flash_attn", "xformers"]
@@ -54,7 +54,7 @@ def available_backends(device: torch.device | str, dtype: torch.dtype) -> tuple[
 
 
 def run_backend(backend: Backend, q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
-    """Packed attention as `rlt.nn.attention.packed_attention` describes it, by the named back end.
+    """Packed attention as `rlt.network.attention.packed_attention` describes it, by the named back end.
 
     Raises:
         InvalidArgumentError: for an unknown name, or a back end that cannot run these tensors here.
@@ -140,7 +140,7 @@ def _varlen(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> 
 
 
 def cross_attention(q_THK: Tensor, k_SHK: Tensor, v_SHK: Tensor, queries: Segments, keys: Segments) -> Tensor:
-    """See `rlt.nn.attention.packed_cross_attention`."""
+    """See `rlt.network.attention.packed_cross_attention`."""
     if _flash_hindrance(q_THK.device, q_THK.dtype) is None:
         output = varlen_attn(
             q_THK, k_SHK, v_SHK, queries.cu_seqlens, keys.cu_seqlens, queries.max_length, keys.max_length

@@ -28,11 +28,12 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from rlt.errors import InvalidArgumentError
-from rlt.nn.attention import packed_attention
-from rlt.nn.backends import Backend
-from rlt.nn.blocks import Attention, Block, mean_per_clip
+from rlt.network.attention import packed_attention
+from rlt.network.backends import Backend
+from rlt.network.blocks import Attention, Block, mean_per_clip
+from rlt.network.flops import forward_flops
+from rlt.network.vit import VisionTransformer, ViTConfig
 from rlt.structures import PackedTokens, Segments
-from rlt.vit import VisionTransformer, ViTConfig
 
 
 class Matching(NamedTuple):
@@ -250,23 +251,6 @@ def count_merging_flops(config: ViTConfig, packed: PackedTokens, merge_per_block
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(packed.to("meta"))
     return int(counter.get_total_flops())
-
-
-def forward_flops(config: ViTConfig, length: int, merge_per_block: int = 0) -> int:
-    """The same for one clip in closed form: FLOPs (2 per multiply-add) of `length` tokens.
-
-    FLOPs of packed clips add up, since tokens of different clips meet in no product.
-    """
-    width = config.width
-    flops = 2 * length * config.tubelet_size * config.patch_size**2 * 3 * width  # embedding
-    for _ in range(config.depth):
-        flops += 8 * length * width**2 + 4 * length**2 * width  # four projections; attention
-        merges = min(merge_per_block, length // 2)
-        if merges:
-            flops += 2 * (length // 2) * ((length + 1) // 2) * (width // config.num_heads)  # similarity
-        length -= merges
-        flops += 4 * length * width * config.mlp_width
-    return flops + 2 * width * config.num_classes
 
 
 def merge_for_flops(config: ViTConfig, lengths: Sequence[int], target_flops: float) -> int:

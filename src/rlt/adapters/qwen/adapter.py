@@ -12,8 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from rlt.adapters._qwen_calls import Call
-from rlt.adapters._qwen_positions import (
+from rlt.adapters.base import Adapter
+from rlt.adapters.options import PatchOptions
+from rlt.adapters.qwen.calls import Call
+from rlt.adapters.qwen.positions import (
     KeptPast,
     LastVideos,
     cache_of,
@@ -25,8 +27,6 @@ from rlt.adapters._qwen_positions import (
     tower_arguments,
     vision_tools,
 )
-from rlt.adapters.base import Adapter
-from rlt.adapters.options import PatchOptions
 from rlt.errors import InvalidArgumentError
 
 

@@ -1,0 +1,1 @@
+"""What the suites compare with: the plain way, other packages, padding."""

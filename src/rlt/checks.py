@@ -1,0 +1,118 @@
+"""The sentences of all errors about arguments: the value, what is allowed, and the remedy, in one line."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+from rlt.errors import InvalidArgumentError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def at_least(minimum: int, **values: float | None) -> None:
+    """Hold that each value is `minimum` or more; None is not looked at.
+
+    Raises:
+        InvalidArgumentError: naming the first that is not.
+    """
+    for name, value in values.items():
+        if value is not None and not value >= minimum:
+            raise InvalidArgumentError(f"{name} is {value}; at least {minimum} is needed")
+
+
+def share(**values: float | None) -> None:
+    """Hold that each value is above 0 and up to 1; None is not looked at.
+
+    Raises:
+        InvalidArgumentError: naming the first that is not.
+    """
+    for name, value in values.items():
+        if value is not None and not 0 < value <= 1:
+            raise InvalidArgumentError(f"{name} is {value}; above 0 and up to 1 is needed")
+
+
+def one_of(allowed: Iterable[Any], **values: object) -> None:
+    """Hold that each value is among `allowed`.
+
+    Raises:
+        InvalidArgumentError: naming the first that is not, what is allowed, and the nearest of it.
+    """
+    known = tuple(allowed)
+    for name, value in values.items():
+        if value not in known:
+            listed = ", ".join(str(item) for item in known)
+            raise InvalidArgumentError(f"{name} is {value!r}; allowed are {listed}{nearest(value, known)}")
+
+
+def exclusive(**values: object) -> None:
+    """Hold that at most one value is given, that is, not None.
+
+    Raises:
+        InvalidArgumentError: naming all that are.
+    """
+    given = [f"{name} is {value}" for name, value in values.items() if value is not None]
+    if len(given) > 1:
+        raise InvalidArgumentError(f"{' and '.join(given)}; give one of them")
+
+
+def nearest(value: object, allowed: Iterable[object]) -> str:
+    """ "; did you mean 'x'?" for the name that looks most like `value`, "" if none does."""
+    close = get_close_matches(str(value), [str(item) for item in allowed], n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def named_options(**moved: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a public function: a keyword that it does not know is one line that names those it knows.
+
+    Args:
+        moved: keywords of earlier versions, and what is written instead.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        allowed = [
+            name
+            for name, parameter in inspect.signature(function).parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        ]
+        known = set(inspect.signature(function).parameters)
+
+        @wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            for name in kwargs:
+                if name in moved:
+                    raise InvalidArgumentError(f"{function.__name__} takes no {name}= any more; {moved[name]}")
+                if name not in known:
+                    raise InvalidArgumentError(
+                        f"{function.__name__} has no option {name!r}; allowed are {', '.join(allowed)}"
+                        f"{nearest(name, allowed)}"
+                    )
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+class Renamed:
+    """A property of earlier versions: reading it is an AttributeError that says what it is called now."""
+
+    def __init__(self, now: str) -> None:
+        """`now` is its name today, with whatever else a user should know."""
+        self.now = now
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        """Learn the old name."""
+        self.before = f"{owner.__name__}.{name}"
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        """Say the new name.
+
+        Raises:
+            AttributeError: always.
+        """
+        raise AttributeError(f"{self.before} is now {self.now}")

@@ -1,0 +1,273 @@
+"""The command line `rlt`. Parses, calls, shows; everything that it does can be done from Python."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from rlt import assets
+from rlt.benchmark import SUITES, BenchmarkSettings, run_suite
+from rlt.checkpoints import convert as convert_checkpoint
+from rlt.checkpoints.models import MODELS
+from rlt.cli import experiments
+from rlt.cli import show as reports
+from rlt.cli.common import messages, output, progress
+from rlt.cli.prepare import prepare_app
+from rlt.compare import CompareSettings
+from rlt.compare import compare as compare_videos
+from rlt.conf.reference import help_text
+from rlt.errors import RltError, TruncatedVideoWarning, VideoError, VideoWarning
+from rlt.files import write_json
+from rlt.inspection import inspect_video, progress_bar
+from rlt.video import list_videos
+from rlt.video.geometry import Size
+
+app = typer.Typer(
+    name="rlt",
+    help="Faster video transformers without looking twice: drop the patches of a video that repeat.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(prepare_app, name="prepare")
+app.command("train", epilog=help_text())(experiments.train)
+app.command("evaluate", epilog=help_text())(experiments.evaluate)
+
+ModelName = Enum("ModelName", {name: name for name in MODELS}, type=str)  # type: ignore[misc]
+SuiteName = Enum("SuiteName", {name: name for name in SUITES}, type=str)  # type: ignore[misc]
+
+
+class Precision(str, Enum):
+    """Floating-point type of the network."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Target(str, Enum):
+    """Layouts that `rlt convert` writes."""
+
+    rlt = "rlt"
+    videomae = "videomae"
+    hf = "hf"
+
+
+def _parse_size(text: str) -> Size:
+    height, cross, width = text.partition("x")
+    try:
+        return (int(height), int(width)) if cross else int(height)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r}; a number of pixels (224) or height x width (224x384) is needed") from None
+
+
+Videos = Annotated[list[Path], typer.Argument(help="Video files, or folders to search for them.", show_default=False)]
+Model = Annotated[ModelName, typer.Option(help="Size of the network.")]
+Threshold = Annotated[
+    float, typer.Option(help="Mean absolute difference of normalised pixels above which a patch is kept, 0 or more.")
+]
+NumFrames = Annotated[int, typer.Option("--frames", help="Frames per clip.")]
+FrameStride = Annotated[int, typer.Option("--stride", help="Distance of sampled frames, in frames of the video.")]
+SizeText = Annotated[
+    str,
+    typer.Option(
+        metavar="PIXELS|HxW",
+        help="Clips are scaled and cropped to PIXELS x PIXELS or H x W, multiples of the patch size.",
+    ),
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+) -> None:
+    """Faster video transformers without looking twice."""
+
+
+@app.command()
+def compare(
+    videos: Videos,
+    model: Model = ModelName.vit_base,  # type: ignore[attr-defined]
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Weights: a file, a folder or a hub id. Random weights without it.")
+    ] = None,
+    threshold: Threshold = 0.1,
+    frames: NumFrames = 16,
+    stride: FrameStride = 4,
+    size: SizeText = "224",
+    clips: Annotated[int, typer.Option(help="Clips per video, spread evenly.")] = 1,
+    repeats: Annotated[
+        int | None, typer.Option(help="Counted runs. 5 for one clip, fewer for many, if not given.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[Precision, typer.Option(help="Precision of the network.")] = Precision.float32,
+    json: JsonFile = None,
+) -> None:
+    """Run the same clips dense and with run-length tokenization, and show what is saved and what changes."""
+    settings = CompareSettings(
+        model=model.value,
+        checkpoint=checkpoint,
+        threshold=threshold,
+        num_frames=frames,
+        frame_stride=stride,
+        size=_parse_size(size),
+        num_clips=clips,
+        repeats=repeats,
+        device=device,
+        dtype=getattr(torch, dtype.value),
+    )
+    with progress("Comparing") as update:
+        result = compare_videos(list_videos(videos), settings, on_progress=update)
+    output.print(reports.comparison_report(result))
+    if json is not None:
+        write_json(json, result.to_json())
+    _exit_if_any(result.failed, num_videos=len(result.videos) + len(result.failed))
+
+
+@app.command()
+def inspect(
+    videos: Videos,
+    folder: Annotated[Path, typer.Option("--output", help="Folder to write to; one inside it per video if many.")],
+    threshold: Threshold = 0.1,
+    frames: NumFrames = 16,
+    stride: FrameStride = 4,
+    size: SizeText = "224",
+    patch_size: Annotated[int, typer.Option(help="Height and width of a patch in pixels.")] = 16,
+    json: JsonFile = None,
+) -> None:
+    """Draw what run-length tokenization drops: pictures, a video overlay, and one page that holds them all."""
+    found = list_videos(videos)
+    root = Path(os.path.commonpath([path.absolute().parent for path in found]))
+    inspected: list[dict[str, object]] = []
+    failed: list[tuple[str, str]] = []
+    for path in found:
+        target = folder if len(found) == 1 else folder / path.absolute().relative_to(root)
+        with warnings.catch_warnings(record=True) as caught, progress_bar(path.name, console=messages) as update:
+            warnings.simplefilter("always", VideoWarning)
+            try:
+                report = inspect_video(
+                    path,
+                    target,
+                    threshold=threshold,
+                    num_frames=frames,
+                    frame_stride=stride,
+                    size=_parse_size(size),
+                    patch_size=patch_size,
+                    progress=update,
+                )
+            except VideoError as error:
+                if len(found) == 1:
+                    raise
+                failed.append((str(path), str(error)))
+                continue
+        inspected.append(report.to_json())
+        page = report.paths["index.html"]
+        output.print(f"{path}: {report.tokens_kept:.1%} of the tokens kept, see {page}", markup=False, soft_wrap=True)
+        cut_off = {str(warning.message) for warning in caught if issubclass(warning.category, TruncatedVideoWarning)}
+        failed += [(str(path), message) for message in cut_off]
+        for warning in caught:
+            if str(warning.message) not in cut_off:
+                _show_warning(warning.message)
+    if json is not None:
+        write_json(json, {"videos": inspected, "failed": reports.failed_json(failed)})
+    _exit_if_any(failed, num_videos=len(found))
+
+
+@app.command()
+def benchmark(
+    suite: Annotated[SuiteName, typer.Argument(help="What to measure.")],
+    videos: Annotated[list[Path] | None, typer.Argument(help="Videos or folders; the bundled clips if none.")] = None,
+    model: Model = ModelName.vit_base,  # type: ignore[attr-defined]
+    clips: Annotated[int, typer.Option(help="Clips that are processed together.")] = 8,
+    threshold: Threshold = 0.1,
+    frames: NumFrames = 16,
+    stride: FrameStride = 4,
+    size: Annotated[int, typer.Option(help="Height and width of the clips in pixels.")] = 224,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[Precision, typer.Option(help="Precision of the network.")] = Precision.float32,
+    rounds: Annotated[int | None, typer.Option(help="Counted runs of each arm; each suite has its own number.")] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Also run forward and train-step compiled.")] = False,
+    json: JsonFile = None,
+) -> None:
+    """Time one stage beside its peers, in turn, on real clips."""
+    chosen = list_videos(videos) if videos else [assets.path(name) for name in assets.names()]
+    settings = BenchmarkSettings(
+        tuple(chosen),
+        model=model.value,
+        clips=clips,
+        threshold=threshold,
+        num_frames=frames,
+        frame_stride=stride,
+        size=size,
+        rounds=rounds,
+        device=device,
+        dtype=getattr(torch, dtype.value),
+        compiled=compiled,
+    )
+    with progress("Measuring") as update:
+        result = run_suite(suite.value, settings, on_progress=update)
+    output.print(reports.benchmark_report(result))
+    if json is not None:
+        write_json(json, result.to_json())
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Checkpoint in any supported layout: file, folder or hub id.")],
+    destination: Annotated[Path, typer.Argument(help="What to write: a folder, or a .pth file with --to videomae.")],
+    to: Annotated[Target, typer.Option(help="Layout to write.")] = Target.rlt,
+    num_heads: Annotated[
+        int | None, typer.Option(help="Attention heads, where neither checkpoint nor its size tells.")
+    ] = None,
+    new_head: Annotated[
+        bool, typer.Option(help="Take a fresh random head, as for a checkpoint from pretraining.")
+    ] = False,
+) -> None:
+    """Convert VideoMAE, VideoMAEv2, original RLT and Hugging Face checkpoints to ours, or ours back to theirs."""
+    with messages.status(f"Converting {source}"):
+        report = convert_checkpoint(source, destination, to=to.value, num_heads=num_heads, new_head=new_head)
+    output.print(str(report), markup=False, highlight=False)
+    output.print(f"Written: {destination}", markup=False, highlight=False)
+
+
+@app.command()
+def models() -> None:
+    """List the models and the attention back ends."""
+    output.print(reports.models_report())
+
+
+def _exit_if_any(failed: list[tuple[str, str]], *, num_videos: int) -> None:
+    if failed and num_videos == 1:  # pictures of what is left of a file that is cut off
+        raise VideoError(failed[0][1])
+    if failed:
+        messages.print(reports.failed_report(failed), soft_wrap=True)  # a path that is broken cannot be copied
+        raise typer.Exit(2)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """One line, where Python shows two with a place in the source."""
+    messages.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line: exit code 0, 2 for anything that the user can mend, 130 after Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    warnings.showwarning = _show_warning
+    try:
+        app([argument for argument in given if argument != "--debug"])  # exits by itself otherwise
+    except RltError as error:
+        if debug:
+            raise
+        messages.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
