@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from rlt.checkpoints.models import MODELS
+from rlt.checks import at_least, one_of
 from rlt.data.augment import AugmentConfig
 from rlt.data.clips import ClipConfig, ViewConfig
 from rlt.errors import InvalidArgumentError
@@ -47,7 +49,7 @@ class ModelConfig:
     new_head: bool = False
     """Take a fresh head where the checkpoint has none or another, as after pretraining."""
     num_heads: int | None = None
-    """Attention heads of a checkpoint of unpublished size."""
+    """Attention heads where they are not those of the named size. No tensor of a VideoMAE file tells their number."""
 
     def __post_init__(self) -> None:
         """Hold values.
@@ -55,8 +57,8 @@ class ModelConfig:
         Raises:
             InvalidArgumentError: naming the field.
         """
-        if self.length_encoding not in ("none", "learned"):
-            raise InvalidArgumentError(f"model.length_encoding is {self.length_encoding!r}; allowed are none, learned")
+        one_of(MODELS, **{"model.name": self.name})
+        one_of(("none", "learned"), **{"model.length_encoding": self.length_encoding})
 
 
 @dataclass
@@ -147,13 +149,9 @@ class TrainerConfig:
         Raises:
             InvalidArgumentError: naming the field.
         """
-        if self.precision not in PRECISIONS:
-            raise InvalidArgumentError(f"trainer.precision is {self.precision!r}; allowed are {', '.join(PRECISIONS)}")
-        names = ("batch_size", "accumulate", "devices", "num_nodes", "save_every", "keep_checkpoints", "log_every")
-        for name in (*names, "max_steps", "max_epochs", "token_budget", "validate_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidArgumentError(f"trainer.{name} is {value}; at least 1 is needed")
+        one_of(PRECISIONS, **{"trainer.precision": self.precision})
+        whole = {name: value for name, value in vars(self).items() if isinstance(value, int)}
+        at_least(1, **{f"trainer.{name}": value for name, value in whole.items() if not isinstance(value, bool)})
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise InvalidArgumentError(f"trainer.ema_decay is {self.ema_decay}; between 0 and 1 is needed")
 
@@ -194,6 +192,8 @@ class Config:
     """Everything random is a function of it."""
     device: str = "auto"
     """Device of `rlt evaluate`: cpu, cuda or auto."""
+    batch_videos: int = 1
+    """Videos whose views go through the network together in `rlt evaluate`: more of them fill a GPU better."""
     max_videos: int | None = None
     """Evaluate only so many videos, evenly spread over the manifest."""
     predictions: str | None = None
@@ -204,3 +204,22 @@ class Config:
     """Folder for the confusion matrix and the histogram of tokens of `rlt evaluate`."""
     json: str | None = None
     """File for the numbers of `rlt evaluate`."""
+
+
+TRAINING_ONLY = (
+    "data.train", "data.augment", "model.drop_path", "model.length_encoding", "model.new_head", "optimizer", "trainer",
+    "logger", "run_dir", "resume",
+)  # fmt: skip
+"""Options and sections that `rlt evaluate` does not read, all but `READ_BY_BOTH`."""
+EVALUATION_ONLY = (
+    "data.test", "data.views", "device", "batch_videos", "max_videos", "predictions", "compare_with", "pictures", "json",
+)  # fmt: skip
+"""Options and sections that `rlt train` does not read."""
+READ_BY_BOTH = ("trainer.precision",)
+"""Exceptions from `TRAINING_ONLY`."""
+
+
+def is_read_by(command: str, key: str) -> bool:
+    """Whether `rlt train` or `rlt evaluate` reads an option or a section."""
+    others = EVALUATION_ONLY if command == "train" else TRAINING_ONLY
+    return key in READ_BY_BOTH or not any(key == other or key.startswith(f"{other}.") for other in others)
