@@ -23,7 +23,6 @@ from rlt.evaluation.predictions import VideoPrediction
 from rlt.evaluation.results import EvaluationResult, EvaluationSettings, PeakMemory, Seconds
 from rlt.measure import machine_info, stopwatch
 from rlt.network.flops import forward_flops
-from rlt.network.tome import TokenMergingTransformer, with_token_merging
 from rlt.network.vit import VisionTransformer
 from rlt.structures import PackedTokens, pack
 from rlt.tokens import token_grid
@@ -89,14 +88,16 @@ def evaluate(
         collate_fn=collate_evaluation,
         pin_memory=torch.device(device).type == "cuda",
     )
-    forward = _Forward(_network(model, tokenizer).to(device), torch.device(device), dtype)
+    forward = _Forward(model.to(device), torch.device(device), dtype)
     tally = _Tally(metrics, failed=failed)
-    was_training = model.training
-    forward.network.eval()
+    was_training, merged_before = model.training, model.merge_per_block
+    model.eval()
+    model.merge_per_block = _merges(tokenizer)
     try:
         wall, peak = _run(loader, forward, tally, lambda done: on_progress and on_progress(done, len(usable)))
     finally:
         model.train(was_training)
+        model.merge_per_block = merged_before
     if not tally.predictions:
         raise VideoError(f"none of {len(entries)} videos could be evaluated; the first: {failed[0][0]}: {failed[0][1]}")
     settings = EvaluationSettings(
@@ -156,10 +157,8 @@ def _spread(entries: tuple[VideoEntry, ...], max_videos: int | None) -> list[Vid
     return [entries[position * len(entries) // count] for position in range(count)]
 
 
-def _network(model: VisionTransformer, tokenizer: TokenizerConfig) -> VisionTransformer:
-    if tokenizer.policy == "tome":
-        return with_token_merging(model, tokenizer.merge_per_block)
-    return with_token_merging(model, 0) if isinstance(model, TokenMergingTransformer) else model
+def _merges(tokenizer: TokenizerConfig) -> int:
+    return tokenizer.merge_per_block if tokenizer.policy == "tome" else 0
 
 
 @dataclass
@@ -286,7 +285,7 @@ def _result(
     peak: PeakMemory | None,
 ) -> EvaluationResult:
     top1, top5, confusion = tally.metrics.compute()
-    merges = settings.tokenizer.merge_per_block if settings.tokenizer.policy == "tome" else 0
+    merges = _merges(settings.tokenizer)
     clips = Counter(count for video in tally.predictions for count in video.tokens)
     dense = Counter(video.tokens_dense for video in tally.predictions for _ in video.tokens)
     return EvaluationResult(
