@@ -31,7 +31,6 @@ from rlt.evaluation.predictions import VideoPrediction
 from rlt.evaluation.statistics import wilson_interval
 from rlt.files import write_json
 from rlt.measure import count_forward_flops
-from rlt.network.tome import count_merging_flops, with_token_merging
 from rlt.tokens.rules import TokenizerConfig
 from rlt.video import read_clips
 from test_vit import TINY, tiny_model
@@ -184,7 +183,7 @@ def test_flops_equal_those_counted_clip_by_clip(manifest: Manifest, result: Eval
     assert result.flops_dense == count_forward_flops(TINY, everything) * len(clips)
     merged = evaluated(manifest, TokenizerConfig("tome", merge_per_block=5))
     assert merged.tokens_kept == 1
-    assert merged.flops == count_merging_flops(TINY, everything, 5) * len(clips)
+    assert merged.flops == count_forward_flops(TINY, everything, 5) * len(clips)
     assert merged.flops < merged.flops_dense
 
 
@@ -192,10 +191,12 @@ def test_merging_is_that_of_the_tokenizer_and_no_other(manifest: Manifest) -> No
     dense = evaluated(manifest, TokenizerConfig("none"))
     merged = evaluated(manifest, TokenizerConfig("tome", merge_per_block=5))
     assert [video.top_probabilities for video in merged.predictions] != [v.top_probabilities for v in dense.predictions]
-    trained_merging = with_token_merging(tiny_model(), 5)
+    trained_merging = tiny_model()
+    trained_merging.merge_per_block = 5
     assert evaluated(manifest, TokenizerConfig("none"), model=trained_merging).predictions == dense.predictions
     again = evaluated(manifest, TokenizerConfig("tome", merge_per_block=5), model=trained_merging)
     assert again.predictions == merged.predictions
+    assert trained_merging.merge_per_block == 5
 
 
 def test_the_model_is_left_as_it_was(manifest: Manifest) -> None:
