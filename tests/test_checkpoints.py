@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import rlt
-from rlt.checkpoints import LoadReport, convert, exporting, load_checkpoint, read_checkpoint, weights
+from rlt import weights
+from rlt.checkpoints import LoadReport, convert, exporting, load_checkpoint, read_checkpoint
 from rlt.checkpoints.models import MODELS, create_model
 from rlt.checkpoints.state_maps import LAYOUTS, detect_layout
 from rlt.errors import CheckpointError, InvalidArgumentError
@@ -838,7 +839,7 @@ def test_a_hub_id_is_downloaded_without_pickles_where_safetensors_exist(
             our_model().save_pretrained(tmp_path / "hub")
         return str(tmp_path / "hub")
 
-    monkeypatch.setattr(weights, "snapshot_download", snapshot)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     assert_same(load_checkpoint("someone/model"), our_model())
     assert len(asked) == 2
     assert_same(VisionTransformer.from_pretrained("someone/model"), our_model())
