@@ -113,7 +113,7 @@ def _time_evaluation(dataset: str, manifest: Path, videos: int = 16, rounds: int
             content,
             clip=config.data.clip,
             views=config.data.views,
-            tokenizer=config.tokenizer,
+            rule=config.tokenizer.build(),
             max_videos=videos,
         )
     timings = interleave(arms, rounds=rounds)
@@ -148,7 +148,8 @@ def _one_run(
     for tokenizer in EVALUATED_WITH[arm]:
         tokens = [f"tokenizer={tokenizer}"]
         if tokenizer == "tome":
-            tokens.append(f"tokenizer.merge_per_block={_merges(run_dir, evaluations['rlt']['flops'])}")
+            tokens[:] = ["tokenizer=none"]
+            tokens.append(f"model.merge_per_block={_merges(run_dir, evaluations['rlt']['flops'])}")
         result = evaluate_config(compose([*common, f"checkpoint={run_dir}", *tokens, "device=cpu"])).result.to_json()
         names = ("top1", "tokens_kept", "num_videos", "failed", "flops")
         evaluations[tokenizer] = {name: result[name] for name in names}

@@ -14,7 +14,7 @@ import torch
 
 import oracles
 import rlt
-from rlt import assets
+from rlt import Everything, Threshold, assets
 from rlt.benchmark import SUITES, BenchmarkSettings, adapted, networks, run_suite
 from rlt.benchmark.harness import Rounds, Work, packed_by, read_frames
 from rlt.benchmark.peers.decoders import decoders
@@ -209,7 +209,7 @@ def test_rounds_run_every_work_once_more_than_counted() -> None:
 
 
 def test_tome_is_left_out_where_it_cannot_get_as_cheap() -> None:
-    settings = replace(SMALL, threshold=100.0, num_frames=32, rounds=1)  # keeps the first of 16 time steps
+    settings = replace(SMALL, rule=Threshold(100.0), num_frames=32, rounds=1)  # keeps the first of 16 time steps
     names = {arm.name for arm in run_suite("forward", settings).arms}
     assert "tome" not in names
     assert {"dense", "rlt", "padded"} <= names
@@ -256,7 +256,7 @@ def test_a_missing_gpu_is_told() -> None:
 def test_counted_memory_is_what_is_measured() -> None:
     script = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "count_memory.py"))
     frames = read_frames(SMALL)
-    for policy, name in (("none", "dense_packed"), ("rlt", "rlt")):
+    for rule, name in ((Everything(), "dense_packed"), (Threshold(), "rlt")):
         found = [arm for arm in measured("train-step")["arms"] if name in (arm["name"], arm.get("runs"))]
-        counted = script["count_peak"]("vit_tiny", packed_by(policy, frames, SMALL), training=True)
+        counted = script["count_peak"]("vit_tiny", packed_by(rule, frames, SMALL), training=True)
         assert counted == pytest.approx(found[0]["peak_memory_bytes"], rel=0.02)

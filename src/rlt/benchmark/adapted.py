@@ -16,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from rlt.adapters import patch
 from rlt.adapters.interface import import_transformers
-from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, read_frames
+from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, read_frames, threshold_of
 from rlt.benchmark.peers.padded import naive_attention
 from rlt.errors import MissingDependencyError
-from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
+from rlt.structures import IMAGENET_MEAN, IMAGENET_STD
 
 WIDTH, DEPTH, HEADS = 384, 12, 6
 """Of all models, that of ViT-S, and of the language model behind a tower too; weights are random."""
@@ -62,7 +62,7 @@ def adapters_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResu
         try:
             model, patched = (_build(case, settings) for _ in range(2))
             per_clip = settings.num_frames if case.images else None
-            patch(patched, threshold=settings.threshold, frames_per_clip=per_clip)
+            patch(patched, threshold=threshold_of(settings.rule), frames_per_clip=per_clip)
         except (AttributeError, MissingDependencyError):
             left_out.append(name)
             continue

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from rlt.data.sampler import derive_seed
 from rlt.errors import InvalidArgumentError, MissingDependencyError
-from rlt.structures import check_frames
-from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
+from rlt.structures import IMAGENET_MEAN, IMAGENET_STD, check_frames
 
 Operation = Callable[[Any, Tensor, float], Tensor]
 

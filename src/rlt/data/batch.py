@@ -12,8 +12,8 @@ from rlt.data.augment import AugmentConfig, mix_batch, soft_targets
 from rlt.data.dataset import EvaluationSample, TrainingSample
 from rlt.data.sampler import derive_seed
 from rlt.errors import InvalidArgumentError
-from rlt.structures import PackedTokens, Segments, pack
-from rlt.tokens.rules import TokenizerConfig, select
+from rlt.structures import PackedTokens, PatchSpec, Segments, pack
+from rlt.tokens import Rule, tokenize_batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +85,10 @@ class Collate:
 
     def __init__(
         self,
-        tokenizer: TokenizerConfig,
+        rule: Rule,
         augment: AugmentConfig,
         num_classes: int,
-        tubelet_size: int = 2,
-        patch_size: int = 16,
+        spec: PatchSpec,
         *,
         training: bool = True,
         seed: int = 0,
@@ -97,11 +96,10 @@ class Collate:
         """Plain values only, so that workers can be given it.
 
         Args:
-            tokenizer: which tokens are kept.
+            rule: which tokens are kept.
             augment: mixup, cutmix and label smoothing.
             num_classes: columns of the targets, at least 1.
-            tubelet_size: frames per token.
-            patch_size: height and width of a token in pixels.
+            spec: how clips are cut into tokens.
             training: False leaves out mixing and smoothing.
             seed: of the run.
 
@@ -110,11 +108,10 @@ class Collate:
         """
         if num_classes < 1:
             raise InvalidArgumentError(f"num_classes is {num_classes}; a whole number of at least 1 is needed")
-        self.tokenizer = tokenizer
+        self.rule = rule
         self.augment = augment
         self.num_classes = num_classes
-        self.tubelet_size = tubelet_size
-        self.patch_size = patch_size
+        self.spec = spec
         self.training = training
         self.seed = seed
 
@@ -139,13 +136,8 @@ class Collate:
         if self.training:
             # Mixed before tokens are selected: the mask is taken on the clip as the network will see it.
             frames, targets = mix_batch(frames, targets, self.augment, seed=derive_seed(self.seed, position, 4))
-        tokens = select(
-            frames,
-            self.tokenizer,
-            tubelet_size=self.tubelet_size,
-            patch_size=self.patch_size,
-            seeds=[derive_seed(self.seed, sample.position, 5) for sample in samples],
-        )
+        seeds = [derive_seed(self.seed, sample.position, 5) for sample in samples]
+        tokens = tokenize_batch(frames, self.rule, self.spec, seeds)
         return Batch(
             packed=pack(tokens),
             targets=targets,
