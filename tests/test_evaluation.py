@@ -13,6 +13,7 @@ import torch
 from rich.console import Console, RenderableType
 
 import rlt
+from models import TINY, tiny_model
 from rlt import Everything, Rule, Threshold
 from rlt.cli.show_evaluation import comparison_report, evaluation_report
 from rlt.data.clips import ClipConfig, ViewConfig
@@ -35,7 +36,6 @@ from rlt.measure import count_forward_flops
 from rlt.network.tome import count_merging_flops, with_token_merging
 from rlt.tokens import make_rule
 from rlt.video import read_clips
-from test_vit import TINY, tiny_model
 from video_factory import numbered_picture, write_video
 
 CLIP = ClipConfig(num_frames=4, frame_stride=3, size=32)

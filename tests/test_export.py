@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import rlt
+from models import random_pack, tiny
 from rlt.errors import InvalidArgumentError
 from rlt.export import export_network, export_patched, network_inputs
 from rlt.network.tome import with_token_merging
 from rlt.structures import PackedTokens, TokenGrid
-from test_compile import random_pack, tiny
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import rlt
+from models import TINY, tiny_model, video
 from rlt.checkpoints.models import MODELS
 from rlt.errors import InvalidArgumentError
 from rlt.measure import count_forward_flops
@@ -26,7 +27,6 @@ from rlt.network.tome import (
     with_token_merging,
 )
 from rlt.structures import PackedTokens, Segments
-from test_vit import TINY, tiny_model, video
 
 
 def packed_clips() -> PackedTokens:

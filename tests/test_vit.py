@@ -10,30 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rlt
+from models import TINY, tiny_model, video
 from rlt.errors import InvalidArgumentError
 from rlt.network import vit
 from rlt.network.embedding import PatchEmbedding
 from rlt.network.positions import SinusoidPositions, sinusoid_table
-from rlt.network.vit import VisionTransformer, ViTConfig
+from rlt.network.vit import VisionTransformer
 from rlt.structures import IMAGENET_MEAN, IMAGENET_STD
-
-TINY = ViTConfig(width=32, depth=3, num_heads=4, mlp_width=64, num_classes=7, num_frames=4, image_size=32, patch_size=8)
-
-
-def tiny_model(**changes: object) -> VisionTransformer:
-    torch.manual_seed(0)
-    model = VisionTransformer(TINY.replace(**changes)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # biases and LayerNorms away from their neutral start
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
-
-
-def video(seed: int, frames: int = 4, height: int = 32, width: int = 32) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    clip = torch.randint(0, 256, (frames, height, width, 3), dtype=torch.uint8, generator=generator)
-    clip[1:, : height // 2] = clip[0, : height // 2]  # the upper half repeats
-    return clip
 
 
 def dense_twin(model: VisionTransformer, frames_BTHWC: Tensor) -> Tensor:
