@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from rlt.data.labels import ClassIndex, read_text, some
+from rlt.checks import some
+from rlt.data.labels import ClassIndex, read_text
 from rlt.data.manifest import absolute_path
 from rlt.errors import InvalidArgumentError
 from rlt.video import VIDEO_EXTENSIONS
@@ -263,6 +264,6 @@ def check_some_exist(listing: Listing) -> None:
     if not any(os.path.exists(candidate.path) for candidate in listing.candidates):  # noqa: PTH110 (100,000s of files)
         paths = [candidate.path for candidate in listing.candidates]
         raise InvalidArgumentError(
-            f"{listing.source}: {some(paths, 1)} missing, no video of {len(paths)} exists; "
+            f"{listing.source}: no video of {len(paths)} exists (looked for {some(paths, 1)}); "
             "give the folder of the videos with --videos"
         )

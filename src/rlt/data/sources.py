@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rlt.checks import one_of
 from rlt.data.labels import ClassIndex, class_names, read_text
 from rlt.data.listings import (
     Candidate,
@@ -49,8 +50,7 @@ def kinetics_listing(
     Raises:
         InvalidArgumentError: if a file or folder cannot be read, or names a class that does not exist.
     """
-    if dataset not in KINETICS:
-        raise InvalidArgumentError(f"dataset is {dataset!r}; allowed are {', '.join(KINETICS)}")
+    one_of(KINETICS, dataset=dataset)
     folder = check_folder(videos)
     index = None
     if names is not None:
