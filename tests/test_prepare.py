@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from rlt.cli import main
 from rlt.data import manifest as manifest_module
+from rlt.data.duplicates import compare_splits
 from rlt.data.labels import ClassIndex, class_names, read_class_names
 from rlt.data.listings import Candidate, Listing, folder_listing, videos_below
 from rlt.data.manifest import Manifest, VideoEntry, read_manifest, write_manifest
-from rlt.data.prepare import compare_splits, prepare
+from rlt.data.prepare import prepare
 from rlt.data.probing import ProbeRecord, probe_video
 from rlt.data.sources import kinetics_listing, ssv2_listing
 from rlt.errors import InvalidArgumentError, MissingDependencyError

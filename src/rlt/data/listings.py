@@ -12,12 +12,11 @@ from typing import NamedTuple
 
 from rlt.checks import some
 from rlt.data.labels import ClassIndex, read_text
-from rlt.data.manifest import absolute_path
+from rlt.data.manifest import MAX_LABEL_ID, absolute_path
 from rlt.errors import InvalidArgumentError
 from rlt.video import VIDEO_EXTENSIONS
 
 _SPLITS = frozenset({"train", "training", "val", "valid", "validate", "validation", "test", "testing"})
-_MAX_LABEL_ID = 99_999  # larger ones are numbers of something else
 _LIST_HEADERS = frozenset({"path", "video", "video_path", "file", "filename", "video_name"})
 _RAW_FRAMES = re.compile(r"(.+?)[ ,\t](\d+)[ ,\t](\d+)")
 
@@ -133,8 +132,8 @@ def list_file_listing(file: Path, *, videos: str | Path | None = None, index: Cl
     if index is None:
         found = sorted({row.label for row in rows})
         highest = max(int(name) for name in found) if by_number else 0
-        if highest > _MAX_LABEL_ID:
-            raise InvalidArgumentError(f"{file}: label {highest} is no label id; 0 to {_MAX_LABEL_ID} is allowed")
+        if highest > MAX_LABEL_ID:
+            raise InvalidArgumentError(f"{file}: label {highest} is no label id; 0 to {MAX_LABEL_ID} is allowed")
         names = [f"class {label_id}" for label_id in range(highest + 1)] if by_number else found
         index = ClassIndex(names, origin=str(file))
     if by_number:
