@@ -45,6 +45,12 @@ class Listing:
     """Name of each class, by label id."""
 
 
+def make_listing(source: Path, index: ClassIndex, videos: Iterable[tuple[Path, int]]) -> Listing:
+    """The listing of `source`, which gives these videos these label ids of `index`."""
+    candidates = (Candidate(str(path), label_id, index.names[label_id]) for path, label_id in videos)
+    return Listing(str(source), tuple(candidates), index.names)
+
+
 def folder_listing(
     source: str | Path, *, videos: str | Path | None = None, names: Sequence[str] | None = None
 ) -> Listing:
@@ -101,12 +107,7 @@ def class_folder_listing(root: Path, *, index: ClassIndex | None = None, undersc
         label_ids = {name: label_ids[label] for name, label in zip(found, shown, strict=True)}
     else:
         label_ids = index.find_all(found, source=str(root))
-    candidates = [
-        Candidate(str(path), label_ids[name], index.names[label_ids[name]])
-        for name, paths in found.items()
-        for path in paths
-    ]
-    return Listing(str(root), tuple(candidates), index.names)
+    return make_listing(root, index, ((path, label_ids[name]) for name, paths in found.items() for path in paths))
 
 
 def list_file_listing(file: Path, *, videos: str | Path | None = None, index: ClassIndex | None = None) -> Listing:
@@ -143,15 +144,8 @@ def list_file_listing(file: Path, *, videos: str | Path | None = None, index: Cl
     else:
         label_ids = index.find_all({row.label for row in rows}, source=str(file))
     folder = file.parent if videos is None else check_folder(videos)
-    candidates = [
-        Candidate(
-            str(absolute_path(find_by_end(folder, row.path) if videos is not None else folder / row.path)),
-            label_ids[row.label],
-            index.names[label_ids[row.label]],
-        )
-        for row in rows
-    ]
-    return Listing(str(file), tuple(candidates), index.names)
+    find = Path.joinpath if videos is None else find_by_end
+    return make_listing(file, index, ((absolute_path(find(folder, row.path)), label_ids[row.label]) for row in rows))
 
 
 class _ListRow(NamedTuple):
