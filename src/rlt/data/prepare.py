@@ -17,6 +17,11 @@ from rlt.data.probing import MISSING, ProbeRecord, Progress, probe_videos
 MIN_FRAMES = 16
 """Videos with fewer frames are reported: a clip of 16 repeats their last frame."""
 
+_REPORTED = (
+    "output", "num_videos", "num_classes", "num_usable", "num_probed", "num_resumed", "missing", "unreadable", "short",
+    "empty_classes", "duplicates", "other_split", "between_splits", "class_names_differ", "tokens_kept",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class PrepareReport:
@@ -84,23 +89,11 @@ class PrepareReport:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
-        return {
-            "output": self.output,
-            "num_videos": self.num_videos,
-            "num_classes": self.num_classes,
-            "num_usable": self.num_usable,
-            "num_probed": self.num_probed,
-            "num_resumed": self.num_resumed,
-            "missing": self.missing,
-            "unreadable": [{"path": path, "status": status} for path, status in self.unreadable],
-            "short": self.short,
-            "empty_classes": self.empty_classes,
-            "duplicates": [duplicate._asdict() for duplicate in self.duplicates],
-            "other_split": self.other_split,
-            "between_splits": [duplicate._asdict() for duplicate in self.between_splits],
-            "class_names_differ": self.class_names_differ,
-            "tokens_kept": self.tokens_kept,
-        }
+        values = {name: getattr(self, name) for name in _REPORTED}
+        values["unreadable"] = [{"path": path, "status": status} for path, status in self.unreadable]
+        for name in ("duplicates", "between_splits"):
+            values[name] = [pair._asdict() for pair in values[name]]
+        return values
 
 
 def prepare(
