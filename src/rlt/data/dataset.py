@@ -62,8 +62,6 @@ class EvaluationSample:
     """Time that reading and decoding took, in seconds."""
     seconds_tokenize: float
     """Time that selecting tokens took, in seconds."""
-    frames_shape: tuple[int, ...]
-    """(T, H, W, 3) of a view; empty if the video could not be decoded."""
     notes: tuple[str, ...] = ()
     """What deserves a look though all views are whole."""
 
@@ -175,14 +173,13 @@ class EvaluationDataset(Dataset[EvaluationSample]):
                 clips = read_evaluation_clips(entry.path, self.clip, self.views)
         except VideoError as error:
             seconds = time.perf_counter() - begin
-            return EvaluationSample(index, [], entry.label_id, entry.path, str(error), seconds, 0.0, ())
+            return EvaluationSample(index, [], entry.label_id, entry.path, str(error), seconds, 0.0)
         decoded = time.perf_counter()
         seeds = [derive_seed(self.seed, _name_number(entry.path), view) for view in range(len(clips))]
         tokens = tokenize_batch(torch.stack([clip.frames for clip in clips]), self.rule, self.spec, seeds)
         done = time.perf_counter()
-        shape = tuple(clips[0].frames.shape)
         return EvaluationSample(
-            index, tokens, entry.label_id, entry.path, None, decoded - begin, done - decoded, shape, tuple(notes)
+            index, tokens, entry.label_id, entry.path, None, decoded - begin, done - decoded, tuple(notes)
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from rlt.checks import some
 from rlt.conf.schema import Config
 from rlt.data.batch import Collate, collate_evaluation
 from rlt.data.clips import ViewConfig
@@ -45,8 +46,8 @@ class TrainingData(LightningDataModule):
             raise InvalidArgumentError(f"{config.data.train} has no usable video; see its status column")
         if validation is not None and validation.class_names != training.class_names:
             raise InvalidArgumentError(
-                f"{config.data.val} has the classes {_some(validation)}, {config.data.train} has {_some(training)}; "
-                "prepare both with the same labels"
+                f"{config.data.val} has the classes {some(validation.class_names)}, {config.data.train} has "
+                f"{some(training.class_names)}; prepare both with the same labels"
             )
         self.config = config
         self.model = model
@@ -138,8 +139,3 @@ class TrainingData(LightningDataModule):
                 f"{len(unknown)}; prepare it with --measure-tokens"
             )
         return [grid.num_tokens * (entry.tokens_kept or 1.0) for entry in self.training]
-
-
-def _some(manifest: Manifest) -> str:
-    names = manifest.class_names
-    return f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''} ({len(names)})"
