@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from rlt import PatchSpec, Random, Threshold
+from rlt import PatchSpec, Random, Threshold, assets
 from rlt.data.augment import AugmentConfig, no_augmentation
 from rlt.data.batch import Batch, Collate, collate_evaluation
 from rlt.data.clips import (
@@ -563,8 +563,12 @@ def test_configuration_errors_name_the_field(build, words):
     assert ViewConfig(5, 3).num_views == 15
 
 
-def test_real_labelled_video(video_data):
-    paths = list_videos(video_data / "ucf6" / "val")[::40]
+@pytest.mark.parametrize("bundled", [True, False], ids=["bundled", "other"])
+def test_real_video(bundled, request):
+    if bundled:
+        paths = [assets.path(name) for name in assets.names()]
+    else:
+        paths = list_videos(request.getfixturevalue("video_data") / "ucf6" / "val")[::40]
     entries = [entry(path, label_id) for label_id, path in enumerate(paths)]
     dataset = TrainingDataset(entries, ClipConfig(16, 4, size=64), AugmentConfig(), seed=0)
     batch = Collate(Threshold(), AugmentConfig(), len(entries), PatchSpec())(

@@ -73,6 +73,8 @@ KINDS: dict[str, dict[str, object]] = {
     "vp8": {"codec": "libvpx", "container": "webm", "options": {"deadline": "realtime", "cpu-used": "8"}},
     "mpeg4 in avi": {"codec": "mpeg4", "container": "avi"},
     "mpeg4 in avi with B-frames": {"codec": "mpeg4", "container": "avi", "max_b_frames": 2},
+    "h264 in avi with B-frames, whose guessed times swap": {"container": "avi", "max_b_frames": 2},
+    "msmpeg4 in avi": {"codec": "msmpeg4", "container": "avi"},
     "mpeg4 in mp4 with B-frames": {"codec": "mpeg4", "container": "mp4", "max_b_frames": 2},
     "mpeg2 with B-frames": {"codec": "mpeg2video", "container": "mpegts", "max_b_frames": 2},
     "ffv1": {"codec": "ffv1", "container": "matroska"},
