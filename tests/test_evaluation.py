@@ -33,7 +33,6 @@ from rlt.evaluation.predictions import VideoPrediction
 from rlt.evaluation.statistics import wilson_interval
 from rlt.files import write_json
 from rlt.measure import count_forward_flops
-from rlt.network.tome import count_merging_flops, with_token_merging
 from rlt.tokens import make_rule
 from rlt.video import read_clips
 from video_factory import numbered_picture, write_video
@@ -183,15 +182,21 @@ def test_flops_equal_those_counted_clip_by_clip(manifest: Manifest, result: Eval
     everything = rlt.pack(rlt.tokenize(clips[0], rule="none", patch_size=8))
     assert result.flops == kept
     assert result.flops_dense == count_forward_flops(TINY, everything) * len(clips)
-    merged = evaluated(manifest, Everything(), model=with_token_merging(tiny_model(), 5))
+    merged = evaluated(manifest, Everything(), model=merging_model(5))
     assert merged.tokens_kept == 1
-    assert merged.flops == count_merging_flops(TINY, everything, 5) * len(clips)
+    assert merged.flops == count_forward_flops(TINY, everything, 5) * len(clips)
     assert merged.flops < merged.flops_dense
+
+
+def merging_model(merge_per_block: int) -> rlt.VisionTransformer:
+    model = tiny_model()
+    model.merge_per_block = merge_per_block
+    return model
 
 
 def test_merging_is_that_of_the_network(manifest: Manifest) -> None:
     dense = evaluated(manifest, Everything())
-    merged = evaluated(manifest, Everything(), model=with_token_merging(tiny_model(), 5))
+    merged = evaluated(manifest, Everything(), model=merging_model(5))
     assert [video.top_probabilities for video in merged.predictions] != [v.top_probabilities for v in dense.predictions]
     assert merged.to_json()["settings"]["tokenizer"]["merge_per_block"] == 5
 

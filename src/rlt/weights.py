@@ -17,7 +17,6 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
 from rlt.checks import some
@@ -53,6 +52,8 @@ def find_source(
     name = str(source)
     if not _HUB_ID.fullmatch(name) or path.suffix in _FILE_SUFFIXES:
         raise CheckpointError(f"{name} does not exist; give a file, a folder or a hub id such as owner/name")
+    from huggingface_hub import snapshot_download  # imports an HTTP client, which local files need not
+
     for weights in ("model*.safetensors*", "pytorch_model*.bin*"):
         try:
             folder = Path(

@@ -52,8 +52,7 @@ def evaluate(
     cannot be read are listed and left out. One clip goes through the network before the clock starts.
 
     Args:
-        model: moved to `device`, and in evaluation mode meanwhile. With `tokenizer.policy` "tome" tokens are merged
-            in it; with any other, none are, even if it was trained to.
+        model: moved to `device`, and in evaluation mode meanwhile.
         manifest: videos and classes; classes are those of the model, in the same order.
         clip: frames and size.
         views: clips and crops per video.
@@ -90,14 +89,14 @@ def evaluate(
     forward = _Forward(model.to(device), torch.device(device), dtype)
     tally = _Tally(metrics, failed=failed)
     was_training = model.training
-    forward.network.eval()
+    model.eval()
     try:
         wall, peak = _run(loader, forward, tally, lambda done: on_progress and on_progress(done, len(usable)))
     finally:
         model.train(was_training)
     if not tally.predictions:
         raise VideoError(f"none of {len(entries)} videos could be evaluated; the first: {failed[0][0]}: {failed[0][1]}")
-    merges = getattr(model, "merge_per_block", 0)
+    merges = model.merge_per_block
     settings = EvaluationSettings(
         clip, views, rule, merges, batch_videos, num_workers, str(device), str(dtype).removeprefix("torch."), seed
     )
