@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from rlt.checks import one_of
 from rlt.data.augment import AugmentConfig, augment_clip
-from rlt.data.clips import ClipConfig, ViewConfig, read_evaluation_clips, read_training_clip
+from rlt.data.clips import ViewConfig, read_evaluation_clips, read_training_clip
 from rlt.data.manifest import VideoEntry
 from rlt.data.sampler import SampleKey, derive_seed
 from rlt.errors import InvalidArgumentError, VideoError, VideoWarning
 from rlt.structures import RunLengthTokens
 from rlt.tokens.rules import TokenizerConfig, select
+from rlt.video import DECODERS, ClipSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +74,13 @@ class TrainingDataset(Dataset[TrainingSample]):
     """Random augmented clips; everything random is a function of (seed, position)."""
 
     def __init__(
-        self, entries: Sequence[VideoEntry], clip: ClipConfig, augment: AugmentConfig, *, seed: int = 0
+        self,
+        entries: Sequence[VideoEntry],
+        clip: ClipSpec,
+        augment: AugmentConfig,
+        *,
+        seed: int = 0,
+        decoder: str = "pyav",
     ) -> None:
         """Nothing is opened here.
 
@@ -81,14 +89,17 @@ class TrainingDataset(Dataset[TrainingSample]):
             clip: frames and size.
             augment: random changes.
             seed: of the run.
+            decoder: see `rlt.read_clip`.
 
         Raises:
-            InvalidArgumentError: for no videos.
+            InvalidArgumentError: for no videos, or an unknown decoder.
         """
+        one_of(DECODERS, decoder=decoder)
         self.entries = _not_empty(entries)
         self.clip = clip
         self.augment = augment
         self.seed = seed
+        self.decoder = decoder
         self._replacements = _by_class(self.entries)
 
     def __len__(self) -> int:
@@ -110,11 +121,11 @@ class TrainingDataset(Dataset[TrainingSample]):
             entry = self.entries[index]
             try:
                 with _recorded_warnings() as notes:
-                    frames = read_training_clip(entry.path, self.clip, self.augment, seed=seed).frames
+                    clip = read_training_clip(entry.path, self.clip, self.augment, seed=seed, decoder=self.decoder)
             except VideoError as error:
                 failed.append((entry.path, str(error)))
                 continue
-            frames = augment_clip(frames, self.augment, seed=derive_seed(seed, 3))
+            frames = augment_clip(clip.frames, self.augment, seed=derive_seed(seed, 3))
             return TrainingSample(frames, entry.label_id, entry.path, tuple(failed), key.position, tuple(notes))
         raise VideoError(f"none of {len(self.entries)} videos can be decoded; the first one: {failed[0][1]}")
 
@@ -134,13 +145,14 @@ class EvaluationDataset(Dataset[EvaluationSample]):
     def __init__(
         self,
         entries: Sequence[VideoEntry],
-        clip: ClipConfig,
+        clip: ClipSpec,
         views: ViewConfig,
         tokenizer: TokenizerConfig,
         *,
         tubelet_size: int = 2,
         patch_size: int = 16,
         seed: int = 0,
+        decoder: str = "pyav",
     ) -> None:
         """Nothing is opened here.
 
@@ -153,10 +165,12 @@ class EvaluationDataset(Dataset[EvaluationSample]):
             patch_size: height and width of a token in pixels.
             seed: of the tokenizer "random". The choice for a view depends on this, the name of the file and the
                 number of the view, not on which other videos there are or which machine reads them.
+            decoder: see `rlt.read_clip`.
 
         Raises:
-            InvalidArgumentError: for no videos.
+            InvalidArgumentError: for no videos, or an unknown decoder.
         """
+        one_of(DECODERS, decoder=decoder)
         self.entries = _not_empty(entries)
         self.clip = clip
         self.views = views
@@ -164,6 +178,7 @@ class EvaluationDataset(Dataset[EvaluationSample]):
         self.tubelet_size = tubelet_size
         self.patch_size = patch_size
         self.seed = seed
+        self.decoder = decoder
 
     def __len__(self) -> int:
         """Number of videos."""
@@ -175,7 +190,7 @@ class EvaluationDataset(Dataset[EvaluationSample]):
         begin = time.perf_counter()
         try:
             with _recorded_warnings() as notes:
-                clips = read_evaluation_clips(entry.path, self.clip, self.views)
+                clips = read_evaluation_clips(entry.path, self.clip, self.views, decoder=self.decoder)
         except VideoError as error:
             seconds = time.perf_counter() - begin
             return EvaluationSample(index, [], entry.label_id, entry.path, str(error), seconds, 0.0, ())

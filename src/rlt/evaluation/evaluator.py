@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from rlt.data.batch import EvaluationBatch, collate_evaluation
-from rlt.data.clips import ClipConfig, ViewConfig
+from rlt.data.clips import ViewConfig
 from rlt.data.dataset import EvaluationDataset, EvaluationSample
 from rlt.data.manifest import Manifest, VideoEntry
 from rlt.errors import InvalidArgumentError, VideoError
@@ -28,6 +28,7 @@ from rlt.network.vit import VisionTransformer
 from rlt.structures import PackedTokens, pack
 from rlt.tokens import token_grid
 from rlt.tokens.rules import TokenizerConfig
+from rlt.video import ClipSpec
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Precisions of the forward pass."""
@@ -37,7 +38,7 @@ def evaluate(
     model: VisionTransformer,
     manifest: Manifest,
     *,
-    clip: ClipConfig,
+    clip: ClipSpec,
     views: ViewConfig,
     tokenizer: TokenizerConfig,
     batch_videos: int = 1,
@@ -45,6 +46,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    decoder: str = "pyav",
     max_videos: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
@@ -65,6 +67,7 @@ def evaluate(
         device: where the network runs.
         dtype: float32; bfloat16 or float16 run under torch's autocast, with weights in their own precision.
         seed: of the tokenizer "random".
+        decoder: see `rlt.read_clip`.
         max_videos: evaluate only so many, evenly spread over the manifest, which may be sorted by class.
         on_progress: called with (videos done, videos in all).
 
@@ -74,14 +77,14 @@ def evaluate(
         MissingDependencyError: if torchmetrics cannot be imported.
     """
     _check(model, manifest, batch_videos=batch_videos, num_workers=num_workers, dtype=dtype, max_videos=max_videos)
-    token_grid((clip.num_frames, clip.size, clip.size, 3), **_token_size(model))  # told before any video is read
+    token_grid((clip.num_frames, *clip.frame_size, 3), **_token_size(model))  # told before any video is read
     metrics = ClassificationMetrics(model.config.num_classes)
     entries = _spread(manifest.entries, max_videos)
     failed = [(entry.path, entry.status) for entry in entries if not entry.usable]
     usable = [entry for entry in entries if entry.usable]
     if not usable:
         raise VideoError(f"none of {len(entries)} videos can be used; the first: {failed[0][0]}: {failed[0][1]}")
-    dataset = EvaluationDataset(usable, clip, views, tokenizer, seed=seed, **_token_size(model))
+    dataset = EvaluationDataset(usable, clip, views, tokenizer, seed=seed, decoder=decoder, **_token_size(model))
     loader: DataLoader[EvaluationSample] = DataLoader(
         dataset,
         batch_size=batch_videos,
@@ -100,7 +103,7 @@ def evaluate(
     if not tally.predictions:
         raise VideoError(f"none of {len(entries)} videos could be evaluated; the first: {failed[0][0]}: {failed[0][1]}")
     settings = EvaluationSettings(
-        clip, views, tokenizer, batch_videos, num_workers, str(device), str(dtype).removeprefix("torch."), seed
+        clip, views, tokenizer, batch_videos, num_workers, str(device), str(dtype).removeprefix("torch."), seed, decoder
     )
     return _result(settings, model, manifest, tally, forward, wall, peak)
 

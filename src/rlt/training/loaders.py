@@ -89,7 +89,7 @@ class TrainingData(LightningDataModule):
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
         return DataLoader(
-            TrainingDataset(self.training, data.clip, data.augment, seed=self.config.seed),
+            TrainingDataset(self.training, data.clip, data.augment, seed=self.config.seed, decoder=data.decoder),
             batch_sampler=self.sampler(rank, world_size),
             collate_fn=Collate(
                 self.config.tokenizer,
@@ -118,6 +118,7 @@ class TrainingData(LightningDataModule):
             tubelet_size=self.model.tubelet_size,
             patch_size=self.model.patch_size,
             seed=self.config.seed,
+            decoder=data.decoder,
         )
         return DataLoader(
             dataset,
@@ -128,7 +129,8 @@ class TrainingData(LightningDataModule):
 
     def _expected_tokens(self) -> list[float]:
         clip, model = self.config.data.clip, self.model
-        places = clip.num_frames // model.tubelet_size * (clip.size // model.patch_size) ** 2
+        height, width = (side // model.patch_size for side in clip.frame_size)
+        places = clip.num_frames // model.tubelet_size * height * width
         unknown = [entry.path for entry in self.training if entry.tokens_kept is None]
         if unknown:
             raise InvalidArgumentError(
