@@ -471,7 +471,7 @@ def info(duration: float, *, fps: float = 25.0, truncated: bool = False) -> Vide
 
 
 def test_long_video_is_sampled_evenly() -> None:
-    settings = ClipSettings(16, 4, 224, 2, 16, 0.1)
+    settings = ClipSettings(16, 4)
     assert sampled_starts(info(600.0), settings, 600.0) is None
     assert sampled_starts(info(7200.0), settings, None) is None
     assert sampled_starts(info(7200.0, truncated=True), settings, 600.0) is None
@@ -482,7 +482,7 @@ def test_long_video_is_sampled_evenly() -> None:
     assert starts[-1] == pytest.approx(7200 - 61 / 25)
     gaps = np.diff(starts)
     assert gaps.max() - gaps.min() <= 0.04 + 1e-9
-    every_frame = ClipSettings(16, 1, 224, 2, 16, 0.1)
+    every_frame = ClipSettings(16, 1)
     assert len(sampled_starts(info(7200.0), every_frame, 600.0) or ()) == 300
 
 

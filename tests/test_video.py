@@ -458,7 +458,7 @@ def test_sound_and_cover_art_are_no_video(tmp_path, cover):
         ({"start": -0.5}, "start is -0.5"),
         ({"start": float("nan")}, "start is nan"),
         ({"start": 12.0}, "start is 12 s, behind the end of the video; 0 to below 12.000 s"),
-        ({"decoder": "opencv"}, "decoder is 'opencv'; 'pyav' or 'torchcodec'"),
+        ({"decoder": "opencv"}, "decoder is 'opencv'; allowed are pyav, torchcodec"),
         ({"num_threads": -1}, "num_threads is -1"),
     ],
 )

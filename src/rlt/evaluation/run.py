@@ -88,6 +88,7 @@ def evaluate_config(config: Config, *, on_progress: Callable[[int, int, str], No
         device=device,
         dtype=getattr(torch, config.trainer.precision),
         seed=config.seed,
+        decoder=config.data.decoder,
         max_videos=config.max_videos,
         on_progress=None if on_progress is None else lambda done, total: on_progress(done, total, Path(path).name),
     )
