@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import rlt
+from models import random_pack, tiny
 from rlt.errors import InvalidArgumentError
 from rlt.export import export_network, export_patched, network_inputs
 from rlt.structures import PackedTokens, TokenGrid
-from test_compile import random_pack, tiny
 
 
 @pytest.fixture(autouse=True)

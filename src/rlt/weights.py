@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from rlt.checks import some
 from rlt.errors import CheckpointError
 from rlt.files import replacing
 
@@ -277,12 +278,6 @@ def key_problems(missing: Collection[str], unexpected: Collection[str], mis_shap
     if mis_shaped:
         parts.append(f"{len(mis_shaped)} of another shape ({some(mis_shaped, 2)})")
     return ", ".join(parts)
-
-
-def some(names: Collection[str], count: int = 4) -> str:
-    """The first few names, and how many more there are."""
-    first = ", ".join(list(names)[:count]) or "nothing"
-    return first if len(names) <= count else f"{first} and {len(names) - count} more"
 
 
 def first_line(error: BaseException) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from rlt.errors import InvalidArgumentError, VideoWarning
 from rlt.inspection.charts import draw_run_lengths, draw_tokens_against_threshold, draw_tokens_over_time
@@ -28,7 +30,7 @@ from rlt.plots import require_viz, save_figure
 from rlt.structures import Clip
 from rlt.video import Source, VideoInfo, iter_clips, probe, read_clip, require_motion
 from rlt.video.geometry import Size
-from rlt.video.sampling import clip_span, clip_starts
+from rlt.video.sampling import clip_starts
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share of all work that is done, 0 to 1, never falling."""
@@ -51,6 +53,7 @@ def inspect_video(
     size: Size = 224,
     tubelet_size: int = 2,
     patch_size: int = 16,
+    decoder: str = "pyav",
     max_seconds: float | None = 600.0,
     progress: Progress | None = None,
 ) -> InspectReport:
@@ -68,6 +71,7 @@ def inspect_video(
         size: size of the frames in pixels, see `rlt.read_clip`; a multiple of `patch_size`.
         tubelet_size: frames per token.
         patch_size: height and width of a token in pixels.
+        decoder: see `rlt.read_clip`.
         max_seconds: a longer video is sampled: clips spread evenly over it that cover this many seconds (300 clips at
             most). None = always the whole video. A file that is cut off is always read to the cut.
         progress: called as work goes on, see `Progress`.
@@ -78,7 +82,15 @@ def inspect_video(
         MissingDependencyError: if matplotlib or Pillow is not installed.
     """
     require_viz()
-    settings = ClipSettings(num_frames, frame_stride, size, tubelet_size, patch_size, threshold)
+    settings = ClipSettings(
+        num_frames,
+        frame_stride,
+        size=size,
+        tubelet_size=tubelet_size,
+        patch_size=patch_size,
+        threshold=threshold,
+        decoder=decoder,
+    )
     _check_arguments(settings, max_seconds)
     tell = progress or (lambda _stage, _share: None)
     with staged_folder(output, FILES, source=source) as folder:
@@ -110,12 +122,11 @@ def sampled_starts(info: VideoInfo, settings: ClipSettings, max_seconds: float |
     num_clips = min(max(int(max_seconds / seconds_per_clip), 1), _MAX_SAMPLED_CLIPS)
     if num_clips * seconds_per_clip >= info.duration:
         return None
-    span = clip_span(settings.num_frames, settings.frame_stride)
+    span = settings.span(Fraction(info.fps))
     return [start / info.fps for start in clip_starts(info.num_frames, num_clips, span)]
 
 
 def _check_arguments(settings: ClipSettings, max_seconds: float | None) -> None:
-    clip_span(settings.num_frames, settings.frame_stride)
     curve_thresholds(settings.threshold)
     if max_seconds is not None and not max_seconds > 0:
         raise InvalidArgumentError(f"max_seconds is {max_seconds}; more than 0 is needed, or None for the whole video")
@@ -139,15 +150,20 @@ def _scan(
 
 
 def _clips(source: Source, settings: ClipSettings, starts: list[float] | None) -> Iterator[Clip]:
-    num_frames, stride, size = settings.num_frames, settings.frame_stride, settings.size
+    sampling: dict[str, Any] = {
+        "num_frames": settings.num_frames,
+        "frame_stride": settings.frame_stride,
+        "size": settings.size,
+        "decoder": settings.decoder,
+    }
     if starts is None:
-        yield from iter_clips(source, num_frames=num_frames, frame_stride=stride, size=size)
+        yield from iter_clips(source, **sampling)
         return
     for number, start in enumerate(starts):
         with warnings.catch_warnings():
             if number:  # what there is to say about the file was said with the first clip
                 warnings.simplefilter("ignore", VideoWarning)
-            clip = read_clip(source, num_frames=num_frames, frame_stride=stride, size=size, start=start)
+            clip = read_clip(source, start=start, **sampling)
         yield clip
 
 

@@ -13,7 +13,7 @@ from rlt.errors import InvalidArgumentError, VideoWarning
 from rlt.inspection.scan import ScanResult
 from rlt.structures import Clip, TokenGrid
 from rlt.tokens import keep_mask
-from rlt.video import Source, VideoInfo, read_clip
+from rlt.video import ClipSpec, Source, VideoInfo, read_clip
 from rlt.video.geometry import Size
 
 _SHORT_SIDE = 336  # pixels of a frame in the pictures: four of them side by side fit on a page
@@ -24,21 +24,17 @@ _DIMMED_TINT = (14.0, 18.0, 30.0)  # added to it, a trace of blue that tells it 
 
 
 @dataclass(frozen=True)
-class ClipSettings:
-    """How a video is sampled and cut into tokens."""
+class ClipSettings(ClipSpec):
+    """How a video is sampled, decoded and cut into tokens."""
 
-    num_frames: int
-    """Frames in a clip."""
-    frame_stride: int
-    """Distance of two sampled frames, in frames of the video."""
-    size: Size
-    """Size of the frames that tokens are made of, see `rlt.read_clip`."""
-    tubelet_size: int
+    tubelet_size: int = 2
     """Frames per token."""
-    patch_size: int
+    patch_size: int = 16
     """Height and width of a token in pixels."""
-    threshold: float
+    threshold: float = 0.1
     """Tokens that differ by more than this from the one before are kept, see `rlt.keep_mask`."""
+    decoder: str = "pyav"
+    """See `rlt.read_clip`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,5 +150,11 @@ def window_starts(info: VideoInfo, settings: ClipSettings, scan: ScanResult, max
 
 
 def _read(source: Source, settings: ClipSettings, size: Size, start: float, num_clips: int) -> Clip:
-    num_frames = settings.num_frames * num_clips
-    return read_clip(source, num_frames=num_frames, frame_stride=settings.frame_stride, size=size, start=start)
+    return read_clip(
+        source,
+        num_frames=settings.num_frames * num_clips,
+        frame_stride=settings.frame_stride,
+        size=size,
+        start=start,
+        decoder=settings.decoder,
+    )

@@ -10,7 +10,7 @@ from typing import Literal
 
 from rlt.checks import at_least
 from rlt.errors import CheckpointError, InvalidArgumentError
-from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
+from rlt.structures import IMAGENET_MEAN, IMAGENET_STD, PatchSpec
 
 MODEL_TYPE = "rlt_vit"
 """What `model_type` in config.json says of our checkpoints."""
@@ -67,6 +67,11 @@ class ViTConfig:
             raise InvalidArgumentError(f"num_classes is {self.num_classes}; 0 (no head) or more is needed")
         if self.labels and len(self.labels) != self.num_classes:
             raise InvalidArgumentError(f"{len(self.labels)} labels for {self.num_classes} classes; give one per class")
+
+    @property
+    def patches(self) -> PatchSpec:
+        """How the network wants frames to be cut into tokens."""
+        return PatchSpec(self.tubelet_size, self.patch_size, self.pixel_mean, self.pixel_std)
 
     def replace(self, **changes: object) -> ViTConfig:
         """A copy with some fields changed; unknown names are a TypeError."""

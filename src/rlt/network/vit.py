@@ -5,7 +5,7 @@ Shape legend: T tokens of all clips, P values of a patch, D model width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rlt import weights
-from rlt.checks import at_least
+from rlt.checks import at_least, named_options
 from rlt.errors import CheckpointError, InvalidArgumentError
 from rlt.network.backends import Backend
 from rlt.network.blocks import Block
@@ -24,7 +24,8 @@ from rlt.network.config import MODEL_TYPE, LengthEncoding, ViTConfig
 from rlt.network.embedding import PatchEmbedding
 from rlt.network.positions import SinusoidPositions
 from rlt.network.tome import MergedTokens, mean_over_input, merging_block, unmerged
-from rlt.structures import PackedTokens, Segments
+from rlt.structures import PackedTokens, Segments, pack
+from rlt.tokens import Frames, Rule, tokenize
 
 __all__ = ["MODEL_TYPE", "LengthEncoding", "ViTConfig", "VisionTransformer", "trace_features"]
 
@@ -40,7 +41,7 @@ A video classifier for [run-length tokens](https://arxiv.org/abs/2411.05222).
     import rlt
 
     model = rlt.VisionTransformer.from_pretrained("path or hub id")
-    logits = model(rlt.pack([rlt.tokenize(rlt.read_clip("video.mp4"))]))
+    logits = model(model.tokenize(rlt.read_clip("video.mp4")))
 """
 
 
@@ -104,6 +105,44 @@ class VisionTransformer(
         at_least(0, merge_per_block=value)
         self._merge_per_block = value
 
+    @named_options(policy="give rule=rlt.Everything(), rlt.Random() or another rule")
+    def tokenize(
+        self,
+        frames: Frames,
+        *,
+        threshold: float | None = None,
+        keep_ratio: float | None = None,
+        max_tokens: int | None = None,
+        rule: Rule | str | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> PackedTokens:
+        """Cut frames into tokens as this network wants them, drop those that repeat, and pack the others.
+
+        Args:
+            frames: one clip or several of one size, see `rlt.tokenize`, on any device.
+            threshold: see `rlt.tokenize`, as the other options.
+            keep_ratio: share of each clip's tokens to keep instead.
+            max_tokens: number of each clip's tokens to keep at most instead.
+            rule: any rule, or the name of one.
+            seeds: one number per clip for rules that draw.
+
+        Returns:
+            The tokens on the device of the network.
+
+        Raises:
+            InvalidArgumentError: as `rlt.tokenize`.
+        """
+        tokens = tokenize(
+            frames,
+            threshold=threshold,
+            keep_ratio=keep_ratio,
+            max_tokens=max_tokens,
+            rule=rule,
+            seeds=seeds,
+            spec=self.config.patches,
+        )
+        return pack(tokens).to(self.fc_norm.weight.device)
+
     def forward(self, packed: PackedTokens) -> Tensor:
         """Classify clips.
 
@@ -148,11 +187,11 @@ class VisionTransformer(
         Raises:
             InvalidArgumentError: if the tokens were cut with another tubelet or patch size.
         """
-        ours = (self.config.tubelet_size, self.config.patch_size)
-        if (packed.tubelet_size, packed.patch_size) != ours:
+        ours, theirs = self.config.patches, packed.spec
+        if (theirs.tubelet_size, theirs.patch_size) != (ours.tubelet_size, ours.patch_size):
             raise InvalidArgumentError(
-                f"tokens have tubelet_size={packed.tubelet_size}, patch_size={packed.patch_size}; the model needs "
-                f"tubelet_size={ours[0]}, patch_size={ours[1]}, give these to rlt.tokenize"
+                f"tokens have tubelet_size={theirs.tubelet_size}, patch_size={theirs.patch_size}; the model needs "
+                f"tubelet_size={ours.tubelet_size}, patch_size={ours.patch_size}: cut them by model.tokenize"
             )
         self.positions.grow(max(grid.num_tokens for grid in packed.grids))
 

@@ -127,7 +127,7 @@ def build_model(config: Config, manifest: Manifest) -> VisionTransformer:
     clip, names = config.data.clip, manifest.class_names
     if config.checkpoint is None:
         known = model_config(config.model.name)
-        sizes = {"num_frames": clip.num_frames, "image_size": clip.size}
+        sizes = {"num_frames": clip.num_frames, "image_size": min(clip.frame_size)}
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(config.seed)
             model = VisionTransformer(known.replace(num_classes=len(names), labels=names, **sizes))
@@ -145,8 +145,7 @@ def build_model(config: Config, manifest: Manifest) -> VisionTransformer:
         model.add_length_encoding()
     model.set_drop_path(config.model.drop_path)
     model.activation_checkpointing = config.trainer.activation_checkpointing
-    if config.tokenizer.policy == "tome":
-        model.merge_per_block = config.tokenizer.merge_per_block
+    model.merge_per_block = config.model.merge_per_block
     return model
 
 
