@@ -15,6 +15,8 @@ import torch
 import rlt
 import video_factory
 from rlt import assets, cli
+from rlt.benchmark import SUITES
+from rlt.data.sources import KINETICS
 
 QUICK = ["--model", "vit_tiny", "--size", "64", "--frames", "8", "--repeats", "1"]
 
@@ -271,6 +273,15 @@ def test_wrong_words_are_refused(run) -> None:
         result = run(*arguments)
         assert result.code == 2
         assert "Traceback" not in result.err
+
+
+def test_help_names_what_can_be_chosen(run) -> None:
+    compare, benchmark, prepare = (run(*command, "--help") for command in (["compare"], ["benchmark"], ["prepare"]))
+    assert all(name in compare.flat_out and name in benchmark.flat_out for name in rlt.list_models())
+    assert all(name in benchmark.flat_out for name in SUITES)
+    assert all(name in prepare.out for name in KINETICS)
+    for command in ("train", "evaluate"):
+        assert "optimizer.layer_decay=" in run(command, "--help").out
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+from typing_extensions import override
 
 from rlt.cli.common import messages, output, progress
 from rlt.errors import MissingDependencyError
@@ -14,6 +16,17 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Presets and values, see docs/configuration.md.", show_default=False),
 ]
+
+
+class WithOptions(TyperCommand):
+    """A command whose help ends with every option of the configuration, which is read only when it is asked for."""
+
+    @override
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        from rlt.conf.reference import help_text
+
+        self.epilog = help_text()
+        super().format_epilog(ctx, formatter)
 
 
 def train(overrides: Overrides = None) -> None:
