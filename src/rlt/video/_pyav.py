@@ -45,12 +45,10 @@ class TimedFrame(NamedTuple):
 
 
 class PacketTime(NamedTuple):
-    """When the frame of a packet is shown, known without decoding it."""
+    """When the frame of a packet is shown, known without decoding it: as in `TimedFrame`."""
 
     ticks: int
-    """Presentation time from the first frame of the stream, in units of `VideoFile.tick`."""
     duration: int
-    """How long it is shown, in the same units; 0 if the file does not say."""
 
 
 class VideoFile:
@@ -140,14 +138,12 @@ class VideoFile:
         else:
             self.num_frames = max(round(seconds * self.rate), 1)
 
-    def _frames_until(self, ticks: int) -> int:
-        return max(round(ticks / self.frame_ticks), 1)
-
     def rescan(self) -> None:
         """Measure `num_frames` again from the packets instead of the headers."""
         packets = self.scan()
         last = packets[-1] if packets else PacketTime(0, 0)
-        self.num_frames = self._frames_until(last.ticks + max(last.duration, round(self.frame_ticks)))
+        end = last.ticks + max(last.duration, round(self.frame_ticks))
+        self.num_frames = max(round(end / self.frame_ticks), 1)
 
     def scan(self) -> list[PacketTime]:
         """Times of all frames in ascending order, from their packets; read once. Leaves the file at its beginning."""

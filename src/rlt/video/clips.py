@@ -25,7 +25,7 @@ from rlt.errors import InvalidArgumentError, VideoError
 from rlt.structures import Clip
 from rlt.video._filters import display_matrix, rotation_degrees
 from rlt.video._pyav import VideoFile
-from rlt.video._reading import ClipPlan, check_reading, nothing_decodes, read_planned, stream_clips
+from rlt.video._reading import ClipPlan, Planner, check_reading, nothing_decodes, read_planned, stream_clips
 from rlt.video._sources import Source, check_source
 from rlt.video.geometry import Size, View
 from rlt.video.spec import ClipSpec
@@ -108,15 +108,18 @@ def read_clip(
     spec = ClipSpec(num_frames, frame_stride, fps, size)
     if start is not None and not 0 <= start < float("inf"):
         raise InvalidArgumentError(f"start is {start} s; seconds from the first frame, 0 or more, are needed")
+    return read_planned(source, _planner(spec, start=start), decoder, num_threads)[0][0]
 
+
+def _planner(spec: ClipSpec, *, num_clips: int = 1, start: float | None = None) -> Planner:
     def plan(file: VideoFile) -> list[ClipPlan]:
         if start is None:
-            [places] = spec.spread(1, file.num_frames, file.rate)
+            clips = spec.spread(num_clips, file.num_frames, file.rate)
         else:
-            places = spec.places(_first_place(file, start), file.rate)
-        return [ClipPlan(places, (View(size),))]
+            clips = [spec.places(_first_place(file, start), file.rate)]
+        return [ClipPlan(places, (View(spec.size),)) for places in clips]
 
-    return read_planned(source, plan, decoder, num_threads)[0][0]
+    return plan
 
 
 def _first_place(file: VideoFile, start: float) -> Fraction:
@@ -151,11 +154,7 @@ def read_clips(
     """
     at_least(1, num_clips=num_clips)
     spec = ClipSpec(num_frames, frame_stride, fps, size)
-
-    def plan(file: VideoFile) -> list[ClipPlan]:
-        return [ClipPlan(places, (View(size),)) for places in spec.spread(num_clips, file.num_frames, file.rate)]
-
-    return [clip for [clip] in read_planned(source, plan, decoder, num_threads)]
+    return [clip for [clip] in read_planned(source, _planner(spec, num_clips=num_clips), decoder, num_threads)]
 
 
 @named_options()
