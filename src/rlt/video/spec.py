@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from math import floor
 from typing import Any
 
 from rlt.checks import at_least, one_of
@@ -65,9 +66,9 @@ class ClipSpec:
         """Distance of two sampled frames in frames of a video that has `rate` of them a second."""
         return self.frame_stride if self.fps is None else rate / Fraction(str(self.fps))
 
-    def span(self, rate: Fraction) -> Place:
-        """Frames of the video from the first to the last frame of a dense clip, both counted."""
-        return (self.num_frames - 1) * self.step(rate) + 1
+    def span(self, rate: Fraction) -> int:
+        """Frames of the video from the first to the last frame of a dense clip, both counted, to the nearest one."""
+        return floor((self.num_frames - 1) * self.step(rate) + Fraction(3, 2))
 
     def places(self, start: Place, rate: Fraction) -> list[Place]:
         """Where the frames of a dense clip lie that begins at `start`, past the end of the video or not."""
