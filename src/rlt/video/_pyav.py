@@ -8,7 +8,6 @@ from fractions import Fraction
 from heapq import heappop, heappush
 from itertools import chain
 from math import ceil
-from types import TracebackType
 from typing import NamedTuple
 
 import av
@@ -85,9 +84,7 @@ class VideoFile:
     def __enter__(self) -> VideoFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -204,7 +201,8 @@ class VideoFile:
     def _raw_frames(self) -> Iterator[TimedFrame]:
         checks_packets = self.has_times and self.codec in _ONE_FRAME_PER_PACKET
         latest, count = -1, 0
-        for packet in chain(self._take_peeked(), self._packets(), [None]):
+        peeked, self._peeked = self._peeked, []
+        for packet in chain(peeked, self._packets(), [None]):
             ticks = None
             if packet is not None and packet.pts is not None:
                 ticks = packet.pts - self.origin
@@ -240,10 +238,6 @@ class VideoFile:
                     yield TimedFrame(latest, duration or 0, frame)
         if self._demuxer_failed:
             self._flaws.append(latest + 1)
-
-    def _take_peeked(self) -> Iterator[av.Packet[VideoStream]]:
-        peeked, self._peeked = self._peeked, []
-        return iter(peeked)
 
     def _packets(self) -> Iterator[av.Packet[VideoStream]]:
         packets = self._container.demux(self.stream)

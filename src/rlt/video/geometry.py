@@ -55,11 +55,7 @@ class CropBox:
     width: int
 
     def check_inside(self, source_width: int, source_height: int) -> CropBox:
-        """Return self if a frame of that size holds it.
-
-        Raises:
-            InvalidArgumentError: if it does not.
-        """
+        """Return self if a frame of that size holds it, raise otherwise."""
         inside = 0 <= self.left < self.left + self.width <= source_width
         if not (inside and 0 <= self.top < self.top + self.height <= source_height):
             raise InvalidArgumentError(
@@ -93,11 +89,7 @@ class View:
             raise InvalidArgumentError("size is None; a crop needs the size in pixels that it is scaled to")
 
     def box(self, source_width: int, source_height: int) -> CropBox | None:
-        """The part of a frame of that size that `crop` means, None without one.
-
-        Raises:
-            InvalidArgumentError: if it does not lie inside the frame.
-        """
+        """The part of a frame of that size that `crop` means, which must lie inside it; None without one."""
         if self.crop is None:
             return None
         box = self.crop if isinstance(self.crop, CropBox) else self.crop(source_width, source_height)
