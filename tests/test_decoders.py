@@ -20,7 +20,8 @@ from rlt.data.dataset import EvaluationDataset, TrainingDataset
 from rlt.data.manifest import Manifest, VideoEntry
 from rlt.data.sampler import SampleKey
 from rlt.errors import InvalidArgumentError
-from rlt.tokens.rules import TokenizerConfig
+from rlt.structures import PatchSpec
+from rlt.tokens import Threshold
 from rlt.video import DECODERS, ClipPlan, ClipSpec, TimedFrame, VideoFile, iter_clips, read_clip, read_clips, read_views
 from rlt.video.sampling import nearest_in_time
 
@@ -67,7 +68,7 @@ DOORS = {
         TrainingDataset([entry(path)], SPEC, AugmentConfig(), decoder=decoder)[SampleKey(0, 0)]
     ],
     "evaluation data": lambda path, decoder: (
-        EvaluationDataset([entry(path)], SPEC, ViewConfig(1, 1), TokenizerConfig(), decoder=decoder)[0].tokens
+        EvaluationDataset([entry(path)], SPEC, ViewConfig(1, 1), Threshold(), PatchSpec(), decoder=decoder)[0].tokens
     ),
 }
 
@@ -89,7 +90,7 @@ def test_every_door_reads_with_the_decoder_of_that_name(door: str, video: Path, 
 
 
 def test_compare_reads_with_it(video: Path, calls: list[str]) -> None:
-    settings = CompareSettings(model="vit_tiny", num_frames=4, size=32, repeats=1, decoder="whole")
+    settings = CompareSettings(model="vit_tiny", clip=ClipSpec(4, size=32), repeats=1, decoder="whole")
     numbers = compare([video], settings).to_json()
     assert calls
     assert numbers["settings"]["decoder"] == "whole"  # type: ignore[index]
@@ -113,9 +114,7 @@ def test_evaluate_reads_with_it(video: Path, calls: list[str]) -> None:
     from rlt.evaluation import evaluate
 
     torch.manual_seed(0)
-    config = rlt.ViTConfig(
-        width=24, depth=1, num_heads=2, mlp_width=48, num_classes=2, num_frames=4, image_size=32, patch_size=8
-    )
+    config = rlt.ViTConfig(width=24, depth=1, num_heads=2, mlp_width=48, num_classes=2, num_frames=4, image_size=32)
     manifest = Manifest((entry(video),), ("class", "other"))
     results = [
         evaluate(
@@ -123,7 +122,7 @@ def test_evaluate_reads_with_it(video: Path, calls: list[str]) -> None:
             manifest,
             clip=SPEC,
             views=ViewConfig(1, 1),
-            tokenizer=TokenizerConfig(),
+            rule=Threshold(),
             decoder=decoder,
         )
         for decoder in ("pyav", "whole")

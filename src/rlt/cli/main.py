@@ -27,7 +27,8 @@ from rlt.conf.reference import help_text
 from rlt.errors import RltError, TruncatedVideoWarning, VideoError, VideoWarning
 from rlt.files import write_json
 from rlt.inspection import inspect_video, progress_bar
-from rlt.video import list_videos
+from rlt.tokens import choose_rule
+from rlt.video import ClipSpec, list_videos
 from rlt.video.geometry import Size
 
 app = typer.Typer(
@@ -72,11 +73,34 @@ def _parse_size(text: str) -> Size:
 
 Videos = Annotated[list[Path], typer.Argument(help="Video files, or folders to search for them.", show_default=False)]
 Model = Annotated[ModelName, typer.Option(help="Size of the network.")]
+RuleName = Annotated[
+    str | None,
+    typer.Option("--rule", metavar="NAME", help="Which patches are kept: rlt, budget, none, random, uniform_frames."),
+]
 Threshold = Annotated[
-    float, typer.Option(help="Mean absolute difference of normalised pixels above which a patch is kept, 0 or more.")
+    float | None,
+    typer.Option(
+        help="Keep patches that differ by more: mean absolute difference of normalised pixels, 0 or more; 0.1 where "
+        "nothing else is given.",
+        show_default=False,
+    ),
+]
+KeepRatio = Annotated[
+    float | None,
+    typer.Option(help="Keep this share of the patches instead, those that differ most.", show_default=False),
+]
+MaxTokens = Annotated[
+    int | None, typer.Option(help="Keep at most so many patches of a clip instead.", show_default=False)
 ]
 NumFrames = Annotated[int, typer.Option("--frames", help="Frames per clip.")]
 FrameStride = Annotated[int, typer.Option("--stride", help="Distance of sampled frames, in frames of the video.")]
+FramesPerSecond = Annotated[
+    float | None,
+    typer.Option(help="Sampled frames per second of the video, instead of --stride.", show_default=False),
+]
+DecoderName = Annotated[str, typer.Option(metavar="NAME", help="What decodes: pyav, or torchcodec if installed.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Dtype = Annotated[Precision, typer.Option(help="Precision of the network.")]
 SizeText = Annotated[
     str,
     typer.Option(
@@ -101,27 +125,31 @@ def compare(
     checkpoint: Annotated[
         str | None, typer.Option(help="Weights: a file, a folder or a hub id. Random weights without it.")
     ] = None,
-    threshold: Threshold = 0.1,
+    threshold: Threshold = None,
+    keep_ratio: KeepRatio = None,
+    max_tokens: MaxTokens = None,
+    rule: RuleName = None,
     frames: NumFrames = 16,
     stride: FrameStride = 4,
+    fps: FramesPerSecond = None,
     size: SizeText = "224",
+    decoder: DecoderName = "pyav",
     clips: Annotated[int, typer.Option(help="Clips per video, spread evenly.")] = 1,
     repeats: Annotated[
         int | None, typer.Option(help="Counted runs. 5 for one clip, fewer for many, if not given.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[Precision, typer.Option(help="Precision of the network.")] = Precision.float32,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float32,
     json: JsonFile = None,
 ) -> None:
     """Run the same clips dense and with run-length tokenization, and show what is saved and what changes."""
     settings = CompareSettings(
         model=model.value,
         checkpoint=checkpoint,
-        threshold=threshold,
-        num_frames=frames,
-        frame_stride=stride,
-        size=_parse_size(size),
+        rule=choose_rule(rule, threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens),
+        clip=ClipSpec(frames, stride, fps, _parse_size(size)),
         num_clips=clips,
+        decoder=decoder,
         repeats=repeats,
         device=device,
         dtype=getattr(torch, dtype.value),
@@ -138,7 +166,7 @@ def compare(
 def inspect(
     videos: Videos,
     folder: Annotated[Path, typer.Option("--output", help="Folder to write to; one inside it per video if many.")],
-    threshold: Threshold = 0.1,
+    threshold: Annotated[float, typer.Option(help="See compare.")] = 0.1,
     frames: NumFrames = 16,
     stride: FrameStride = 4,
     size: SizeText = "224",
@@ -189,12 +217,16 @@ def benchmark(
     videos: Annotated[list[Path] | None, typer.Argument(help="Videos or folders; the bundled clips if none.")] = None,
     model: Model = ModelName.vit_base,  # type: ignore[attr-defined]
     clips: Annotated[int, typer.Option(help="Clips that are processed together.")] = 8,
-    threshold: Threshold = 0.1,
+    threshold: Threshold = None,
+    keep_ratio: KeepRatio = None,
+    max_tokens: MaxTokens = None,
+    rule: RuleName = None,
     frames: NumFrames = 16,
     stride: FrameStride = 4,
+    fps: FramesPerSecond = None,
     size: Annotated[int, typer.Option(help="Height and width of the clips in pixels.")] = 224,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[Precision, typer.Option(help="Precision of the network.")] = Precision.float32,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float32,
     rounds: Annotated[int | None, typer.Option(help="Counted runs of each arm; each suite has its own number.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Also run forward and train-step compiled.")] = False,
     json: JsonFile = None,
@@ -202,13 +234,11 @@ def benchmark(
     """Time one stage beside its peers, in turn, on real clips."""
     chosen = list_videos(videos) if videos else [assets.path(name) for name in assets.names()]
     settings = BenchmarkSettings(
-        tuple(chosen),
         model=model.value,
+        videos=tuple(chosen),
         clips=clips,
-        threshold=threshold,
-        num_frames=frames,
-        frame_stride=stride,
-        size=size,
+        rule=choose_rule(rule, threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens),
+        clip=ClipSpec(frames, stride, fps, size),
         rounds=rounds,
         device=device,
         dtype=getattr(torch, dtype.value),

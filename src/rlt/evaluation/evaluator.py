@@ -23,11 +23,9 @@ from rlt.evaluation.predictions import VideoPrediction
 from rlt.evaluation.results import EvaluationResult, EvaluationSettings, PeakMemory, Seconds
 from rlt.measure import machine_info, stopwatch
 from rlt.network.flops import forward_flops
-from rlt.network.tome import TokenMergingTransformer, with_token_merging
 from rlt.network.vit import VisionTransformer
 from rlt.structures import PackedTokens, pack
-from rlt.tokens import token_grid
-from rlt.tokens.rules import TokenizerConfig
+from rlt.tokens import Rule
 from rlt.video import ClipSpec
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -40,7 +38,7 @@ def evaluate(
     *,
     clip: ClipSpec,
     views: ViewConfig,
-    tokenizer: TokenizerConfig,
+    rule: Rule,
     batch_videos: int = 1,
     num_workers: int = 0,
     device: torch.device | str = "cpu",
@@ -56,17 +54,16 @@ def evaluate(
     cannot be read are listed and left out. One clip goes through the network before the clock starts.
 
     Args:
-        model: moved to `device`, and in evaluation mode meanwhile. With `tokenizer.policy` "tome" tokens are merged
-            in it; with any other, none are, even if it was trained to.
+        model: moved to `device`, and in evaluation mode meanwhile.
         manifest: videos and classes; classes are those of the model, in the same order.
         clip: frames and size.
         views: clips and crops per video.
-        tokenizer: which tokens the network gets.
+        rule: which tokens the network gets.
         batch_videos: videos whose views go through the network together, at least 1.
         num_workers: processes that decode and tokenize, 0 or more; 0 = this one.
         device: where the network runs.
         dtype: float32; bfloat16 or float16 run under torch's autocast, with weights in their own precision.
-        seed: of the tokenizer "random".
+        seed: of rules that draw.
         decoder: see `rlt.read_clip`.
         max_videos: evaluate only so many, evenly spread over the manifest, which may be sorted by class.
         on_progress: called with (videos done, videos in all).
@@ -77,14 +74,14 @@ def evaluate(
         MissingDependencyError: if torchmetrics cannot be imported.
     """
     _check(model, manifest, batch_videos=batch_videos, num_workers=num_workers, dtype=dtype, max_videos=max_videos)
-    token_grid((clip.num_frames, *clip.frame_size, 3), **_token_size(model))  # told before any video is read
+    model.config.patches.grid((clip.num_frames, *clip.frame_size, 3))  # told before any video is read
     metrics = ClassificationMetrics(model.config.num_classes)
     entries = _spread(manifest.entries, max_videos)
     failed = [(entry.path, entry.status) for entry in entries if not entry.usable]
     usable = [entry for entry in entries if entry.usable]
     if not usable:
         raise VideoError(f"none of {len(entries)} videos can be used; the first: {failed[0][0]}: {failed[0][1]}")
-    dataset = EvaluationDataset(usable, clip, views, tokenizer, seed=seed, decoder=decoder, **_token_size(model))
+    dataset = EvaluationDataset(usable, clip, views, rule, model.config.patches, seed=seed, decoder=decoder)
     loader: DataLoader[EvaluationSample] = DataLoader(
         dataset,
         batch_size=batch_videos,
@@ -92,18 +89,28 @@ def evaluate(
         collate_fn=collate_evaluation,
         pin_memory=torch.device(device).type == "cuda",
     )
-    forward = _Forward(_network(model, tokenizer).to(device), torch.device(device), dtype)
+    forward = _Forward(model.to(device), torch.device(device), dtype)
     tally = _Tally(metrics, failed=failed)
     was_training = model.training
-    forward.network.eval()
+    model.eval()
     try:
         wall, peak = _run(loader, forward, tally, lambda done: on_progress and on_progress(done, len(usable)))
     finally:
         model.train(was_training)
     if not tally.predictions:
         raise VideoError(f"none of {len(entries)} videos could be evaluated; the first: {failed[0][0]}: {failed[0][1]}")
+    merges = model.merge_per_block
     settings = EvaluationSettings(
-        clip, views, tokenizer, batch_videos, num_workers, str(device), str(dtype).removeprefix("torch."), seed, decoder
+        clip,
+        views,
+        rule,
+        merges,
+        batch_videos,
+        num_workers,
+        str(device),
+        str(dtype).removeprefix("torch."),
+        seed,
+        decoder,
     )
     return _result(settings, model, manifest, tally, forward, wall, peak)
 
@@ -150,19 +157,9 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def _token_size(model: VisionTransformer) -> dict[str, int]:
-    return {"tubelet_size": model.config.tubelet_size, "patch_size": model.config.patch_size}
-
-
 def _spread(entries: tuple[VideoEntry, ...], max_videos: int | None) -> list[VideoEntry]:
     count = len(entries) if max_videos is None else min(max_videos, len(entries))
     return [entries[position * len(entries) // count] for position in range(count)]
-
-
-def _network(model: VisionTransformer, tokenizer: TokenizerConfig) -> VisionTransformer:
-    if tokenizer.policy == "tome":
-        return with_token_merging(model, tokenizer.merge_per_block)
-    return with_token_merging(model, 0) if isinstance(model, TokenMergingTransformer) else model
 
 
 @dataclass
@@ -289,7 +286,7 @@ def _result(
     peak: PeakMemory | None,
 ) -> EvaluationResult:
     top1, top5, confusion = tally.metrics.compute()
-    merges = settings.tokenizer.merge_per_block if settings.tokenizer.policy == "tome" else 0
+    merges = settings.merge_per_block
     clips = Counter(count for video in tally.predictions for count in video.tokens)
     dense = Counter(video.tokens_dense for video in tally.predictions for _ in video.tokens)
     return EvaluationResult(

@@ -76,13 +76,14 @@ def evaluate_config(config: Config, *, on_progress: Callable[[int, int, str], No
         raise InvalidArgumentError("compare_with needs the predictions of this run too; add predictions=FILE.parquet")
     manifest = read_manifest(path)
     model = _load_model(config)
+    model.merge_per_block = config.model.merge_per_block
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     result = evaluate(
         model,
         manifest,
         clip=config.data.clip,
         views=config.data.views,
-        tokenizer=config.tokenizer,
+        rule=config.tokenizer.build(),
         num_workers=config.data.num_workers,
         device=device,
         dtype=getattr(torch, config.trainer.precision),

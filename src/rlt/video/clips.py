@@ -112,6 +112,8 @@ def read_clip(
 
 
 def _planner(spec: ClipSpec, *, num_clips: int = 1, start: float | None = None) -> Planner:
+    at_least(1, num_clips=num_clips)
+
     def plan(file: VideoFile) -> list[ClipPlan]:
         if start is None:
             clips = spec.spread(num_clips, file.num_frames, file.rate)
@@ -152,8 +154,15 @@ def read_clips(
     Raises:
         InvalidArgumentError: also if num_clips is below 1.
     """
-    at_least(1, num_clips=num_clips)
     spec = ClipSpec(num_frames, frame_stride, fps, size)
+    return [clip for [clip] in read_planned(source, _planner(spec, num_clips=num_clips), decoder, num_threads)]
+
+
+@named_options()
+def read_spread(
+    source: Source, spec: ClipSpec, num_clips: int = 1, *, decoder: str = "pyav", num_threads: int = 0
+) -> list[Clip]:
+    """`read_clips` with the frames and the size of the clips as one value."""
     return [clip for [clip] in read_planned(source, _planner(spec, num_clips=num_clips), decoder, num_threads)]
 
 
