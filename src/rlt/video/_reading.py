@@ -113,7 +113,7 @@ def stream_clips(source: Source, spec: ClipSpec, decoder: str, num_threads: int)
             warnings.warn(warning, stacklevel=2)
         step = spec.step(file.rate) * file.frame_ticks
         wanted = ((index * step, {view}) for index in count())
-        shown = _show(file, wanted, ViewsConverter([view], num_threads=num_threads), decoder)
+        shown = _show(file, wanted, ViewsConverter(num_threads=num_threads), decoder)
         num_sampled = 0
         while chunk := list(islice(shown, spec.num_frames)):
             num_sampled += len(chunk)
@@ -129,7 +129,7 @@ def stream_clips(source: Source, spec: ClipSpec, decoder: str, num_threads: int)
 def _read_plans(file: VideoFile, plans: Sequence[ClipPlan], decoder: str, *, measured: bool) -> list[list[Clip]]:
     """All clips; `measured` says that the number of frames was counted and not taken from the headers."""
     targets = [_moments(file, plan.places) for plan in plans]
-    convert = ViewsConverter((view for plan in plans for view in plan.views), num_threads=file.num_threads)
+    convert = ViewsConverter(num_threads=file.num_threads)
     clips: dict[int, list[Clip]] = {}
 
     def read(group: list[int]) -> None:
