@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlt.errors import InvalidArgumentError, TruncatedVideoWarning, VideoError, VideoWarning
 from rlt.structures import Clip
-from rlt.video._filters import FrameConverter
+from rlt.video._filters import FrameConverter, ViewsConverter
 from rlt.video._pyav import TimedFrame, VideoFile
 from rlt.video._sources import Source, check_source
 from rlt.video.geometry import Size, View, check_size
@@ -88,26 +88,37 @@ def read_planned(
         return clips
 
 
-def stream_clips(source: Source, settings: ClipSettings) -> Iterator[Clip]:
-    """Consecutive clips in one pass. Errors are those of `rlt.video.iter_clips`."""
+def stream_clips(source: Source, settings: ClipSettings, views: Sequence[View]) -> Iterator[list[Clip]]:
+    """Consecutive clips in one pass, one per view. Errors are those of `rlt.video.iter_clips`."""
     with VideoFile(source, num_threads=settings.num_threads) as file:
         for warning in file_warnings(file):
             warnings.warn(warning, stacklevel=2)
         targets = (index * settings.stride * file.frame_ticks for index in count())
         sampled = nearest_in_time(file.decode(), targets, file.frame_ticks)
-        pixels = _convert(sampled, FrameConverter(View(settings.size), num_threads=settings.num_threads))
+        shown = _pictures(sampled, ViewsConverter(views, num_threads=settings.num_threads), views)
         num_sampled = 0
-        while chunk := list(islice(pixels, settings.num_frames)):
+        while chunk := list(islice(shown, settings.num_frames)):
             num_sampled += len(chunk)
-            ticks = [sample.ticks for sample in chunk]
+            ticks = [moment for moment, _ in chunk]
             if not file.missing:
                 last_target = (num_sampled - 1) * settings.stride * file.frame_ticks
                 require_whole(file, max(ticks[-1], ceil(last_target)))
-            yield make_clip(file, [sample.rgb for sample in chunk], ticks, settings.num_frames)
+            yield [make_clip(file, [seen[view] for _, seen in chunk], ticks, settings.num_frames) for view in views]
         if num_sampled == 0:
             raise nothing_decodes(file)
         if not file.missing:  # where it is, the end of the file is damaged and the warning has said so
             require_whole(file, None)
+
+
+def _pictures(
+    frames: Iterable[TimedFrame], convert: ViewsConverter, views: Sequence[View]
+) -> Iterator[tuple[int, dict[View, Tensor]]]:
+    last = -1
+    pictures: dict[View, Tensor] = {}
+    for timed in frames:
+        if timed.ticks != last:  # a frame that stands long is sampled several times
+            last, pictures = timed.ticks, convert(timed.frame, views)
+        yield last, pictures
 
 
 def _read_one(file: VideoFile, settings: ClipSettings, start: float | None, num_clips: int, position: int) -> Clip:

@@ -25,7 +25,7 @@ from rlt.video._filters import display_matrix, rotation_degrees
 from rlt.video._pyav import VideoFile
 from rlt.video._reading import ClipSettings, nothing_decodes, read_planned, stream_clips
 from rlt.video._sources import Source, check_source
-from rlt.video.geometry import Size
+from rlt.video.geometry import Size, View
 
 _EXTENSIONS = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
 VIDEO_EXTENSIONS = tuple(f".{name}" for name in _EXTENSIONS.split())
@@ -141,9 +141,17 @@ def iter_clips(
         VideoError: as `read_clip`; for damage in the middle of the file when it is reached.
         InvalidArgumentError: for an argument out of range.
     """
-    settings = ClipSettings(num_frames, frame_stride, size, "pyav", num_threads)
+    views = iter_views(source, [View(size)], num_frames=num_frames, frame_stride=frame_stride, num_threads=num_threads)
+    return (clip for [clip] in views)
+
+
+def iter_views(
+    source: Source, views: Sequence[View], *, num_frames: int = 16, frame_stride: int = 4, num_threads: int = 0
+) -> Iterator[list[Clip]]:
+    """As `iter_clips`, but one clip per view: a frame is decoded once for all of them."""
+    settings = ClipSettings(num_frames, frame_stride, None, "pyav", num_threads)
     check_source(source)
-    return stream_clips(source, settings)
+    return stream_clips(source, settings, views)
 
 
 def probe(source: Source) -> VideoInfo:
