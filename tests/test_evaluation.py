@@ -16,7 +16,7 @@ import rlt
 from models import TINY, tiny_model
 from rlt import Everything, Rule, Threshold
 from rlt.cli.show_evaluation import comparison_report, evaluation_report
-from rlt.data.clips import ClipConfig, ViewConfig
+from rlt.data.clips import ViewConfig
 from rlt.data.manifest import Manifest, VideoEntry
 from rlt.data.tables import read_table, write_table
 from rlt.errors import InvalidArgumentError, MissingDependencyError, VideoError
@@ -33,12 +33,11 @@ from rlt.evaluation.predictions import VideoPrediction
 from rlt.evaluation.statistics import wilson_interval
 from rlt.files import write_json
 from rlt.measure import count_forward_flops
-from rlt.network.tome import count_merging_flops, with_token_merging
 from rlt.tokens import make_rule
-from rlt.video import read_clips
+from rlt.video import ClipSpec, read_clips
 from video_factory import numbered_picture, write_video
 
-CLIP = ClipConfig(num_frames=4, frame_stride=3, size=32)
+CLIP = ClipSpec(num_frames=4, frame_stride=3, size=32)
 VIEWS = ViewConfig(num_clips=3, num_crops=1)
 RLT = Threshold(0.1)
 NAMES = ("walk", "run", "jump", "sit", "fall [x] $\\_", "wave", "read a very long book about every one of them")
@@ -183,15 +182,21 @@ def test_flops_equal_those_counted_clip_by_clip(manifest: Manifest, result: Eval
     everything = rlt.pack(rlt.tokenize(clips[0], rule="none", patch_size=8))
     assert result.flops == kept
     assert result.flops_dense == count_forward_flops(TINY, everything) * len(clips)
-    merged = evaluated(manifest, Everything(), model=with_token_merging(tiny_model(), 5))
+    merged = evaluated(manifest, Everything(), model=merging_model(5))
     assert merged.tokens_kept == 1
-    assert merged.flops == count_merging_flops(TINY, everything, 5) * len(clips)
+    assert merged.flops == count_forward_flops(TINY, everything, 5) * len(clips)
     assert merged.flops < merged.flops_dense
+
+
+def merging_model(merge_per_block: int) -> rlt.VisionTransformer:
+    model = tiny_model()
+    model.merge_per_block = merge_per_block
+    return model
 
 
 def test_merging_is_that_of_the_network(manifest: Manifest) -> None:
     dense = evaluated(manifest, Everything())
-    merged = evaluated(manifest, Everything(), model=with_token_merging(tiny_model(), 5))
+    merged = evaluated(manifest, Everything(), model=merging_model(5))
     assert [video.top_probabilities for video in merged.predictions] != [v.top_probabilities for v in dense.predictions]
     assert merged.to_json()["settings"]["tokenizer"]["merge_per_block"] == 5
 
@@ -313,7 +318,7 @@ def rendered(report: RenderableType) -> str:
         ({"num_workers": -1}, "num_workers is -1"),
         ({"max_videos": 0}, "max_videos is 0"),
         ({"dtype": torch.float64}, r"dtype is torch\.float64; allowed are torch\.float32"),
-        ({"clip": ClipConfig(num_frames=4, size=33)}, "not a multiple of patch_size=8"),
+        ({"clip": ClipSpec(num_frames=4, size=33)}, "not a multiple of patch_size=8"),
         ({"model": rlt.VisionTransformer(TINY.replace(num_classes=0))}, "model has 0 classes, the manifest 7"),
         (
             {"model": rlt.VisionTransformer(TINY.replace(labels=("Run", *"bcdefg")))},

@@ -34,16 +34,15 @@ from rlt.inspection.charts import (
     shown_steps,
 )
 from rlt.inspection.overlay import write_overlay
-from rlt.inspection.scan import ClipScanner, curve_thresholds
 from rlt.inspection.passes import clip_views, read_at, window
+from rlt.inspection.scan import ClipScanner, curve_thresholds
 from rlt.inspection.views import ClipSettings, ClipView, dim_dropped, display_size
 from rlt.plots import save_figure
-from rlt.video import VideoInfo, iter_clips, probe, read_clip
-from rlt.video._pyav import VideoFile
+from rlt.video import VideoFile, VideoInfo, iter_clips, probe, read_clip
 from video_factory import write_frames
 
 FPS = 10
-SETTINGS = ClipSettings(num_frames=8, frame_stride=1, size=64, tubelet_size=2, patch_size=16, threshold=0.1)
+SETTINGS = ClipSettings(num_frames=8, frame_stride=1, size=64)
 CLIP = {"num_frames": 8, "frame_stride": 1, "size": 64}
 
 
@@ -453,7 +452,7 @@ def test_missing_packages_are_named_with_the_remedy(
 ) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingDependencyError, match='matplotlib, which.*pip install "rlt\\[viz\\]"') as error:
+    with pytest.raises(MissingDependencyError, match=r'matplotlib, which.*pip install "rlt\[viz\]"') as error:
         inspect_video(video, tmp_path / "out", **CLIP)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
@@ -479,7 +478,7 @@ def info(duration: float, *, fps: float = 25.0, truncated: bool = False) -> Vide
 
 
 def test_long_video_is_sampled_evenly() -> None:
-    settings = ClipSettings(16, 4, 224, 2, 16, 0.1)
+    settings = ClipSettings(16, 4)
     assert sampled_starts(info(600.0), settings, 600.0) is None
     assert sampled_starts(info(7200.0), settings, None) is None
     assert sampled_starts(info(7200.0, truncated=True), settings, 600.0) is None
@@ -490,7 +489,7 @@ def test_long_video_is_sampled_evenly() -> None:
     assert starts[-1] == pytest.approx(7200 - 61 / 25)
     gaps = np.diff(starts)
     assert gaps.max() - gaps.min() <= 0.04 + 1e-9
-    every_frame = ClipSettings(16, 1, 224, 2, 16, 0.1)
+    every_frame = ClipSettings(16, 1)
     assert len(sampled_starts(info(7200.0), every_frame, 600.0) or ()) == 300
 
 
@@ -646,5 +645,5 @@ def test_several_videos_at_once(video: Path, tmp_path: Path) -> None:
     assert (told[0], told[-1]) == ((0, 300, "a.mkv: counting tokens"), (300, 300, "b.mkv: done"))
     with pytest.raises(VideoError, match=r"bad\.mkv"):
         inspect_videos([folder / "bad.mkv"], tmp_path / "one", **CLIP)
-    with pytest.raises(InvalidArgumentError, match="has no option 'treshold'.*did you mean 'threshold'"):
+    with pytest.raises(InvalidArgumentError, match=r"has no option 'treshold'.*did you mean 'threshold'"):
         inspect_videos([video], tmp_path / "one", treshold=0.1)

@@ -73,6 +73,8 @@ KINDS: dict[str, dict[str, object]] = {
     "vp8": {"codec": "libvpx", "container": "webm", "options": {"deadline": "realtime", "cpu-used": "8"}},
     "mpeg4 in avi": {"codec": "mpeg4", "container": "avi"},
     "mpeg4 in avi with B-frames": {"codec": "mpeg4", "container": "avi", "max_b_frames": 2},
+    "h264 in avi with B-frames, whose guessed times swap": {"container": "avi", "max_b_frames": 2},
+    "msmpeg4 in avi": {"codec": "msmpeg4", "container": "avi"},
     "mpeg4 in mp4 with B-frames": {"codec": "mpeg4", "container": "mp4", "max_b_frames": 2},
     "mpeg2 with B-frames": {"codec": "mpeg2video", "container": "mpegts", "max_b_frames": 2},
     "ffv1": {"codec": "ffv1", "container": "matroska"},
@@ -456,7 +458,7 @@ def test_sound_and_cover_art_are_no_video(tmp_path, cover):
         ({"start": -0.5}, "start is -0.5"),
         ({"start": float("nan")}, "start is nan"),
         ({"start": 12.0}, "start is 12 s, behind the end of the video; 0 to below 12.000 s"),
-        ({"decoder": "opencv"}, "decoder is 'opencv'; 'pyav' or 'torchcodec'"),
+        ({"decoder": "opencv"}, "decoder is 'opencv'; allowed are pyav, torchcodec"),
         ({"num_threads": -1}, "num_threads is -1"),
     ],
 )

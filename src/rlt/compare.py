@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from rlt.checkpoints.models import create_model, model_config
-from rlt.errors import InvalidArgumentError, TruncatedVideoWarning, VideoError
+from rlt.checks import at_least, one_of
+from rlt.errors import TruncatedVideoWarning, VideoError
 from rlt.measure import Timing, count_forward_flops, interleave, machine_info
 from rlt.network.attention import choose_backend
 from rlt.network.vit import VisionTransformer
 from rlt.structures import Clip, PackedTokens
 from rlt.tokens import Everything, Rule, Threshold, rule_options
-from rlt.video import probe, read_clips, require_motion
-from rlt.video.geometry import Size, check_size
+from rlt.video import DECODERS, ClipSpec, probe, read_clips, require_motion
+from rlt.video.geometry import Size
 
 Arm = Literal["dense", "rlt"]
 """The two ways that are compared: all tokens, or only those that run-length tokenization keeps."""
@@ -43,16 +44,25 @@ class CompareSettings:
     """Frames per clip."""
     frame_stride: int = 4
     """Distance of sampled frames in frames of the video."""
+    fps: float | None = None
+    """Sampled frames per second of the video's time, instead of frame_stride."""
     size: Size = 224
     """Height and width in pixels that clips are scaled and cropped to."""
     num_clips: int = 1
     """Clips per video, spread evenly."""
+    decoder: str = "pyav"
+    """See `rlt.read_clip`."""
     repeats: int | None = None
     """Counted runs of everything; None takes 5 for one clip and fewer for many, at least 2."""
     device: str = "cpu"
     """Where the network runs."""
     dtype: torch.dtype = torch.float32
     """Precision of the network."""
+
+    @property
+    def clip(self) -> ClipSpec:
+        """Frames and size of a clip."""
+        return ClipSpec(self.num_frames, self.frame_stride, self.fps, self.size)
 
 
 @dataclass(frozen=True)
@@ -268,14 +278,11 @@ def compare(
 def _check_settings(settings: CompareSettings) -> None:
     """Find what cannot work before anything slow starts."""
     config = model_config(settings.model)
-    check_size(settings.size)
-    for name in ("num_clips", "num_frames", "frame_stride", "repeats"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise InvalidArgumentError(f"{name} is {value}; at least 1 is needed")
-    if settings.size is not None:
-        height, width = (settings.size, settings.size) if isinstance(settings.size, int) else settings.size
-        config.patches.grid((settings.num_frames, height, width, 3))
+    at_least(1, num_clips=settings.num_clips, repeats=settings.repeats)
+    one_of(DECODERS, decoder=settings.decoder)
+    clip = settings.clip
+    if clip.size is not None:
+        config.patches.grid((clip.num_frames, *clip.frame_size, 3))
 
 
 def _default_repeats(num_clips: int) -> int:
@@ -299,7 +306,9 @@ def _compare_video(
             num_clips=settings.num_clips,
             num_frames=settings.num_frames,
             frame_stride=settings.frame_stride,
+            fps=settings.fps,
             size=settings.size,
+            decoder=settings.decoder,
         )
 
     clips = decode()

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
-from rlt.network.vit import VisionTransformer, ViTConfig
-from rlt.structures import PackedTokens
+from rlt.network.flops import count_forward_flops
+
+__all__ = ["Timing", "count_forward_flops", "interleave", "machine_info", "peak_memory_bytes", "stopwatch"]
 
 
 @dataclass(frozen=True)
@@ -120,18 +120,6 @@ def _without_native_messages() -> Iterator[None]:
         os.dup2(saved, 2)
         os.close(saved)
         os.close(nowhere)
-
-
-def count_forward_flops(config: ViTConfig, packed: PackedTokens) -> int:
-    """FLOPs of one forward pass over these tokens, counted by `torch.utils.flop_counter` (2 per multiply-add).
-
-    The model is built without memory on the meta device, where no kernel runs and attention is counted exactly.
-    """
-    with torch.device("meta"):
-        model = VisionTransformer(config)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(packed.to("meta"))
-    return int(counter.get_total_flops())
 
 
 def machine_info(device: torch.device | str = "cpu") -> dict[str, str | int | float]:

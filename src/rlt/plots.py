@@ -10,6 +10,7 @@ from rlt.errors import MissingDependencyError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 PIXELS_PER_INCH = 160
 """Of all pictures."""
@@ -62,7 +63,7 @@ def style_chart(axes: Axes) -> None:
     axes.yaxis.label.set_color(QUIET_INK)
 
 
-def add_colour_bar(figure: Figure, axes: Axes, picture: object, label: str) -> None:
+def add_colour_bar(figure: Figure, axes: Axes, picture: AxesImage, label: str) -> None:
     """A bar at the right of `axes` that says what the colours of `picture` mean."""
     bar = figure.colorbar(picture, ax=axes, fraction=0.05, pad=0.02)
     bar.set_label(label, color=QUIET_INK)

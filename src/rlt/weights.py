@@ -16,9 +16,9 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
+from rlt.checks import some
 from rlt.errors import CheckpointError
 from rlt.files import replacing_all
 
@@ -51,6 +51,8 @@ def find_source(
     name = str(source)
     if not _HUB_ID.fullmatch(name) or path.suffix in _FILE_SUFFIXES:
         raise CheckpointError(f"{name} does not exist; give a file, a folder or a hub id such as owner/name")
+    from huggingface_hub import snapshot_download  # imports an HTTP client, which local files need not
+
     for weights in ("model*.safetensors*", "pytorch_model*.bin*"):
         try:
             folder = Path(
@@ -275,12 +277,6 @@ def key_problems(missing: Collection[str], unexpected: Collection[str], mis_shap
     if mis_shaped:
         parts.append(f"{len(mis_shaped)} of another shape ({some(mis_shaped, 2)})")
     return ", ".join(parts)
-
-
-def some(names: Collection[str], count: int = 4) -> str:
-    """The first few names, and how many more there are."""
-    first = ", ".join(list(names)[:count]) or "nothing"
-    return first if len(names) <= count else f"{first} and {len(names) - count} more"
 
 
 def first_line(error: BaseException) -> str:

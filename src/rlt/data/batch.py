@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from rlt.checks import at_least
 from rlt.data.augment import AugmentConfig, mix_batch, soft_targets
 from rlt.data.dataset import EvaluationSample, TrainingSample
 from rlt.data.sampler import derive_seed
 from rlt.errors import InvalidArgumentError
-from rlt.structures import PackedTokens, PatchSpec, Segments, pack
+from rlt.structures import PackedTokens, PatchSpec, pack
 from rlt.tokens import Rule, tokenize_batch
 
 
@@ -24,8 +25,6 @@ class Batch:
     """The kept tokens of all clips."""
     targets: Tensor
     """float32 [clips, classes], each row sums to 1."""
-    label_ids: Tensor
-    """int64 [clips], the class of each clip before mixing."""
     paths: tuple[str, ...]
     """The video of each clip."""
     failed: tuple[tuple[str, str], ...]
@@ -43,17 +42,11 @@ class Batch:
             self,
             packed=self.packed.to(device, non_blocking=non_blocking),
             targets=self.targets.to(device, non_blocking=non_blocking),
-            label_ids=self.label_ids.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> Batch:
         """The same batch in memory that a device can copy from while it computes; a DataLoader calls this."""
-        return replace(
-            self,
-            packed=_pinned(self.packed),
-            targets=self.targets.pin_memory(),
-            label_ids=self.label_ids.pin_memory(),
-        )
+        return replace(self, packed=_pinned(self.packed), targets=self.targets.pin_memory())
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +99,7 @@ class Collate:
         Raises:
             InvalidArgumentError: if num_classes is below 1.
         """
-        if num_classes < 1:
-            raise InvalidArgumentError(f"num_classes is {num_classes}; a whole number of at least 1 is needed")
+        at_least(1, num_classes=num_classes)
         self.rule = rule
         self.augment = augment
         self.num_classes = num_classes
@@ -141,7 +133,6 @@ class Collate:
         return Batch(
             packed=pack(tokens),
             targets=targets,
-            label_ids=label_ids,
             paths=tuple(sample.path for sample in samples),
             failed=tuple(failure for sample in samples for failure in sample.failed),
             position=position,
@@ -165,7 +156,7 @@ def collate_evaluation(samples: Sequence[EvaluationSample]) -> EvaluationBatch:
 
 
 def _pinned(packed: PackedTokens) -> PackedTokens:
-    segments = Segments(packed.segments.lengths, packed.segments.cu_seqlens.pin_memory())
+    segments = replace(packed.segments, cu_seqlens=packed.segments.cu_seqlens.pin_memory())
     return replace(
         packed,
         patches=packed.patches.pin_memory(),

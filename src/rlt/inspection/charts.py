@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,9 +22,9 @@ GAP, CAPTION_HEIGHT = 12, 34
 
 _COLUMNS = 4  # frames of the contact sheet side by side
 _MAX_STEPS = 16  # more time steps than this are thinned out evenly
-_CAPTION = {"fontsize": 17 * 72 / PIXELS_PER_INCH, "va": "top"}  # 17 pixels high
+_CAPTION: dict[str, Any] = {"fontsize": 17 * 72 / PIXELS_PER_INCH, "va": "top"}  # 17 pixels high
 _MAX_DETAILED_CLIPS = 40  # with more, one point per time step is a smear
-_TITLE = {"fontsize": 11, "color": INK, "loc": "left"}
+_TITLE: dict[str, Any] = {"fontsize": 11, "color": INK, "loc": "left"}
 _DASHED, _DOTTED = (0, (4, 3)), (0, (1, 2))
 
 
@@ -93,7 +93,7 @@ def draw_tokens_over_time(scan: ScanResult) -> Figure:
     axes = figure.subplots()
     style_chart(axes)
     detailed = len(scan.clips) <= _MAX_DETAILED_CLIPS
-    steps = {"linewidth": 0.8, "color": KEPT, "alpha": 0.75, "markersize": 3.2, "clip_on": False}
+    steps: dict[str, Any] = {"linewidth": 0.8, "color": KEPT, "alpha": 0.75, "markersize": 3.2, "clip_on": False}
     firsts = {**steps, "linewidth": 0, "color": "white", "alpha": 1, "markersize": 4, "markeredgecolor": KEPT}
     names = ["per clip", "per time step", "first step of a clip, always kept"]
     end = start = scan.clips[0].start
@@ -140,7 +140,13 @@ def draw_tokens_against_threshold(scan: ScanResult, threshold: float) -> Figure:
         fontweight="bold",
     )
     axes.axhline(always, color=QUIET_INK, linewidth=1, linestyle=_DOTTED)
-    note = {"ha": "right", "color": QUIET_INK, "fontsize": 9, "xytext": (-4, -11), "textcoords": "offset points"}
+    note: dict[str, Any] = {
+        "ha": "right",
+        "color": QUIET_INK,
+        "fontsize": 9,
+        "xytext": (-4, -11),
+        "textcoords": "offset points",
+    }
     axes.annotate("first step of each clip: always kept", (end, always), **note)
     axes.set_xlim(0, end)
     axes.set_ylim(0, 105)

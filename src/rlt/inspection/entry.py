@@ -40,7 +40,6 @@ from rlt.inspection.views import ClipSettings, ClipView
 from rlt.plots import require_viz, save_figure
 from rlt.video import Source, list_videos, probe, require_motion
 from rlt.video.geometry import Size
-from rlt.video.sampling import clip_span
 
 Progress = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, what is being done); the share that is done never falls."""
@@ -59,6 +58,7 @@ def inspect_video(
     size: Size = 224,
     tubelet_size: int = 2,
     patch_size: int = 16,
+    decoder: str = "pyav",
     max_seconds: float | None = 600.0,
     on_progress: Progress | None = None,
 ) -> InspectReport:
@@ -77,6 +77,7 @@ def inspect_video(
         size: size of the frames in pixels, see `rlt.read_clip`; a multiple of `patch_size`.
         tubelet_size: frames per token.
         patch_size: height and width of a token in pixels.
+        decoder: see `rlt.read_clip`.
         max_seconds: a longer video is sampled: clips spread evenly over it that cover this many seconds (300 clips at
             most). None = always the whole video. A file that is cut off is always read to the cut.
         on_progress: called as work goes on, see `Progress`.
@@ -87,8 +88,18 @@ def inspect_video(
         MissingDependencyError: if matplotlib is not installed.
     """
     require_viz()
-    settings = ClipSettings(num_frames, frame_stride, size, tubelet_size, patch_size, threshold)
-    _check_arguments(settings, max_seconds)
+    settings = ClipSettings(
+        num_frames,
+        frame_stride,
+        size=size,
+        tubelet_size=tubelet_size,
+        patch_size=patch_size,
+        threshold=threshold,
+        decoder=decoder,
+    )
+    curve_thresholds(threshold)
+    if max_seconds is not None and not max_seconds > 0:
+        raise InvalidArgumentError(f"max_seconds is {max_seconds}; more than 0 is needed, or None for the whole video")
     tell = on_progress or (lambda *_: None)
     try:
         _check_output(Path(output), source)
@@ -178,13 +189,6 @@ def inspect_videos(
 
 def _tell_of_one(tell: Progress, number: int, num_videos: int, name: str, done: int, total: int, what: str) -> None:
     tell(number * total + done, num_videos * total, f"{name}: {what}")
-
-
-def _check_arguments(settings: ClipSettings, max_seconds: float | None) -> None:
-    clip_span(settings.num_frames, settings.frame_stride)
-    curve_thresholds(settings.threshold)
-    if max_seconds is not None and not max_seconds > 0:
-        raise InvalidArgumentError(f"max_seconds is {max_seconds}; more than 0 is needed, or None for the whole video")
 
 
 def _check_output(folder: Path, source: Source) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
 
 from rlt.errors import VideoWarning
 from rlt.inspection.scan import ClipScanner, ScanResult
 from rlt.inspection.views import ClipSettings, ClipView, display_size
 from rlt.structures import Clip, PatchSpec
-from rlt.video import ClipPlan, Source, VideoInfo, iter_views, read_views
+from rlt.video import ClipPlan, Source, VideoFile, VideoInfo, iter_views, read_views
 from rlt.video.geometry import View, check_size
-from rlt.video.sampling import clip_span, clip_starts
+from rlt.video.sampling import clip_starts
 
 OVERLAY_SECONDS = 20.0
 """Longest overlay: it keeps the page, which holds the video, at a few megabytes."""
@@ -29,7 +30,7 @@ def sampled_starts(info: VideoInfo, settings: ClipSettings, max_seconds: float |
     num_clips = min(max(int(max_seconds / seconds_per_clip), 1), _MAX_SAMPLED_CLIPS)
     if num_clips * seconds_per_clip >= info.duration:
         return None
-    span = clip_span(settings.num_frames, settings.frame_stride)
+    span = settings.span(Fraction(info.fps))
     return [start / info.fps for start in clip_starts(info.num_frames, num_clips, span)]
 
 
@@ -66,7 +67,7 @@ def look(
     seen = views if hold else views[:1]
     places = [round(start * info.fps) for start in starts or ()]
     clips = (
-        iter_views(source, seen, num_frames=settings.num_frames, frame_stride=settings.frame_stride)
+        iter_views(source, settings, seen, decoder=settings.decoder)
         if starts is None
         else read_at(source, settings, seen, places)
     )
@@ -110,17 +111,20 @@ def read_at(
     """
     at_once = max(_FRAMES_AT_ONCE // settings.num_frames, 1)
     for chunk in range(0, len(places), at_once):
-        spans = [range(place, place + settings.length, settings.frame_stride) for place in places[chunk:][:at_once]]
-        plans = [ClipPlan(tuple(span), views) for span in spans]
         with warnings.catch_warnings():
             if chunk or quiet:
                 warnings.simplefilter("ignore", VideoWarning)
-            clips = _read(source, plans)
+            clips = _read_together(source, settings, views, places[chunk : chunk + at_once])
         yield from clips
 
 
-def _read(source: Source, plans: list[ClipPlan]) -> list[list[Clip]]:
-    return read_views(source, lambda _: plans, num_threads=0)
+def _read_together(
+    source: Source, settings: ClipSettings, views: tuple[View, ...], places: Sequence[int]
+) -> list[list[Clip]]:
+    def plan(file: VideoFile) -> list[ClipPlan]:
+        return [ClipPlan(settings.places(place, file.rate), views) for place in places]
+
+    return read_views(source, plan, decoder=settings.decoder, num_threads=0)
 
 
 def window(info: VideoInfo, settings: ClipSettings, scan: ScanResult, max_seconds: float) -> range:

@@ -11,8 +11,7 @@ from torch import Tensor
 from rlt.errors import InvalidArgumentError
 from rlt.structures import Clip, TokenGrid
 from rlt.tokens import keep_mask
-from rlt.video import VideoInfo
-from rlt.video.geometry import Size
+from rlt.video import ClipSpec, VideoInfo
 
 _SHORT_SIDE = 336  # pixels of a frame in the pictures: four of them side by side fit on a page
 _LUMA = (0.299, 0.587, 0.114)  # BT.601 weights of red, green and blue
@@ -21,21 +20,17 @@ _DIMMED_TINT = (14.0, 18.0, 30.0)  # added to it, a trace of blue that tells it 
 
 
 @dataclass(frozen=True)
-class ClipSettings:
-    """How a video is sampled and cut into tokens."""
+class ClipSettings(ClipSpec):
+    """How a video is sampled, decoded and cut into tokens."""
 
-    num_frames: int
-    """Frames in a clip."""
-    frame_stride: int
-    """Distance of two sampled frames, in frames of the video."""
-    size: Size
-    """Size of the frames that tokens are made of, see `rlt.read_clip`."""
-    tubelet_size: int
+    tubelet_size: int = 2
     """Frames per token."""
-    patch_size: int
+    patch_size: int = 16
     """Height and width of a token in pixels."""
-    threshold: float
+    threshold: float = 0.1
     """Tokens that differ by more than this from the one before are kept, see `rlt.keep_mask`."""
+    decoder: str = "pyav"
+    """See `rlt.read_clip`."""
 
     @property
     def length(self) -> int:

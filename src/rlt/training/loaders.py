@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from rlt.checks import some
 from rlt.conf.schema import Config
 from rlt.data.batch import Collate, collate_evaluation
 from rlt.data.clips import ViewConfig
@@ -45,8 +46,8 @@ class TrainingData(LightningDataModule):
             raise InvalidArgumentError(f"{config.data.train} has no usable video; see its status column")
         if validation is not None and validation.class_names != training.class_names:
             raise InvalidArgumentError(
-                f"{config.data.val} has the classes {_some(validation)}, {config.data.train} has {_some(training)}; "
-                "prepare both with the same labels"
+                f"{config.data.val} has the classes {some(validation.class_names)}, {config.data.train} has "
+                f"{some(training.class_names)}; prepare both with the same labels"
             )
         self.config = config
         self.model = model
@@ -90,7 +91,7 @@ class TrainingData(LightningDataModule):
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
         return DataLoader(
-            TrainingDataset(self.training, data.clip, data.augment, seed=self.config.seed),
+            TrainingDataset(self.training, data.clip, data.augment, seed=self.config.seed, decoder=data.decoder),
             batch_sampler=self.sampler(rank, world_size),
             collate_fn=Collate(
                 self.config.tokenizer.build(),
@@ -117,6 +118,7 @@ class TrainingData(LightningDataModule):
             self.config.tokenizer.build(),
             self.model.patches,
             seed=self.config.seed,
+            decoder=data.decoder,
         )
         return DataLoader(
             dataset,
@@ -127,7 +129,7 @@ class TrainingData(LightningDataModule):
 
     def _expected_tokens(self) -> list[float]:
         clip, rule = self.config.data.clip, self.config.tokenizer.build()
-        grid = self.model.patches.grid((clip.num_frames, clip.size, clip.size, 3))
+        grid = self.model.patches.grid((clip.num_frames, *clip.frame_size, 3))
         like = getattr(rule, "like", rule)
         if isinstance(like, Budget | Everything):
             return [float(like.count(grid) if isinstance(like, Budget) else grid.num_tokens)] * len(self.training)
@@ -138,8 +140,3 @@ class TrainingData(LightningDataModule):
                 f"{len(unknown)}; prepare it with --measure-tokens"
             )
         return [grid.num_tokens * (entry.tokens_kept or 1.0) for entry in self.training]
-
-
-def _some(manifest: Manifest) -> str:
-    names = manifest.class_names
-    return f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''} ({len(names)})"
