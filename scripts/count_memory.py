@@ -27,6 +27,7 @@ from rlt.measure import machine_info
 from rlt.network.vit import VisionTransformer, trace_features
 from rlt.structures import PackedTokens, pack
 from rlt.tokens import Everything, Threshold
+from rlt.video import ClipSpec
 
 MODELS = ("vit_base", "vit_large")
 FRAMES = (16, 32, 64, 128)
@@ -48,7 +49,7 @@ def main() -> None:
 
 def count_arms(name: str, num_frames: int, videos: tuple[Path, ...]) -> Iterator[dict[str, object]]:
     """One entry for each way, clip and pass."""
-    settings = BenchmarkSettings(videos, model=name, clips=len(videos), num_frames=num_frames, frame_stride=1)
+    settings = BenchmarkSettings(name, clip=ClipSpec(num_frames, 1), videos=videos, clips=len(videos))
     frames = read_frames(settings)
     for way, rule in (("dense", Everything()), ("rlt", Threshold())):
         packed = packed_by(rule, frames, settings)

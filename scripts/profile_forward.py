@@ -24,7 +24,7 @@ from rlt.tokens import Everything
 
 def main() -> None:
     """Profile each arm and write one table of operators for it."""
-    settings = BenchmarkSettings(tuple(assets.path(name) for name in assets.names()), clips=2)
+    settings = BenchmarkSettings(videos=tuple(assets.path(name) for name in assets.names()), clips=2)
     frames, model = read_frames(settings), rlt.create_model("vit_base").eval()
     dense, kept = packed_by(Everything(), frames, settings), packed_by(settings.rule, frames, settings)
     merges = merge_for_flops(model.config, dense.segments.lengths, count_forward_flops(model.config, kept))

@@ -24,9 +24,10 @@ from rlt.benchmark.peers.reference import reference_tokenize
 from rlt.checkpoints.models import create_model
 from rlt.errors import InvalidArgumentError
 from rlt.measure import peak_memory_bytes
+from rlt.video import ClipSpec
 
 VIDEOS = (assets.path("traffic.mp4"), assets.path("animation.mp4"))
-SMALL = BenchmarkSettings(VIDEOS, model="vit_tiny", clips=2, num_frames=8, size=64, rounds=2)
+SMALL = BenchmarkSettings("vit_tiny", clip=ClipSpec(8, size=64), videos=VIDEOS, clips=2, rounds=2)
 
 
 @lru_cache
@@ -209,7 +210,7 @@ def test_rounds_run_every_work_once_more_than_counted() -> None:
 
 
 def test_tome_is_left_out_where_it_cannot_get_as_cheap() -> None:
-    settings = replace(SMALL, rule=Threshold(100.0), num_frames=32, rounds=1)  # keeps the first of 16 time steps
+    settings = replace(SMALL, rule=Threshold(100.0), clip=ClipSpec(32, size=64), rounds=1)
     names = {arm.name for arm in run_suite("forward", settings).arms}
     assert "tome" not in names
     assert {"dense", "rlt", "padded"} <= names
@@ -218,14 +219,12 @@ def test_tome_is_left_out_where_it_cannot_get_as_cheap() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("suite", SUITES)
 def test_suites_run_on_cuda_in_bfloat16(suite: str) -> None:
-    settings = BenchmarkSettings(
-        VIDEOS, model="vit_tiny", clips=2, size=64, rounds=1, device="cuda", dtype=torch.bfloat16
-    )
+    settings = replace(SMALL, clip=ClipSpec(size=64), rounds=1, device="cuda", dtype=torch.bfloat16)
     assert run_suite(suite, settings).to_json()["machine"]["driver"]  # type: ignore[index]
 
 
 def test_bfloat16_runs_on_the_cpu() -> None:
-    settings = BenchmarkSettings(VIDEOS, model="vit_tiny", clips=2, size=64, rounds=1, dtype=torch.bfloat16)
+    settings = replace(SMALL, clip=ClipSpec(size=64), rounds=1, dtype=torch.bfloat16)
     for suite in ("embed", "attention", "forward", "train-step", "end-to-end"):
         assert run_suite(suite, settings).to_json()["settings"]["dtype"] == "bfloat16"  # type: ignore[index]
 
@@ -233,13 +232,17 @@ def test_bfloat16_runs_on_the_cpu() -> None:
 @pytest.mark.parametrize(
     ("suite", "settings", "message"),
     [
-        ("speed", BenchmarkSettings(VIDEOS), "suite is 'speed'; allowed are tokenize, embed, attention, forward"),
-        ("tokenize", BenchmarkSettings(()), "no videos"),
-        ("decode", BenchmarkSettings(()), "no videos"),
-        ("end-to-end", BenchmarkSettings(()), "no videos"),
-        ("frames", BenchmarkSettings(()), "no videos"),
-        ("forward", BenchmarkSettings(VIDEOS, clips=0), "clips is 0; at least 1 is needed"),
-        ("forward", BenchmarkSettings(VIDEOS, dtype=torch.float64), "dtype is torch.float64; allowed are"),
+        (
+            "speed",
+            BenchmarkSettings(videos=VIDEOS),
+            "suite is 'speed'; allowed are tokenize, embed, attention",
+        ),
+        ("tokenize", BenchmarkSettings(), "no videos"),
+        ("decode", BenchmarkSettings(), "no videos"),
+        ("end-to-end", BenchmarkSettings(), "no videos"),
+        ("frames", BenchmarkSettings(), "no videos"),
+        ("forward", BenchmarkSettings(videos=VIDEOS, clips=0), "clips is 0; at least 1 is needed"),
+        ("forward", BenchmarkSettings(videos=VIDEOS, dtype=torch.float64), "dtype is torch.float64; allowed are"),
     ],
 )
 def test_bad_settings_are_named(suite: str, settings: BenchmarkSettings, message: str) -> None:
@@ -250,7 +253,7 @@ def test_bad_settings_are_named(suite: str, settings: BenchmarkSettings, message
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_told() -> None:
     with pytest.raises(InvalidArgumentError, match="device is 'cuda', but torch sees no GPU; use --device cpu"):
-        run_suite("forward", BenchmarkSettings(VIDEOS, device="cuda"))
+        run_suite("forward", BenchmarkSettings(videos=VIDEOS, device="cuda"))
 
 
 def test_counted_memory_is_what_is_measured() -> None:

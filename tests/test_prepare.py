@@ -25,7 +25,7 @@ from rlt.data.manifest import Manifest, VideoEntry, read_manifest, write_manifes
 from rlt.data.prepare import prepare
 from rlt.data.probing import ProbeRecord, probe_video
 from rlt.data.sources import kinetics_listing, ssv2_listing
-from rlt.data.tables import write_table
+from rlt.data.tables import read_table, write_table
 from rlt.errors import InvalidArgumentError, MissingDependencyError
 from video_factory import write_video
 
@@ -99,6 +99,21 @@ def test_manifests_come_back_as_they_were(
     path = tmp_path_factory.getbasetemp() / f"round_trip{extension}"
     write_manifest(manifest, path)
     assert read_manifest(path) == manifest
+
+
+def test_numbers_that_are_not_known_are_written_as_the_others(tmp_path: Path) -> None:
+    gone = VideoEntry("/b", 0, "a", status="missing")
+    write_manifest(Manifest((entry("/a"), gone), ("a", "b")), tmp_path / "m.csv")
+    assert (tmp_path / "m.csv").read_text().splitlines()[1:] == [
+        '"/a",0,"a",16,25.0,160,96,0.64,"ok",""',
+        '"/b",0,"a",0,0.0,0,0,0.0,"missing",""',
+        '"",1,"b",0,0.0,0,0,0.0,"class without videos",""',
+    ]
+    write_manifest(Manifest((gone,), ("a",)), tmp_path / "m.parquet")
+    columns, _ = read_table(tmp_path / "m.parquet")
+    assert [type(columns[name][0]) for name in ("frames", "fps", "width", "height", "duration")] == [
+        int, float, int, int, float,
+    ]  # fmt: skip
 
 
 def test_usable_entries_have_status_ok(tmp_path: Path) -> None:

@@ -18,8 +18,40 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from rlt.network.flops import count_forward_flops
+from rlt.tokens import Rule, Threshold, rule_options
+from rlt.video import ClipSpec
 
-__all__ = ["Timing", "count_forward_flops", "interleave", "machine_info", "peak_memory_bytes", "stopwatch"]
+__all__ = [
+    "MeasureSettings",
+    "Timing",
+    "count_forward_flops",
+    "interleave",
+    "machine_info",
+    "peak_memory_bytes",
+    "stopwatch",
+]
+
+
+@dataclass(frozen=True)
+class MeasureSettings:
+    """What every measurement of a network on clips can choose; each field is an option of the commands."""
+
+    model: str = "vit_base"
+    """Name of the model, see `rlt.list_models()`."""
+    rule: Rule = Threshold()
+    """Which tokens are kept."""
+    clip: ClipSpec = ClipSpec()
+    """Frames and size of a clip."""
+    device: str = "cpu"
+    """Where the network runs."""
+    dtype: torch.dtype = torch.float32
+    """Precision of the network: float32, bfloat16 or float16."""
+
+    def to_json(self) -> dict[str, object]:
+        """All settings as JSON values; those of rule and clip stand beside the others."""
+        own = {name: value for name, value in vars(self).items() if name not in ("rule", "clip")}
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {**own, **vars(self.clip), **rule_options(self.rule), "dtype": dtype}
 
 
 @dataclass(frozen=True)

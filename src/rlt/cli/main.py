@@ -28,7 +28,7 @@ from rlt.errors import RltError, TruncatedVideoWarning, VideoError, VideoWarning
 from rlt.files import write_json
 from rlt.inspection import inspect_video, progress_bar
 from rlt.tokens import choose_rule
-from rlt.video import list_videos
+from rlt.video import ClipSpec, list_videos
 from rlt.video.geometry import Size
 
 app = typer.Typer(
@@ -94,6 +94,13 @@ MaxTokens = Annotated[
 ]
 NumFrames = Annotated[int, typer.Option("--frames", help="Frames per clip.")]
 FrameStride = Annotated[int, typer.Option("--stride", help="Distance of sampled frames, in frames of the video.")]
+FramesPerSecond = Annotated[
+    float | None,
+    typer.Option(help="Sampled frames per second of the video, instead of --stride.", show_default=False),
+]
+DecoderName = Annotated[str, typer.Option(metavar="NAME", help="What decodes: pyav, or torchcodec if installed.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Dtype = Annotated[Precision, typer.Option(help="Precision of the network.")]
 SizeText = Annotated[
     str,
     typer.Option(
@@ -124,13 +131,15 @@ def compare(
     rule: RuleName = None,
     frames: NumFrames = 16,
     stride: FrameStride = 4,
+    fps: FramesPerSecond = None,
     size: SizeText = "224",
+    decoder: DecoderName = "pyav",
     clips: Annotated[int, typer.Option(help="Clips per video, spread evenly.")] = 1,
     repeats: Annotated[
         int | None, typer.Option(help="Counted runs. 5 for one clip, fewer for many, if not given.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[Precision, typer.Option(help="Precision of the network.")] = Precision.float32,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float32,
     json: JsonFile = None,
 ) -> None:
     """Run the same clips dense and with run-length tokenization, and show what is saved and what changes."""
@@ -138,10 +147,9 @@ def compare(
         model=model.value,
         checkpoint=checkpoint,
         rule=choose_rule(rule, threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens),
-        num_frames=frames,
-        frame_stride=stride,
-        size=_parse_size(size),
+        clip=ClipSpec(frames, stride, fps, _parse_size(size)),
         num_clips=clips,
+        decoder=decoder,
         repeats=repeats,
         device=device,
         dtype=getattr(torch, dtype.value),
@@ -215,9 +223,10 @@ def benchmark(
     rule: RuleName = None,
     frames: NumFrames = 16,
     stride: FrameStride = 4,
+    fps: FramesPerSecond = None,
     size: Annotated[int, typer.Option(help="Height and width of the clips in pixels.")] = 224,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[Precision, typer.Option(help="Precision of the network.")] = Precision.float32,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float32,
     rounds: Annotated[int | None, typer.Option(help="Counted runs of each arm; each suite has its own number.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Also run forward and train-step compiled.")] = False,
     json: JsonFile = None,
@@ -225,13 +234,11 @@ def benchmark(
     """Time one stage beside its peers, in turn, on real clips."""
     chosen = list_videos(videos) if videos else [assets.path(name) for name in assets.names()]
     settings = BenchmarkSettings(
-        tuple(chosen),
         model=model.value,
+        videos=tuple(chosen),
         clips=clips,
         rule=choose_rule(rule, threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens),
-        num_frames=frames,
-        frame_stride=stride,
-        size=size,
+        clip=ClipSpec(frames, stride, fps, size),
         rounds=rounds,
         device=device,
         dtype=getattr(torch, dtype.value),

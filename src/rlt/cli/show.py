@@ -16,6 +16,7 @@ from rlt.compare import ARMS, Comparison, VideoComparison
 from rlt.measure import Timing, machine_info
 from rlt.network.attention import choose_backend
 from rlt.tokens import Rule, rule_options
+from rlt.video import ClipSpec
 from rlt.video.geometry import Size
 
 _MAX_CLIPS_IN_DETAIL = 4
@@ -58,7 +59,7 @@ def failed_json(failed: list[tuple[str, str]]) -> list[dict[str, str]]:
 def benchmark_report(result: BenchmarkResult) -> RenderableType:
     """One row per arm, with its speed-up over the arm that the others are compared with."""
     settings = result.settings
-    clips = f"{settings.clips} clips of {settings.num_frames}x{settings.size}x{settings.size}"
+    clips = f"{settings.clips} clips of {settings.clip.num_frames}x{settings.clip.size}x{settings.clip.size}"
     table = Table()
     for column in ("arm", "median", "slowest", "tokens", "GFLOPs", "memory", "speed-up"):
         table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=column != "arm")
@@ -125,9 +126,13 @@ def _settings_line(result: Comparison) -> str:
     clips = sum(video.num_clips for video in result.videos)
     name = result.videos[0].source if len(result.videos) == 1 else f"{len(result.videos)} videos"
     return (
-        f"{name}: {clips} clip{'s'[: clips != 1]} of {settings.num_frames} frames (stride {settings.frame_stride}) at "
-        f"{format_size(settings.size)}, {settings.model}, {_rule_line(settings.rule)}"
+        f"{name}: {clips} clip{'s'[: clips != 1]} of {settings.clip.num_frames} frames ({_pace(settings.clip)}) at "
+        f"{format_size(settings.clip.size)}, {settings.model}, {_rule_line(settings.rule)}"
     )
+
+
+def _pace(clip: ClipSpec) -> str:
+    return f"stride {clip.frame_stride}" if clip.fps is None else f"{clip.fps:g} a second"
 
 
 def _rule_line(rule: Rule) -> str:

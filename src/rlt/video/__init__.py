@@ -12,6 +12,7 @@ from rlt.video.clips import (
     probe,
     read_clip,
     read_clips,
+    read_spread,
     require_motion,
 )
 from rlt.video.decoders import DECODERS, Decoder
@@ -35,6 +36,7 @@ __all__ = [
     "probe",
     "read_clip",
     "read_clips",
+    "read_spread",
     "read_views",
     "require_motion",
 ]

@@ -149,11 +149,18 @@ def read_clips(
     Raises:
         InvalidArgumentError: also if num_clips is below 1.
     """
-    at_least(1, num_clips=num_clips)
     spec = ClipSpec(num_frames, frame_stride, fps, size)
+    return read_spread(source, spec, num_clips, decoder=decoder, num_threads=num_threads)
+
+
+def read_spread(
+    source: Source, spec: ClipSpec, num_clips: int = 1, *, decoder: str = "pyav", num_threads: int = 0
+) -> list[Clip]:
+    """`read_clips` with the frames and the size of the clips as one value."""
+    at_least(1, num_clips=num_clips)
 
     def plan(file: VideoFile) -> list[ClipPlan]:
-        return [ClipPlan(places, (View(size),)) for places in spec.spread(num_clips, file.num_frames, file.rate)]
+        return [ClipPlan(places, (View(spec.size),)) for places in spec.spread(num_clips, file.num_frames, file.rate)]
 
     return [clip for [clip] in read_planned(source, plan, decoder, num_threads)]
 
