@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rlt.cli.common import output, progress
+from rlt.cli.show import progress, show
 from rlt.data.labels import read_class_names
 from rlt.data.listings import Listing, folder_listing
 from rlt.data.prepare import MIN_FRAMES, PrepareReport, prepare
@@ -68,7 +68,7 @@ def _run(
             on_progress=update,
         )
     for line in report_lines(report):
-        output.print(line, markup=False, highlight=False, soft_wrap=True)
+        show(line)
     if json is not None:
         write_json(json, report.to_json())
     if not report.num_usable:

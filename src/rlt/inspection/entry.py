@@ -141,6 +141,11 @@ class Inspections:
     failed: tuple[tuple[str, str], ...]
     """(source, what is wrong with it) of those that could not, or are cut off."""
 
+    @property
+    def num_videos(self) -> int:
+        """Videos in all."""
+        return len({report.video.source for report in self.reports} | {source for source, _ in self.failed})
+
     def to_json(self) -> dict[str, Any]:
         """The reports, and what failed, as plain values."""
         failed = [{"source": source, "error": error} for source, error in self.failed]
