@@ -187,8 +187,16 @@ def iter_clips(
         InvalidArgumentError: for an argument out of range.
     """
     spec = ClipSpec(num_frames, frame_stride, fps, size)
+    return (clip for [clip] in iter_views(source, spec, [View(size)], decoder=decoder, num_threads=num_threads))
+
+
+@named_options()
+def iter_views(
+    source: Source, spec: ClipSpec, views: Sequence[View], *, decoder: str = "pyav", num_threads: int = 0
+) -> Iterator[list[Clip]]:
+    """As `iter_clips`, but one clip per view: a frame is decoded once for all of them. The size is that of the view."""
     check_reading(source, decoder, num_threads)
-    return stream_clips(source, spec, decoder, num_threads)
+    return stream_clips(source, spec, views, decoder, num_threads)
 
 
 def probe(source: Source) -> VideoInfo:
