@@ -19,7 +19,7 @@ from rlt import assets
 from rlt.adapters import LastForward, PatchOptions, supported_models
 from rlt.adapters.selection import choose_tokens, float_token_differences
 from rlt.errors import InvalidArgumentError
-from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
+from rlt.structures import IMAGENET_MEAN, IMAGENET_STD
 
 transformers = pytest.importorskip("transformers")
 

@@ -9,30 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import rlt
-from rlt.structures import PackedTokens, RunLengthTokens, TokenGrid
-
-GRID = TokenGrid(4, 4, 4)
-
-
-def tiny(**changes: object) -> rlt.VisionTransformer:
-    config = rlt.ViTConfig(width=24, depth=2, num_heads=2, mlp_width=48, num_classes=5, num_frames=8, image_size=64)
-    torch.manual_seed(0)
-    return rlt.VisionTransformer(config.replace(**changes)).eval()
-
-
-def random_pack(seed: int, num_clips: int, most: int = 64) -> PackedTokens:
-    """Clips of random token counts, now and then of one token."""
-    generator = torch.Generator().manual_seed(seed)
-    clips = []
-    for _ in range(num_clips):
-        count = int(torch.randint(1, most, (1,), generator=generator))
-        place = torch.randperm(GRID.num_tokens, generator=generator)[:count].sort().values
-        coords = torch.stack([place // 16, place // 4 % 4, place % 4], dim=1)
-        patches = torch.randint(0, 256, (count, 1536), generator=generator, dtype=torch.uint8)
-        lengths = torch.randint(1, 5, (count,), generator=generator)
-        clips.append(RunLengthTokens(patches, coords, lengths, GRID))
-    return rlt.pack(clips)
+from models import random_pack, tiny
+from rlt.errors import InvalidArgumentError
+from rlt.network import vit
 
 
 class CountingBackend:
@@ -111,6 +90,36 @@ def test_the_default_compiler_gives_the_same_logits() -> None:
             pytest.skip(f"no C++ compiler that works: {error}")
     for ours, expected in zip(compiled, eager, strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_features_run_through_the_same_graph_in_the_same_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vit, "_TOKENS_AT_ONCE_ON_CPU", 80)
+    model, packed, counting = tiny(), random_pack(0, num_clips=9), CountingBackend()
+    assert len(packed.chunks(80)) > 2
+    runs: list[int] = []
+    model.blocks[0].register_forward_pre_hook(lambda _, inputs: runs.append(len(inputs[0])))
+    with torch.no_grad():
+        logits, pieces = model(packed), runs.copy()
+        torch.testing.assert_close(model.head(model.forward_features(packed)), logits)
+        assert runs == 2 * pieces
+        model.forward_tokens(packed)
+        assert runs == 3 * pieces
+        model = tiny()
+        model.compile_network(backend=counting)
+        torch.testing.assert_close(model(packed), logits, atol=1e-5, rtol=1e-4)
+        graphs = counting.graphs
+        torch.testing.assert_close(model.head(model.forward_features(packed)), logits, atol=1e-5, rtol=1e-4)
+    assert counting.graphs == graphs > 0
+
+
+def test_a_compiled_network_merges_no_tokens() -> None:
+    model, packed = tiny(), random_pack(0, num_clips=2)
+    model.merge_per_block = 3
+    model.compile_network(backend="eager")
+    with pytest.raises(InvalidArgumentError, match="merge_per_block is 3, but the network is compiled; set it to 0"):
+        model(packed)
+    model.merge_per_block = 0
+    torch.testing.assert_close(model(packed), tiny()(packed), atol=1e-5, rtol=1e-4)
 
 
 def test_weights_keep_their_names() -> None:

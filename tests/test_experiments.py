@@ -90,7 +90,7 @@ def test_from_a_folder_to_a_paired_comparison(
     code, out, err = run(
         *evaluate,
         "tokenizer=rlt",
-        "tokenizer.threshold=0.1",
+        "tokenizer.keep_ratio=null",
         "json=a.json",
         "predictions=a.parquet",
         "pictures=pictures",
@@ -170,6 +170,10 @@ def test_a_run_is_evaluated_as_it_was_trained(videos: Path, tmp_path: Path) -> N
             evaluation_config([checkpoint, typed])
     (tmp_path / "run" / "config.json").unlink()
     assert evaluation_config([checkpoint, "device=cpu"]) == replace(config, seed=0)
+    merging = ["tokenizer=tome", "tokenizer.merge_per_block=3"]  # as it was written then
+    write_json(tmp_path / "run" / "overrides.json", [*trained[:2], *merging])
+    config = evaluation_config([checkpoint])
+    assert (config.tokenizer.rule, config.model.merge_per_block) == ("none", 3)
     write_json(tmp_path / "model" / "config.json", {"model_type": "videomae"})
     assert config_of_run(str(tmp_path / "model")) == {}
     (tmp_path / "run" / "config.json").write_text("{")
@@ -180,7 +184,7 @@ def test_a_run_is_evaluated_as_it_was_trained(videos: Path, tmp_path: Path) -> N
 def test_help_lists_every_option(run: Callable[..., tuple[int, str, str]]) -> None:
     _, out, _ = run("train", "--help")
     for key in (
-        "tokenizer.threshold=0.1",
+        "tokenizer.keep_ratio=null",
         "optimizer.layer_decay=0.75",
         "trainer.token_budget=null",
         "data.clip.size=224",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,10 @@ import pytest
 import torch
 
 import rlt
+from models import random_pack, tiny
 from rlt.errors import InvalidArgumentError
 from rlt.export import export_network, export_patched, network_inputs
-from rlt.network.tome import with_token_merging
 from rlt.structures import PackedTokens, TokenGrid
-from test_compile import random_pack, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def test_a_saved_program_gives_the_same_in_another_process(tmp_path: Path) -> No
     check(torch.export.load(tmp_path / "network.pt2"), model, [packed])
     torch.save(network_inputs(packed), tmp_path / "inputs.pt")
     code = (
-        "import rlt, sys, torch; folder = sys.argv[1]; inputs = torch.load(f'{folder}/inputs.pt'); "
+        "import rlt.export, sys, torch; folder = sys.argv[1]; inputs = torch.load(f'{folder}/inputs.pt'); "
         "torch.save(torch.export.load(f'{folder}/network.pt2').module()(*inputs), f'{folder}/logits.pt')"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
@@ -94,9 +94,11 @@ def test_what_cannot_be_exported_is_told() -> None:
     model, packed = tiny(), random_pack(0, num_clips=2)
     with pytest.raises(InvalidArgumentError, match="training mode"):
         export_network(model.train(), packed)
-    with pytest.raises(InvalidArgumentError, match="TokenMergingTransformer"):
-        export_network(with_token_merging(model.eval(), 2), packed)
-    other = PackedTokens(packed.patches, packed.coords, packed.lengths, packed.segments, packed.grids, 4, 16)
+    model.eval().merge_per_block = 2
+    with pytest.raises(InvalidArgumentError, match="merge_per_block is 2, which no graph holds; set it to 0"):
+        export_network(model, packed)
+    model.merge_per_block = 0
+    other = replace(packed, spec=rlt.PatchSpec(tubelet_size=4))
     with pytest.raises(InvalidArgumentError, match="tubelet_size=4"):
         export_network(model, other)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -17,12 +18,14 @@ from hypothesis import strategies as st
 
 from rlt.cli import main
 from rlt.data import manifest as manifest_module
+from rlt.data.duplicates import compare_splits
 from rlt.data.labels import ClassIndex, class_names, read_class_names
 from rlt.data.listings import Candidate, Listing, folder_listing, videos_below
 from rlt.data.manifest import Manifest, VideoEntry, read_manifest, write_manifest
-from rlt.data.prepare import compare_splits, prepare
+from rlt.data.prepare import prepare
 from rlt.data.probing import ProbeRecord, probe_video
 from rlt.data.sources import kinetics_listing, ssv2_listing
+from rlt.data.tables import read_table, write_table
 from rlt.errors import InvalidArgumentError, MissingDependencyError
 from video_factory import write_video
 
@@ -98,6 +101,21 @@ def test_manifests_come_back_as_they_were(
     assert read_manifest(path) == manifest
 
 
+def test_numbers_that_are_not_known_are_written_as_the_others(tmp_path: Path) -> None:
+    gone = VideoEntry("/b", 0, "a", status="missing")
+    write_manifest(Manifest((entry("/a"), gone), ("a", "b")), tmp_path / "m.csv")
+    assert (tmp_path / "m.csv").read_text().splitlines()[1:] == [
+        '"/a",0,"a",16,25.0,160,96,0.64,"ok",""',
+        '"/b",0,"a",0,0.0,0,0,0.0,"missing",""',
+        '"",1,"b",0,0.0,0,0,0.0,"class without videos",""',
+    ]
+    write_manifest(Manifest((gone,), ("a",)), tmp_path / "m.parquet")
+    columns, _ = read_table(tmp_path / "m.parquet")
+    assert [type(columns[name][0]) for name in ("frames", "fps", "width", "height", "duration")] == [
+        int, float, int, int, float,
+    ]  # fmt: skip
+
+
 def test_usable_entries_have_status_ok(tmp_path: Path) -> None:
     manifest = Manifest((entry("/a"), entry("/b", status="missing")), ("a", "b"))
     assert [found.path for found in manifest.usable] == ["/a"]
@@ -125,7 +143,13 @@ HEADER = "path,label_id,label,frames,fps,width,height,duration,status,tokens_kep
         (f"path,label\n{GOOD_ROW}", "no column label_id, frames"),
         (f"{HEADER}\n{GOOD_ROW}\n{GOOD_ROW.replace(',0,walk', ',x,walk')}", "row 2 (line 3), column label_id: 'x'"),
         (f"{HEADER}\n{GOOD_ROW.replace(',0,walk', ',-1,walk')}", "column label_id: '-1'"),
+        (
+            f"{HEADER}\n{GOOD_ROW.replace(',0,walk', ',100000,walk')}",
+            "column label_id: 100000 is no label id; 0 to 99999",
+        ),
         (f"{HEADER}\n{GOOD_ROW.replace('25.0', 'nan')}", "column fps: 'nan'"),
+        (f"{HEADER}\n{GOOD_ROW.replace('16', '16.5')}", "column frames: '16.5'; a whole number of 0 or more is needed"),
+        (f"{HEADER}\n{GOOD_ROW}x", "column tokens_kept: 'x'; a number of 0 or more is needed"),
         (f"{HEADER}\n{GOOD_ROW},more", "has 11 columns"),
         (f"{HEADER}\n{GOOD_ROW}\n{GOOD_ROW.replace('walk', 'run')}", "one label_id stands for one label"),
     ],
@@ -133,6 +157,35 @@ HEADER = "path,label_id,label,frames,fps,width,height,duration,status,tokens_kep
 def test_errors_of_a_csv_manifest_name_row_and_column(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "m.csv"
     path.write_text(text)
+    with pytest.raises(InvalidArgumentError, match=re.escape(message)) as caught:
+        read_manifest(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frames": None}, "no column frames"),
+        ({"label_id": [0, -1]}, "row 2, column label_id: -1; a whole number of 0 or more is needed"),
+        ({"label_id": [0, 2**40]}, "column label_id: 1099511627776 is no label id"),
+        ({"label_id": [0, 0]}, "row 2, column label: 'b', but label_id 0 was 'a' before"),
+        ({"label": [1, 2]}, "row 1, column label: 1; a text is needed"),
+        ({"fps": [None, 25.0]}, "row 1, column fps: None; a number of 0 or more is needed"),
+        ({"path": ["", ""]}, "holds no video"),
+    ],
+)
+def test_errors_of_a_parquet_manifest_name_row_and_column(
+    tmp_path: Path, changes: dict[str, list[object] | None], message: str
+) -> None:
+    columns: dict[str, list[object] | None] = {
+        "path": ["/x.mp4", "/y.mp4"], "label_id": [0, 1], "label": ["a", "b"], "frames": [16, 17], "fps": [25.0, 30.0],
+        "width": [8, 8], "height": [8, 8], "duration": [0.64, 0.6], "status": ["ok", "ok"], "of_no_use": [1, 2],
+    }  # fmt: skip
+    path = tmp_path / "m.parquet"
+    write_table(path, {name: values for name, values in columns.items() if values is not None})
+    assert read_manifest(path).class_names == ("a", "b")
+    write_table(path, {name: values for name, values in (columns | changes).items() if values is not None})
     with pytest.raises(InvalidArgumentError, match=re.escape(message)) as caught:
         read_manifest(path)
     assert str(path) in str(caught.value)
@@ -180,6 +233,17 @@ def test_class_names_ship_with_the_package() -> None:
     assert len(set(ssv2)) == 174
     with pytest.raises(InvalidArgumentError, match="kinetics400, ssv2"):
         class_names("ucf101")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "digest"),
+    [
+        ("kinetics400", "a8dafb93a1204d4ecfa904f943ce5ee0c62ddeeb1df71aa1f96983fca17d777e"),
+        ("ssv2", "a31a2ad624a558d609762c50f4d5d4778246d3ace6717cf24b993b0bf2d9a68b"),
+    ],
+)
+def test_shipped_names_hash_as_the_published_ones(dataset: str, digest: str) -> None:
+    assert hashlib.sha256("\n".join(class_names(dataset)).encode()).hexdigest() == digest
 
 
 def test_shipped_names_are_the_published_ones(video_data: Path) -> None:
@@ -400,9 +464,31 @@ def test_errors_of_kinetics_csv(tmp_path: Path, text: str, message: str) -> None
         kinetics_listing("kinetics400", tmp_path / "none", csv_file=tmp_path / "k.csv")
 
 
-def test_something_something_with_the_official_files(video_data: Path, put: Put, tmp_path: Path) -> None:
-    labels = video_data / "labels" / "something-something-v2-labels.json"
-    annotations = video_data / "labels" / "something-something-v2-validation-first50.json"
+@pytest.fixture(params=["written", "published"])
+def ssv2_files(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
+    """Annotations and labels of Something-Something V2: written as the published ones are, and those themselves."""
+    if request.param == "published":
+        folder = request.getfixturevalue("video_data") / "labels"
+        names = "something-something-v2-validation-first50.json", "something-something-v2-labels.json"
+        return folder / names[0], folder / names[1]
+    annotations, labels = tmp_path / "validation.json", tmp_path / "labels.json"
+    classes = class_names("ssv2")
+    labels.write_text(json.dumps({name: str(label_id) for label_id, name in enumerate(classes)}))
+    videos = [
+        {
+            "id": str(1000 - number),
+            "label": re.sub("something", "a cup", name, flags=re.IGNORECASE),
+            "template": re.sub("(something)", r"[\1]", name, flags=re.IGNORECASE),
+            "placeholders": ["a cup"] * name.lower().count("something"),
+        }
+        for number, name in enumerate(classes[::-3])
+    ]
+    annotations.write_text(json.dumps(videos))
+    return annotations, labels
+
+
+def test_something_something_with_the_official_files(ssv2_files: tuple[Path, Path], put: Put, tmp_path: Path) -> None:
+    annotations, labels = ssv2_files
     official = json.loads(annotations.read_text())
     put("videos", f"{official[0]['id']}.mp4")
     put("videos", "part_00", f"{official[1]['id']}.mp4")
@@ -538,6 +624,10 @@ def test_splits_are_compared(put: Put, tmp_path: Path, capsys: pytest.CaptureFix
     labels = ("--labels", tmp_path / "train.csv")
     assert cli(*options, "--other-split", tmp_path / "train.csv", *labels) == 0
     report = json.loads((tmp_path / "r.json").read_text())
+    assert list(report) == [
+        "output", "num_videos", "num_classes", "num_usable", "num_probed", "num_resumed", "missing", "unreadable",
+        "short", "empty_classes", "duplicates", "other_split", "between_splits", "class_names_differ", "tokens_kept",
+    ]  # fmt: skip
     assert report["class_names_differ"] is False
     assert report["empty_classes"] == ["sit"]
 
@@ -598,12 +688,29 @@ def test_an_interrupt_keeps_the_record_and_the_old_manifest(put: Put, tmp_path: 
     assert read_manifest(output).entries[0].path == "/old"
     assert len(recorded(tmp_path / "m.csv.partial")) == 4
     # Tokens were not measured then, so that run must look at all files again.
-    assert prepare(listing, output, measure_tokens=True).num_probed == NUM_VIDEOS
+    put("data", "run", "broken.mp4").write_bytes(b"not a video")
+    with ProbeRecord(tmp_path / "m.csv.partial") as record:
+        record.add(probe_video(str(tmp_path / "data" / "run" / "broken.mp4")))  # which has none to measure
+    listing = folder_listing(tmp_path / "data")
+    report = prepare(listing, output, measure_tokens=True)
+    assert (report.num_probed, report.num_resumed) == (NUM_VIDEOS, 1)
+    assert 0 < (report.tokens_kept or 0) < 1
+
+
+def test_tokens_that_a_run_before_measured_are_not_written_unasked(put: Put, tmp_path: Path) -> None:
+    path = put("data", "run", "a.mp4", clip=5)
+    with ProbeRecord(tmp_path / "m.csv.partial") as record:
+        record.add(probe_video(str(path), measure_tokens=True))
+    report = prepare(folder_listing(tmp_path / "data"), tmp_path / "m.csv")
+    assert report.num_resumed == 1
+    assert report.tokens_kept is None
 
 
 def test_a_partial_file_of_anything_else_is_passed_over(put: Put, tmp_path: Path) -> None:
     put("data", "run", "a.mp4")
-    (tmp_path / "m.csv.partial").write_text('hello\n[1]\n{"path": 1}\n')
+    (tmp_path / "m.csv.partial").write_text(
+        'hello\n[1]\n"a"\nnull\n{"path": 1}\n{"path": [], "size": 1, "modified": 1}\n'
+    )
     assert prepare(folder_listing(tmp_path / "data"), tmp_path / "m.csv").num_resumed == 0
     (tmp_path / "n.csv.partial").mkdir()
     with pytest.raises(InvalidArgumentError, match="cannot be used"):
@@ -617,6 +724,18 @@ def test_missing_videos_are_not_remembered(put: Put, tmp_path: Path) -> None:
         record.add(probe_video(str(path)))
     with ProbeRecord(tmp_path / "m.partial") as record:
         assert len(record) == 1
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["folder", "kinetics400", "kinetics600", "kinetics700", "ssv2"])
+def test_all_commands_share_their_options(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert cli("prepare", command, "--help") == 0
+    shown = capsys.readouterr().out
+    shared = ("videos", "output", "labels", "workers", "limit", "measure-tokens", "other-split", "json")
+    own = {"folder": [], "ssv2": ["annotations"]}.get(command, ["csv", "split"])
+    assert set(re.findall(r"^  --([a-z-]+) ", shown, re.MULTILINE)) == {*shared, *own, "help"}
 
 
 # ---- errors of the command -----------------------------------------------------------------------------------------

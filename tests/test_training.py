@@ -181,17 +181,18 @@ def test_length_encoding_starts_neutral() -> None:
     assert model.length_embed.grad[:7].abs().sum() == 0  # every run is 8 long
 
 
-@pytest.mark.parametrize("tokenizer", ["none", "rlt", "random", "uniform_frames", "tome"])
+@pytest.mark.parametrize("tokenizer", ["none", "rlt", "budget", "random", "uniform_frames", "merging"])
 def test_every_tokenizer_trains(manifest: Path, tmp_path: Path, tokenizer: str) -> None:
-    more = ["tokenizer.merge_per_block=1"] if tokenizer == "tome" else []
-    summary = run(manifest, tmp_path / "run", f"tokenizer={tokenizer}", "trainer.max_steps=2", *more)
+    more = {"budget": ["tokenizer.keep_ratio=0.75"], "merging": ["model.merge_per_block=1"]}.get(tokenizer, [])
+    rule = tokenizer.replace("merging", "none")
+    summary = run(manifest, tmp_path / "run", f"tokenizer={rule}", "trainer.max_steps=2", *more)
     assert summary.steps == 2
-    assert (summary.tokens_kept == 1) == (tokenizer in ("none", "tome"))
+    assert (summary.tokens_kept == 1) == (rule == "none")
     assert summary.val_top1 is not None
     numbers = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert numbers["machine"]["processor"]
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (kept["tokenizer"]["policy"], kept["data"]["clip"]["size"]) == (tokenizer, 32)
+    assert (kept["tokenizer"]["rule"], kept["data"]["clip"]["size"]) == (rule, 32)
     config = rlt.VisionTransformer.from_pretrained(tmp_path / "run" / "model").config
     assert (config.labels, config.num_frames, config.image_size) == (("dark", "bright"), 4, 32)
 
@@ -365,7 +366,7 @@ def test_presets_compose(name: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["tokenizer=best"], "tokenizer is 'best'; allowed are none, rlt, random"),
+        (["tokenizer=best"], "tokenizer is 'best'; allowed are rlt, budget, none, random"),
         (["tokenizer=rtl"], "allowed are .*; did you mean 'rlt'?"),
         (["model=vit_bas"], "model is 'vit_bas'; allowed are vit_tiny, .*; did you mean 'vit_base'?"),
         (["model.name=vit_bas"], "model.name is 'vit_bas'; allowed are vit_tiny, .*; did you mean 'vit_base'?"),
@@ -378,6 +379,10 @@ def test_presets_compose(name: str) -> None:
         (["trainer.max_step=3"], "there is no option trainer.max_step; did you mean trainer.max_steps?"),
         (["max_steps=3"], "there is no option max_steps; did you mean trainer.max_steps?"),
         (["data.clips.size=3"], "there is no option data.clips.size; did you mean data.clip.size?"),
+        (["trainer.lr=3"], "there is no option trainer.lr; did you mean optimizer.lr?"),
+        (["tokenizer=tome"], "tokenizer=tome is now written tokenizer=none model.merge_per_block=N"),
+        (["tokenizer.merge_per_block=4"], "tokenizer.merge_per_block=4 is now written model.merge_per_block=N"),
+        (["tokenizer.policy=rlt"], "tokenizer.policy=rlt is now written tokenizer=NAME"),
         (["+foo=1"], "there is no option foo; `rlt train --help` lists all"),
         (["hydra.run.dir=x"], "there is no option hydra.run.dir"),
         (["trainer.max_steps"], "'trainer.max_steps' is no option; options are written key=value"),
@@ -407,13 +412,13 @@ def test_what_is_typed_wins_over_the_run() -> None:
     )  # what it leaves out is default
 
     some = compose(
-        ["tokenizer.keep_ratio=0.5", "data.clip.num_frames=8"], run=run | {"tokenizer": {"policy": "random"}}
+        ["tokenizer.keep_ratio=0.5", "data.clip.num_frames=8"], run=run | {"tokenizer": {"rule": "random"}}
     )
-    assert (some.tokenizer.policy, some.tokenizer.keep_ratio) == ("random", 0.5)
+    assert (some.tokenizer.rule, some.tokenizer.keep_ratio) == ("random", 0.5)
     assert (some.data.clip.num_frames, some.data.clip.frame_stride, some.data.clip.size) == (8, 2, 112)
 
     anew = compose(["tokenizer=rlt"], run=run)
-    assert (anew.tokenizer.threshold, anew.seed, anew.data.clip.size) == (0.1, 1, 112)
+    assert (anew.tokenizer.threshold, anew.seed, anew.data.clip.size) == (None, 1, 112)
     other = compose(["data=ssv2"], run=run)
     assert (other.data.clip.sampling, other.data.clip.size, other.data.val) == ("uniform", 224, "a.csv")
     assert (other.model.name, other.trainer.precision) == ("vit_small", "float16")

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from rlt.adapters.options import LastForward, PatchOptions
 from rlt.adapters.selection import choose_tokens
 from rlt.errors import InvalidArgumentError
-from rlt.structures import Segments
-from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
+from rlt.structures import IMAGENET_MEAN, IMAGENET_STD, Segments
 
 
 class Adapter(abc.ABC):
@@ -172,7 +171,7 @@ class Adapter(abc.ABC):
             )
         mean, std = self.pixel_statistics
         mean, std = self.options.pixel_mean or mean, self.options.pixel_std or std
-        mask = choose_tokens(pixel_values, self.options, tubelet_size=tubelet_size, patch_size=patch_size, std=std)
+        mask = choose_tokens(pixel_values, self.options, tubelet_size=tubelet_size, patch_size=patch_size)
         if pixel_values.dtype == torch.uint8:
             pixel_values = self._normalise(pixel_values, mean, std)
         patches = pixel_values.unflatten(4, (-1, patch_size)).unflatten(3, (-1, patch_size))

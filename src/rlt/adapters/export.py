@@ -56,9 +56,10 @@ def _segments_of_tensors(adapter: Adapter, extra: int) -> Iterator[None]:
 
     def begin(_lengths: tuple[int, ...], _device: torch.device) -> None:
         assert adapter.last is not None
-        counts = adapter.last.mask.flatten(1).sum(1) + extra
+        mask = adapter.last.mask.flatten(1)
+        offsets = F.pad((mask.sum(1) + extra).cumsum(0), (1, 0)).to(torch.int32)
         adapter.packed_calls = 0
-        adapter._call = Segments((), F.pad(counts.cumsum(0), (1, 0)).to(torch.int32)), adapter.last
+        adapter._call = Segments(offsets, bound=mask.shape[1] + extra), adapter.last
 
     before = adapter.last, adapter._call, adapter.packed_calls
     adapter.__dict__["begin"] = begin

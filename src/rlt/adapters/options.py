@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlt.errors import InvalidArgumentError
-from rlt.tokens import check_threshold
+from rlt.tokens import Threshold
 
 Policy = Literal["rlt", "none", "random", "uniform_frames"]
 
@@ -46,7 +46,7 @@ class PatchOptions:
         Raises:
             InvalidArgumentError: naming the field.
         """
-        check_threshold(self.threshold)
+        Threshold(self.threshold)
         if self.policy not in get_args(Policy):
             raise InvalidArgumentError(f"policy is {self.policy!r}; allowed are {', '.join(get_args(Policy))}")
         if self.expand not in (None, "fill"):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlt.adapters.options import PatchOptions
 from rlt.errors import InvalidArgumentError
-from rlt.tokens import IMAGENET_STD, token_differences
+from rlt.tokens import token_differences
 from rlt.tokens.rules import even_steps, random_mask
 
 
@@ -39,7 +39,6 @@ def choose_tokens(
     *,
     tubelet_size: int,
     patch_size: int,
-    std: tuple[float, float, float] = IMAGENET_STD,
 ) -> Tensor:
     """Which tokens to keep: bool [B, T', H', W'].
 
@@ -48,7 +47,6 @@ def choose_tokens(
         options: the rule.
         tubelet_size: frames per token.
         patch_size: height and width of a token in pixels.
-        std: by which uint8 frames on the scale 0..1 are divided later.
 
     Raises:
         InvalidArgumentError: if max_tokens or keep_ratio does not hold the first time step.
@@ -59,7 +57,7 @@ def choose_tokens(
         return torch.ones(batch, *grid, dtype=torch.bool, device=frames_BTCHW.device)
     if frames_BTCHW.dtype == torch.uint8:
         frames_BTHWC = frames_BTCHW.permute(0, 1, 3, 4, 2)
-        differences = token_differences(frames_BTHWC, tubelet_size=tubelet_size, patch_size=patch_size, std=std)
+        differences = token_differences(frames_BTHWC, tubelet_size=tubelet_size, patch_size=patch_size)
     else:
         differences = float_token_differences(frames_BTCHW, tubelet_size=tubelet_size, patch_size=patch_size)
     return mask_from_differences(differences, options)

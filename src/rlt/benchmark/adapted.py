@@ -16,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from rlt.adapters import patch
 from rlt.adapters.interface import import_transformers
-from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, read_frames
+from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, read_frames, threshold_of
 from rlt.benchmark.peers.padded import naive_attention
 from rlt.errors import MissingDependencyError
-from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
+from rlt.structures import IMAGENET_MEAN, IMAGENET_STD
 
 WIDTH, DEPTH, HEADS = 384, 12, 6
 """Of all models, that of ViT-S, and of the language model behind a tower too; weights are random."""
@@ -61,8 +61,8 @@ def adapters_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResu
     for name, case in CASES.items():
         try:
             model, patched = (_build(case, settings) for _ in range(2))
-            per_clip = settings.num_frames if case.images else None
-            patch(patched, threshold=settings.threshold, frames_per_clip=per_clip)
+            per_clip = settings.clip.num_frames if case.images else None
+            patch(patched, threshold=threshold_of(settings.rule), frames_per_clip=per_clip)
         except (AttributeError, MissingDependencyError):
             left_out.append(name)
             continue
@@ -169,24 +169,24 @@ def _shape() -> dict[str, int]:
 
 
 def _videomae(transformers: Any, settings: BenchmarkSettings) -> Any:
-    clip = {"num_frames": settings.num_frames, "image_size": settings.size}
+    clip = {"num_frames": settings.clip.num_frames, "image_size": settings.clip.size}
     return transformers.VideoMAEForVideoClassification(transformers.VideoMAEConfig(**_shape(), **clip, **_MLP))
 
 
 def _vivit(transformers: Any, settings: BenchmarkSettings) -> Any:
-    clip = {"num_frames": settings.num_frames, "image_size": settings.size}
+    clip = {"num_frames": settings.clip.num_frames, "image_size": settings.clip.size}
     return transformers.VivitForVideoClassification(transformers.VivitConfig(**_shape(), **clip, **_MLP))
 
 
 def _vjepa2(transformers: Any, settings: BenchmarkSettings) -> Any:
     small = {"pred_hidden_size": 192, "pred_num_hidden_layers": 1, "pred_num_attention_heads": 6}
-    clip = {"frames_per_clip": settings.num_frames, "crop_size": settings.size, "num_pooler_layers": 1}
+    clip = {"frames_per_clip": settings.clip.num_frames, "crop_size": settings.clip.size, "num_pooler_layers": 1}
     return transformers.VJEPA2ForVideoClassification(transformers.VJEPA2Config(**_shape(), **clip, **small))
 
 
 def _timm_vit(timm: Any, settings: BenchmarkSettings) -> Any:
     shape = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
-    return timm.models.vision_transformer.VisionTransformer(img_size=settings.size, **shape)
+    return timm.models.vision_transformer.VisionTransformer(img_size=settings.clip.size, **shape)
 
 
 def _qwen25(transformers: Any, _: BenchmarkSettings) -> Any:

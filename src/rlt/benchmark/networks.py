@@ -24,11 +24,11 @@ from rlt.benchmark.harness import (
 from rlt.benchmark.peers.padded import padded_logits
 from rlt.checkpoints.models import create_model
 from rlt.errors import InvalidArgumentError
-from rlt.measure import Timing, count_forward_flops
-from rlt.network.flops import forward_flops
-from rlt.network.tome import count_merging_flops, merge_for_flops, with_token_merging
+from rlt.measure import Timing
+from rlt.network.flops import count_forward_flops, forward_flops, merge_for_flops
 from rlt.network.vit import VisionTransformer
 from rlt.structures import PackedTokens, pack
+from rlt.tokens import Everything, Random
 
 Forward = Callable[[PackedTokens], Tensor]
 
@@ -73,9 +73,8 @@ def _variants(
     """
     frames = read_frames(settings)
     config = model.config
-    dense, rlt, random = (
-        packed_by(policy, frames, settings, config.patch_size) for policy in ("none", "rlt", "random")
-    )
+    rules = (Everything(), settings.rule, Random(like=settings.rule))
+    dense, rlt, random = (packed_by(rule, frames, settings, config.patches) for rule in rules)
     flops = {name: count_forward_flops(config, packed) for name, packed in (("dense", dense), ("rlt", rlt))}
     padded_flops = forward_flops(config, rlt.segments.max_length) * len(rlt)
     variants: list[tuple[str, Forward, list[PackedTokens], int]] = [
@@ -93,13 +92,13 @@ def _variants(
         merges = merge_for_flops(config, dense.segments.lengths, flops["rlt"])
     except InvalidArgumentError:  # RLT keeps so few tokens that no amount of merging gets there
         return variants
-    merging = count_merging_flops(config, dense, merges)
-    return [*variants, ("tome", with_token_merging(model, merges), [dense], merging)]
+    merging = copy(model)
+    merging.merge_per_block = merges
+    return [*variants, ("tome", merging, [dense], count_forward_flops(config, dense, merges))]
 
 
 def _share(packs: list[PackedTokens]) -> float:
-    total = sum(grid.num_tokens for packed in packs for grid in packed.grids)
-    return sum(packed.num_tokens for packed in packs) / total
+    return sum(packed.num_tokens for packed in packs) / sum(packed.num_dense for packed in packs)
 
 
 def _forward_all(forward: Forward, packs: list[PackedTokens]) -> None:

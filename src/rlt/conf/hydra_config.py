@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,54 +12,63 @@ from rlt.checkpoints.models import MODELS
 from rlt.checks import one_of
 from rlt.conf import experiments
 from rlt.conf.reference import sections
-from rlt.conf.schema import Config, DataConfig, LoggerConfig, ModelConfig
+from rlt.conf.schema import Config, DataConfig, LoggerConfig, ModelConfig, TokenizerConfig
 from rlt.data.augment import AugmentConfig
-from rlt.data.clips import ClipConfig, ViewConfig
+from rlt.data.clips import ViewConfig
 from rlt.errors import InvalidArgumentError, MissingDependencyError, RltError
-from rlt.tokens.rules import POLICIES, TokenizerConfig
+from rlt.video import ClipSpec
 
 try:
     import hydra
     from hydra.core.config_store import ConfigStore
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 except ImportError as error:
     raise MissingDependencyError(
         'configuration needs hydra, which cannot be imported; install with: pip install "rlt[train]"'
     ) from error
 
-_DEFAULTS: list[Any] = [
-    "_self_",  # first, so that a group's preset wins over the dataclass's own defaults
-    {"data": "kinetics400"},
-    {"model": "vit_base"},
-    {"tokenizer": "rlt"},
-    {"logger": "default"},
-    "run",
-    {"experiment": None},
-]
 _MANIFESTS = ("train", "val", "test")
 _NOT_OF_AN_EXPERIMENT = ("tokenizer", "seed")
+
+
+_MOVED = {
+    "tokenizer.policy": "tokenizer=NAME",
+    "tokenizer.merge_per_block": "model.merge_per_block=N",
+    "tokenizer=tome": "tokenizer=none model.merge_per_block=N",
+}
+"""What was written otherwise in earlier versions."""
 
 
 @dataclass
 class _Root(Config):
     """The configuration with Hydra's list of defaults, which Hydra takes out again."""
 
-    defaults: list[Any] = field(default_factory=lambda: list(_DEFAULTS))
+    defaults: list[Any] = field(default_factory=list)
 
 
-def compose(overrides: Sequence[str], run: Mapping[str, object]) -> Config:
+def compose(overrides: Sequence[str], run: Mapping[str, Any]) -> Config:
     """See `rlt.conf.compose`."""
-    beneath = _beneath(run, typed(overrides))
+    beneath, presets = _beneath(run, typed(overrides)), _presets()
+    rule = beneath.get("tokenizer", {}).get("rule", "rlt")
+    one_of(presets["tokenizer"], tokenizer=rule)
+    defaults: list[Any] = [
+        "_self_",  # first, so that a group's preset wins over the dataclass's own defaults
+        {"data": "kinetics400"},
+        {"model": "vit_base"},
+        {"tokenizer": rule},
+        {"logger": "default"},
+        "run",
+        {"experiment": None},
+    ]
     store = ConfigStore.instance()
-    store.store(name="config", node=_Root)
+    store.store(name="config", node=_writable(_Root(defaults=defaults)))
     store.store(name="run", node=beneath, package="_global_")
-    for group, presets in _presets().items():
-        for name, node in presets.items():
-            if node is not None:
-                store.store(group=group, name=name, node=node)
+    for group in ("data", "model", "tokenizer", "logger"):
+        for name, node in presets[group].items():
+            store.store(group=group, name=name, node=_writable(node))
     try:
         with hydra.initialize_config_dir(str(Path(__file__).parent), version_base="1.3"):
             composed = hydra.compose("config", list(overrides))
@@ -81,12 +89,25 @@ def typed(overrides: Sequence[str]) -> dict[str, object]:
         if "=" not in override:
             raise InvalidArgumentError(f"{override!r} is no option; options are written key=value")
         name, value = _parsed(override)
+        if now := _MOVED.get(name) or _MOVED.get(f"{name}={value}"):
+            raise InvalidArgumentError(f"{override} is now written {now}")
         if name in presets and not isinstance(value, dict):
             one_of(presets[name], **{name: value})
         elif name not in keys:
-            raise InvalidArgumentError(f"there is no option {name}{_nearest_key(name)}")
+            raise InvalidArgumentError(f"there is no option {name}{_nearest_key(name, keys)}")
         values[name] = value
     return values
+
+
+def _writable(node: Any) -> DictConfig:
+    """A node whose frozen dataclasses take overrides; OmegaConf makes them read-only."""
+    config = OmegaConf.structured(node)
+    below = [config]
+    while below:
+        section = below.pop()
+        OmegaConf.set_readonly(section, None)
+        below += [value for value in section.values() if isinstance(value, DictConfig)]
+    return config
 
 
 def _parsed(override: str) -> tuple[str, object]:
@@ -102,7 +123,7 @@ def _parsed(override: str) -> tuple[str, object]:
     return parsed.key_or_group, parsed.value()
 
 
-def _beneath(run: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
+def _beneath(run: Mapping[str, Any], given: Mapping[str, object]) -> dict[str, Any]:
     """What stays of a run's configuration below what is typed."""
     chosen = {name for name in _presets() if name in given}
     if "experiment" in chosen:
@@ -119,7 +140,7 @@ def _presets() -> dict[str, dict[Any, Any]]:
     return {
         "data": _data_presets(),
         "model": {name: ModelConfig(name=name) for name in MODELS},
-        "tokenizer": {policy: TokenizerConfig(policy=policy) for policy in POLICIES},
+        "tokenizer": TokenizerConfig.presets(),
         "logger": {
             "default": LoggerConfig(),
             "wandb": LoggerConfig(wandb=True),
@@ -133,7 +154,7 @@ def _data_presets() -> dict[str, DataConfig]:
     """Data sets with the sampling and views that their papers use."""
     kinetics = DataConfig(views=ViewConfig(num_clips=5, num_crops=3))
     something = DataConfig(
-        clip=ClipConfig(sampling="uniform"),
+        clip=ClipSpec(sampling="uniform"),
         views=ViewConfig(num_clips=2, num_crops=3),
         augment=AugmentConfig(horizontal_flip=False),  # its labels say left and right
     )
@@ -141,20 +162,26 @@ def _data_presets() -> dict[str, DataConfig]:
     return {f"kinetics{classes}": kinetics for classes in (400, 600, 700)} | {"ssv2": something, "folder": folder}
 
 
-@cache
-def _keys() -> frozenset[str]:
-    """All options, and the sections that hold them."""
-    found = sections()
-    return frozenset([section.name for section in found] + [option.key for part in found for option in part.options])
+def _keys() -> dict[str, str]:
+    """All options and the sections that hold them, each with its section; fields of a user's own rules too."""
+    keys = {
+        f"tokenizer.{option.name}": "tokenizer"
+        for rule in TokenizerConfig.presets().values()
+        for option in fields(rule)
+    }
+    for section in sections():
+        keys |= {section.name: "", **{option.key: section.name for option in section.options}}
+    return keys
 
 
-def _nearest_key(name: str) -> str:
-    """The option that looks most like `name`: in its section if there is such a one, else by its last part too."""
+def _nearest_key(name: str, keys: Mapping[str, str]) -> str:
+    """The option of the same last part, or that looks most like `name` in its section if there is one, else at all."""
     section, _, last = name.rpartition(".")
-    keys = sorted(_keys() - {part.name for part in sections()} | _presets().keys())
-    within = {key.rpartition(".")[2]: key for key in keys if section and key.rpartition(".")[0] == section}
-    known = within or {key.rpartition(".")[2]: key for key in keys} | {key: key for key in keys}
-    close = get_close_matches(last if within else name, known, n=1)
+    options = [key for key in keys if key not in keys.values()] + list(_presets())
+    by_last = {key.rpartition(".")[2]: key for key in options}
+    within = {part: key for part, key in by_last.items() if not section or keys.get(key) == section}
+    known = {last: by_last[last]} if last in by_last else within or {key: key for key in options}
+    close = get_close_matches(last if last in by_last or within else name, known, n=1)
     return f"; did you mean {known[close[0]]}?" if close else "; `rlt train --help` lists all"
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any, get_type_hints
 
 from rlt.checkpoints.models import MODELS
 from rlt.checks import at_least, one_of
 from rlt.data.augment import AugmentConfig
-from rlt.data.clips import ClipConfig, ViewConfig
+from rlt.data.clips import ViewConfig
 from rlt.errors import InvalidArgumentError
-from rlt.tokens.rules import TokenizerConfig
+from rlt.tokens import RULES, Rule, make_rule
+from rlt.video import DECODERS, ClipSpec
 
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 """Values of `TrainerConfig.precision`, and what Lightning calls them."""
@@ -26,14 +29,65 @@ class DataConfig:
     """Manifest that training is validated on; also evaluated where there is no test manifest."""
     test: str | None = None
     """Manifest to evaluate."""
-    clip: ClipConfig = field(default_factory=ClipConfig)
+    clip: ClipSpec = field(default_factory=ClipSpec)
     """Frames, stride, size and sampling of a clip."""
     views: ViewConfig = field(default_factory=ViewConfig)
     """Clips and crops per video in `rlt evaluate`."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Augmentation in training."""
+    decoder: str = "pyav"
+    """pyav, torchcodec, or another name in `rlt.video.DECODERS`."""
     num_workers: int = 0
     """Processes that decode, per device; 0 decodes in the training process."""
+
+    def __post_init__(self) -> None:
+        one_of(DECODERS, **{"data.decoder": self.decoder})
+        _ = self.clip.frame_size  # clips of one batch are of one size
+
+
+@dataclass
+class TokenizerConfig:
+    """Which tokens the network gets: `tokenizer=NAME` chooses a rule, these are its options. Those that are not given
+    stay as the rule has them; one at most makes sense."""
+
+    rule: str = "rlt"
+    """Name of the rule, set by `tokenizer=NAME`: "rlt" drops repeats, "budget" keeps those that differ most, "none"
+    keeps all tokens, "random" a random subset, "uniform_frames" all tokens of evenly spread time steps; the last two
+    keep as many as "rlt" or "budget" with the options below would."""
+    threshold: float | None = None
+    """For "rlt", "random" and "uniform_frames": see `rlt.keep_mask`; 0 or more, 0.1 if nothing is given."""
+    keep_ratio: float | None = None
+    """For "budget", "random" and "uniform_frames": share of each clip's tokens, above 0 and up to 1."""
+    max_tokens: int | None = None
+    """For "budget", "random" and "uniform_frames": number of each clip's tokens at most, at least 1."""
+
+    def build(self) -> Rule:
+        """The rule itself.
+
+        Raises:
+            InvalidArgumentError: for an unknown rule, or options that it does not have.
+        """
+        return make_rule(
+            self.rule, **{option.name: getattr(self, option.name) for option in fields(self) if option.name != "rule"}
+        )
+
+    @staticmethod
+    def presets() -> dict[str, TokenizerConfig]:
+        """One of each registered rule, with whatever further fields it has."""
+        return {name: _tokenizer_class(kind)(rule=name) for name, kind in RULES.items()}
+
+
+def _tokenizer_class(kind: type[Any]) -> type[TokenizerConfig]:
+    known = {given.name for given in fields(TokenizerConfig)} | {"like"}
+    own = [(given.name, given) for given in fields(kind) if given.name not in known]
+    if not own:
+        return TokenizerConfig
+    hints = get_type_hints(kind)
+    unset = dataclasses.MISSING
+    added = [
+        (name, hints[name], field(default=None if given.default is unset else given.default)) for name, given in own
+    ]
+    return dataclasses.make_dataclass(f"{kind.__name__}Config", added, bases=(TokenizerConfig,))
 
 
 @dataclass
@@ -50,15 +104,14 @@ class ModelConfig:
     """Take a fresh head where the checkpoint has none or another, as after pretraining."""
     num_heads: int | None = None
     """Attention heads where they are not those of the named size. No tensor of a VideoMAE file tells their number."""
+    merge_per_block: int = 0
+    """Tokens that each block merges away (ToMe), 0 or more; best with tokenizer=none."""
 
     def __post_init__(self) -> None:
-        """Hold values.
-
-        Raises:
-            InvalidArgumentError: naming the field.
-        """
         one_of(MODELS, **{"model.name": self.name})
         one_of(("none", "learned"), **{"model.length_encoding": self.length_encoding})
+        at_least(0, **{"model.merge_per_block": self.merge_per_block})
+        at_least(1, **{"model.num_heads": self.num_heads})
 
 
 @dataclass
@@ -81,11 +134,6 @@ class OptimizerConfig:
     """Learning rate at the end of the cosine, for 256 clips per step like `lr`."""
 
     def __post_init__(self) -> None:
-        """Hold ranges.
-
-        Raises:
-            InvalidArgumentError: naming the field.
-        """
         for name, low, high in (("lr", 0, math.inf), ("layer_decay", 0, 1)):
             value = getattr(self, name)
             if not low < value <= high:
@@ -144,11 +192,6 @@ class TrainerConfig:
     """Decay of an exponential moving average of the weights, which is then what is kept, such as 0.999."""
 
     def __post_init__(self) -> None:
-        """Hold values.
-
-        Raises:
-            InvalidArgumentError: naming the field.
-        """
         one_of(PRECISIONS, **{"trainer.precision": self.precision})
         whole = {name: value for name, value in vars(self).items() if isinstance(value, int)}
         at_least(1, **{f"trainer.{name}": value for name, value in whole.items() if not isinstance(value, bool)})
@@ -205,6 +248,9 @@ class Config:
     json: str | None = None
     """File for the numbers of `rlt evaluate`."""
 
+    def __post_init__(self) -> None:
+        self.tokenizer.build()
+
 
 TRAINING_ONLY = (
     "data.train", "data.augment", "model.drop_path", "model.length_encoding", "model.new_head", "optimizer", "trainer",
@@ -212,7 +258,8 @@ TRAINING_ONLY = (
 )  # fmt: skip
 """Options and sections that `rlt evaluate` does not read, all but `READ_BY_BOTH`."""
 EVALUATION_ONLY = (
-    "data.test", "data.views", "device", "batch_videos", "max_videos", "predictions", "compare_with", "pictures", "json",
+    "data.test", "data.views", "device", "batch_videos", "max_videos",
+    "predictions", "compare_with", "pictures", "json",
 )  # fmt: skip
 """Options and sections that `rlt train` does not read."""
 READ_BY_BOTH = ("trainer.precision",)

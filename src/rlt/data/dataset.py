@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from rlt.checks import one_of
 from rlt.data.augment import AugmentConfig, augment_clip
-from rlt.data.clips import ClipConfig, ViewConfig, read_evaluation_clips, read_training_clip
+from rlt.data.clips import ViewConfig, read_evaluation_clips, read_training_clip
 from rlt.data.manifest import VideoEntry
 from rlt.data.sampler import SampleKey, derive_seed
 from rlt.errors import InvalidArgumentError, VideoError, VideoWarning
-from rlt.structures import RunLengthTokens
-from rlt.tokens.rules import TokenizerConfig, select
+from rlt.structures import PatchSpec, RunLengthTokens
+from rlt.tokens import Rule, tokenize_batch
+from rlt.video import DECODERS, ClipSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +64,6 @@ class EvaluationSample:
     """Time that reading and decoding took, in seconds."""
     seconds_tokenize: float
     """Time that selecting tokens took, in seconds."""
-    frames_shape: tuple[int, ...]
-    """(T, H, W, 3) of a view; empty if the video could not be decoded."""
     notes: tuple[str, ...] = ()
     """What deserves a look though all views are whole."""
 
@@ -72,7 +72,13 @@ class TrainingDataset(Dataset[TrainingSample]):
     """Random augmented clips; everything random is a function of (seed, position)."""
 
     def __init__(
-        self, entries: Sequence[VideoEntry], clip: ClipConfig, augment: AugmentConfig, *, seed: int = 0
+        self,
+        entries: Sequence[VideoEntry],
+        clip: ClipSpec,
+        augment: AugmentConfig,
+        *,
+        seed: int = 0,
+        decoder: str = "pyav",
     ) -> None:
         """Nothing is opened here.
 
@@ -81,14 +87,17 @@ class TrainingDataset(Dataset[TrainingSample]):
             clip: frames and size.
             augment: random changes.
             seed: of the run.
+            decoder: see `rlt.read_clip`.
 
         Raises:
-            InvalidArgumentError: for no videos.
+            InvalidArgumentError: for no videos, or an unknown decoder.
         """
+        one_of(DECODERS, decoder=decoder)
         self.entries = _not_empty(entries)
         self.clip = clip
         self.augment = augment
         self.seed = seed
+        self.decoder = decoder
         self._replacements = _by_class(self.entries)
 
     def __len__(self) -> int:
@@ -110,11 +119,11 @@ class TrainingDataset(Dataset[TrainingSample]):
             entry = self.entries[index]
             try:
                 with _recorded_warnings() as notes:
-                    frames = read_training_clip(entry.path, self.clip, self.augment, seed=seed).frames
+                    clip = read_training_clip(entry.path, self.clip, self.augment, seed=seed, decoder=self.decoder)
             except VideoError as error:
                 failed.append((entry.path, str(error)))
                 continue
-            frames = augment_clip(frames, self.augment, seed=derive_seed(seed, 3))
+            frames = augment_clip(clip.frames, self.augment, seed=derive_seed(seed, 3))
             return TrainingSample(frames, entry.label_id, entry.path, tuple(failed), key.position, tuple(notes))
         raise VideoError(f"none of {len(self.entries)} videos can be decoded; the first one: {failed[0][1]}")
 
@@ -134,13 +143,13 @@ class EvaluationDataset(Dataset[EvaluationSample]):
     def __init__(
         self,
         entries: Sequence[VideoEntry],
-        clip: ClipConfig,
+        clip: ClipSpec,
         views: ViewConfig,
-        tokenizer: TokenizerConfig,
+        rule: Rule,
+        spec: PatchSpec,
         *,
-        tubelet_size: int = 2,
-        patch_size: int = 16,
         seed: int = 0,
+        decoder: str = "pyav",
     ) -> None:
         """Nothing is opened here.
 
@@ -148,22 +157,23 @@ class EvaluationDataset(Dataset[EvaluationSample]):
             entries: videos to evaluate on.
             clip: frames and size.
             views: clips and crops.
-            tokenizer: which tokens are kept.
-            tubelet_size: frames per token.
-            patch_size: height and width of a token in pixels.
-            seed: of the tokenizer "random". The choice for a view depends on this, the name of the file and the
+            rule: which tokens are kept.
+            spec: how clips are cut into tokens.
+            seed: of rules that draw. The choice for a view depends on this, the name of the file and the
                 number of the view, not on which other videos there are or which machine reads them.
+            decoder: see `rlt.read_clip`.
 
         Raises:
-            InvalidArgumentError: for no videos.
+            InvalidArgumentError: for no videos, or an unknown decoder.
         """
+        one_of(DECODERS, decoder=decoder)
         self.entries = _not_empty(entries)
         self.clip = clip
         self.views = views
-        self.tokenizer = tokenizer
-        self.tubelet_size = tubelet_size
-        self.patch_size = patch_size
+        self.rule = rule
+        self.spec = spec
         self.seed = seed
+        self.decoder = decoder
 
     def __len__(self) -> int:
         """Number of videos."""
@@ -175,22 +185,16 @@ class EvaluationDataset(Dataset[EvaluationSample]):
         begin = time.perf_counter()
         try:
             with _recorded_warnings() as notes:
-                clips = read_evaluation_clips(entry.path, self.clip, self.views)
+                clips = read_evaluation_clips(entry.path, self.clip, self.views, decoder=self.decoder)
         except VideoError as error:
             seconds = time.perf_counter() - begin
-            return EvaluationSample(index, [], entry.label_id, entry.path, str(error), seconds, 0.0, ())
+            return EvaluationSample(index, [], entry.label_id, entry.path, str(error), seconds, 0.0)
         decoded = time.perf_counter()
-        tokens = select(
-            torch.stack([clip.frames for clip in clips]),
-            self.tokenizer,
-            tubelet_size=self.tubelet_size,
-            patch_size=self.patch_size,
-            seeds=[derive_seed(self.seed, _name_number(entry.path), view) for view in range(len(clips))],
-        )
+        seeds = [derive_seed(self.seed, _name_number(entry.path), view) for view in range(len(clips))]
+        tokens = tokenize_batch(torch.stack([clip.frames for clip in clips]), self.rule, self.spec, seeds)
         done = time.perf_counter()
-        shape = tuple(clips[0].frames.shape)
         return EvaluationSample(
-            index, tokens, entry.label_id, entry.path, None, decoded - begin, done - decoded, shape, tuple(notes)
+            index, tokens, entry.label_id, entry.path, None, decoded - begin, done - decoded, tuple(notes)
         )
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -22,10 +23,8 @@ from rlt.evaluation.predictions import MAX_TOP, VideoPrediction
 from rlt.evaluation.results import EvaluationResult, EvaluationSettings, PeakMemory, Seconds
 from rlt.measure import machine_info, stopwatch
 from rlt.network.flops import forward_flops
-from rlt.network.tome import TokenMergingTransformer, with_token_merging
 from rlt.network.vit import VisionTransformer
 from rlt.structures import PackedTokens, pack
-from rlt.tokens import token_grid
 
 
 def evaluate(
@@ -34,7 +33,7 @@ def evaluate(
     settings: EvaluationSettings,
     *,
     max_videos: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int, str], None] | None = None,
 ) -> EvaluationResult:
     """Classify the videos of a manifest and measure accuracy, tokens, speed and memory.
 
@@ -46,7 +45,7 @@ def evaluate(
         manifest: videos and classes; classes are those of the model, in the same order.
         settings: views, tokens, device and precision.
         max_videos: evaluate only so many, evenly spread over the manifest, which may be sorted by class.
-        on_progress: called with (videos done, videos in all).
+        on_progress: called with (videos done, videos in all, name of the last one).
 
     Raises:
         InvalidArgumentError: for an argument out of range, or classes that are not those of the model.
@@ -54,51 +53,60 @@ def evaluate(
     """
     at_least(1, max_videos=max_videos)
     _check_classes(model, manifest)
-    clip, sizes = settings.clip, {"tubelet_size": model.config.tubelet_size, "patch_size": model.config.patch_size}
-    token_grid((clip.num_frames, clip.size, clip.size, 3), **sizes)  # told before any video is read
+    model.config.patches.grid((settings.clip.num_frames, *settings.clip.frame_size, 3))  # told before a video is read
     entries = _spread(manifest.entries, max_videos)
-    failed = [(entry.path, entry.status) for entry in entries if not entry.usable]
     usable = [entry for entry in entries if entry.usable]
-    if not usable:
-        raise VideoError(f"none of {len(entries)} videos can be used; the first: {failed[0][0]}: {failed[0][1]}")
-    forward = _Forward(_network(model, settings), settings)
-    tally = _Tally(failed=failed)
-    loader: DataLoader[EvaluationSample] = DataLoader(
-        EvaluationDataset(usable, clip, settings.views, settings.tokenizer, seed=settings.seed, **sizes),
-        batch_size=settings.batch_videos,
-        num_workers=settings.num_workers,
-        collate_fn=collate_evaluation,
-        pin_memory=forward.device.type == "cuda",
-    )
+    tally = _Tally(failed=[(entry.path, entry.status) for entry in entries if not entry.usable])
     was_training = model.training
-    forward.network.eval()
-    if forward.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(forward.device)
     try:
+        forward = _Forward(model.eval(), settings)
         begin = time.perf_counter()
-        for batch in loader:
+        for batch in _loader(usable, model, settings) if usable else ():
             tally.add(batch, None if batch.packed is None else forward(batch.packed))
             if on_progress is not None:
-                on_progress(tally.done, len(usable))
+                on_progress(tally.done, len(usable), Path(usable[tally.done - 1].path).name)
         wall = time.perf_counter() - begin - forward.seconds_warming
     finally:
         model.train(was_training)
     if not tally.predictions:
-        raise VideoError(f"none of {len(entries)} videos could be evaluated; the first: {failed[0][0]}: {failed[0][1]}")
-    merges = settings.tokenizer.merge_per_block if settings.tokenizer.policy == "tome" else 0
+        path, reason = tally.failed[0]
+        raise VideoError(f"none of {len(entries)} videos could be evaluated; the first: {path}: {reason}")
     clips = Counter(count for video in tally.predictions for count in video.tokens)
     dense = Counter(video.tokens_dense for video in tally.predictions for _ in video.tokens)
+    merges = model.merge_per_block
     return EvaluationResult(
         settings=settings,
+        merge_per_block=merges,
         class_names=manifest.class_names,
         predictions=tuple(tally.predictions),
-        failed=tuple(failed),
+        failed=tuple(tally.failed),
         notes=tuple(tally.notes),
         seconds=Seconds(wall, forward.seconds, tally.seconds_decode, tally.seconds_tokenize),
         flops=sum(forward_flops(model.config, count, merges) * number for count, number in clips.items()),
         flops_dense=sum(forward_flops(model.config, count) * number for count, number in dense.items()),
         peak_memory=_peak_memory(forward.device),
         machine=machine_info(settings.device),
+    )
+
+
+def _loader(
+    entries: list[VideoEntry], model: VisionTransformer, settings: EvaluationSettings
+) -> DataLoader[EvaluationSample]:
+    dataset = EvaluationDataset(
+        entries,
+        settings.clip,
+        settings.views,
+        settings.rule,
+        model.config.patches,
+        seed=settings.seed,
+        decoder=settings.decoder,
+    )
+    return DataLoader(
+        dataset,
+        batch_size=settings.batch_videos,
+        num_workers=settings.num_workers,
+        collate_fn=collate_evaluation,
+        pin_memory=torch.device(settings.device).type == "cuda",
     )
 
 
@@ -130,12 +138,6 @@ def _spread(entries: tuple[VideoEntry, ...], max_videos: int | None) -> list[Vid
     return [entries[position * len(entries) // count] for position in range(count)]
 
 
-def _network(model: VisionTransformer, settings: EvaluationSettings) -> VisionTransformer:
-    if settings.tokenizer.policy == "tome":
-        return with_token_merging(model, settings.tokenizer.merge_per_block)
-    return with_token_merging(model, 0) if isinstance(model, TokenMergingTransformer) else model
-
-
 class _Forward:
     """The network in the asked precision, with a stopwatch that leaves out a first clip, which warms it up."""
 
@@ -146,6 +148,8 @@ class _Forward:
         self.seconds = 0.0
         self.seconds_warming = 0.0
         self._warm = False
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
 
     def __call__(self, packed: PackedTokens) -> Tensor:
         """Probabilities float32 [clips, classes] on the CPU."""

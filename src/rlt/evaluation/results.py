@@ -11,11 +11,12 @@ import torch
 
 from rlt.checks import at_least, one_of
 from rlt.conf.schema import PRECISIONS
-from rlt.data.clips import ClipConfig, ViewConfig
+from rlt.data.clips import ViewConfig
 from rlt.errors import InvalidArgumentError
 from rlt.evaluation.predictions import MAX_TOP, VideoPrediction
 from rlt.evaluation.statistics import Interval, wilson_interval
-from rlt.tokens.rules import TokenizerConfig
+from rlt.tokens import Rule, Threshold, rule_options
+from rlt.video import ClipSpec
 
 HISTOGRAM_BINS = 20
 """Bins of equal width, 0.05, over the share of the tokens that a clip keeps: fixed, so that runs can be laid side by
@@ -30,13 +31,12 @@ class EvaluationSettings:
         InvalidArgumentError: for a value out of range, or a device that is not there.
     """
 
-    clip: ClipConfig = field(default_factory=ClipConfig)
+    clip: ClipSpec = field(default_factory=ClipSpec)
     """Frames and size of a clip."""
     views: ViewConfig = field(default_factory=ViewConfig)
     """Clips and crops per video."""
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    """Which tokens the network gets. With "tome" they are merged in it; with any other rule, none are, even if the
-    model was trained to."""
+    rule: Rule = field(default_factory=Threshold)
+    """Which tokens the network gets."""
     batch_videos: int = 1
     """Videos whose views go through the network together, at least 1."""
     num_workers: int = 0
@@ -46,7 +46,9 @@ class EvaluationSettings:
     dtype: str = "float32"
     """Precision of the forward pass; "bfloat16" and "float16" are torch's autocast, with weights in their own."""
     seed: int = 0
-    """Of the tokenizer "random"."""
+    """Of rules that draw."""
+    decoder: str = "pyav"
+    """See `rlt.read_clip`."""
 
     def __post_init__(self) -> None:
         at_least(1, batch_videos=self.batch_videos)
@@ -90,6 +92,8 @@ class EvaluationResult:
 
     settings: EvaluationSettings
     """How it was made."""
+    merge_per_block: int
+    """Tokens that each block of the network merged away."""
     class_names: tuple[str, ...]
     """Name of each class, by label id."""
     predictions: tuple[VideoPrediction, ...]
@@ -230,8 +234,21 @@ class EvaluationResult:
             "peak_memory": asdict(self.peak_memory) if self.peak_memory else None,
             "failed": [{"path": path, "error": error} for path, error in self.failed],
             "notes": [{"path": path, "note": note} for path, note in self.notes],
-            "settings": asdict(self.settings),
+            "settings": self.settings_json(),
             "machine": self.machine,
             "per_class": self.per_class(),
             "confusion": [list(row) for row in self.confusion],
         }
+
+    def settings_json(self) -> dict[str, object]:
+        """How it was made, ready for JSON."""
+        options = rule_options(self.settings.rule)
+        tokenizer = {
+            "policy": options.pop("rule"),
+            "threshold": options.pop("threshold", None),
+            "keep_ratio": options.pop("keep_ratio", None),
+            "merge_per_block": self.merge_per_block,
+            **options,
+        }
+        content = asdict(self.settings) | {"rule": tokenizer}
+        return {"tokenizer" if name == "rule" else name: value for name, value in content.items()}

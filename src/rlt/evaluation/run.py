@@ -25,6 +25,13 @@ from rlt.files import write_json
 _SAME_IN_EVALUATION = ("data", "model", "tokenizer", "trainer", "seed")
 """Parts of a run's configuration that its evaluation takes over; the others name files and devices of one command."""
 
+_WRITTEN_BEFORE = {
+    "tokenizer=tome": "tokenizer=none",
+    "tokenizer.policy=": "tokenizer=",
+    "tokenizer.merge_per_block=": "model.merge_per_block=",
+}
+"""Overrides of runs that have no config.json, and what they are today."""
+
 
 @dataclass(frozen=True)
 class EvaluationRun:
@@ -67,10 +74,18 @@ def config_of_run(checkpoint: str) -> dict[str, Any]:
         if resolved.is_file():
             content: dict[str, Any] = json.loads(resolved.read_text(encoding="utf-8"))
         else:
-            content = asdict(compose(json.loads(overrides.read_text(encoding="utf-8"))))
+            written: list[str] = json.loads(overrides.read_text(encoding="utf-8"))
+            content = asdict(compose([_as_written_now(override) for override in written]))
     except json.JSONDecodeError as error:
         raise InvalidArgumentError(f"{checkpoint} has a configuration that is cut off ({error})") from error
     return {name: content[name] for name in _SAME_IN_EVALUATION if name in content}
+
+
+def _as_written_now(override: str) -> str:
+    for before, now in _WRITTEN_BEFORE.items():
+        if override.startswith(before):
+            return now + override.removeprefix(before)
+    return override
 
 
 def evaluate_config(config: Config, *, on_progress: Callable[[int, int, str], None] | None = None) -> EvaluationRun:
@@ -93,30 +108,31 @@ def evaluate_config(config: Config, *, on_progress: Callable[[int, int, str], No
     settings = EvaluationSettings(
         config.data.clip,
         config.data.views,
-        config.tokenizer,
+        config.tokenizer.build(),
         config.batch_videos,
         config.data.num_workers,
         config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu",
         config.trainer.precision,
         config.seed,
+        config.data.decoder,
     )
     manifest = read_manifest(path)
     if (of_run := Path(config.checkpoint) / "model").is_dir():
         model = load_checkpoint(of_run)
     else:
         model = create_model(config.model.name, checkpoint=config.checkpoint, num_heads=config.model.num_heads)
+    model.merge_per_block = config.model.merge_per_block
     result = evaluate(
         model,
         manifest,
         settings,
         max_videos=config.max_videos,
-        on_progress=None if on_progress is None else lambda done, total: on_progress(done, total, Path(path).name),
+        on_progress=on_progress,
     )
     comparison = None
     if config.predictions is not None:
-        write_predictions(
-            result.predictions, config.predictions, class_names=manifest.class_names, settings=asdict(settings)
-        )
+        names, how = manifest.class_names, result.settings_json()
+        write_predictions(result.predictions, config.predictions, class_names=names, settings=how)
         if config.compare_with is not None:
             comparison = compare_predictions(config.predictions, config.compare_with)
     if config.pictures is not None:

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, Timer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from rlt.checkpoints.models import create_model, model_config
 from rlt.conf.schema import PRECISIONS, Config
@@ -23,7 +23,6 @@ from rlt.data.manifest import Manifest, read_manifest
 from rlt.errors import InvalidArgumentError, TrainingError
 from rlt.files import write_json
 from rlt.measure import machine_info
-from rlt.network.tome import with_token_merging
 from rlt.network.vit import VisionTransformer
 from rlt.training.checkpointing import AtomicCheckpointIO, SaveLastStep, newest_checkpoint, read_step, step_checkpoints
 from rlt.training.loaders import TrainingData
@@ -127,7 +126,7 @@ def build_model(config: Config, manifest: Manifest) -> VisionTransformer:
         torch.manual_seed(config.seed)
         if config.checkpoint is None:
             sizes = model_config(network.name, network.num_heads)
-            sizes = sizes.replace(num_classes=len(names), num_frames=clip.num_frames, image_size=clip.size)
+            sizes = sizes.replace(num_classes=len(names), num_frames=clip.num_frames, image_size=min(clip.frame_size))
             model = VisionTransformer(sizes)
         else:
             model = create_model(
@@ -142,8 +141,7 @@ def build_model(config: Config, manifest: Manifest) -> VisionTransformer:
         model.add_length_encoding()
     model.set_drop_path(network.drop_path)
     model.activation_checkpointing = config.trainer.activation_checkpointing
-    if config.tokenizer.policy == "tome":
-        model = with_token_merging(model, config.tokenizer.merge_per_block)
+    model.merge_per_block = config.model.merge_per_block
     return model
 
 
@@ -253,8 +251,6 @@ def _finish(
         failed=module.failed,
     )
     if trainer.is_global_zero:
-        plain = VisionTransformer(module.model.config)
-        plain.load_state_dict(module.model.state_dict())
-        plain.save_pretrained(run_dir / "model")
+        module.model.save_pretrained(run_dir / "model")
         write_json(run_dir / "summary.json", summary.to_json())
     return summary
