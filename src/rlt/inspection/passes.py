@@ -9,7 +9,7 @@ from fractions import Fraction
 from rlt.errors import VideoWarning
 from rlt.inspection.scan import ClipScanner, ScanResult
 from rlt.inspection.views import ClipSettings, ClipView, display_size
-from rlt.structures import Clip, PatchSpec
+from rlt.structures import Clip
 from rlt.video import ClipPlan, Source, VideoFile, VideoInfo, iter_views, read_views
 from rlt.video.geometry import View, check_size
 from rlt.video.sampling import clip_starts
@@ -53,12 +53,7 @@ def look(
         starts: see `sampled_starts`.
         counted: called with the share of the clips that are counted, 0 to 1.
     """
-    scanner = ClipScanner(
-        settings.threshold,
-        tubelet_size=settings.tubelet_size,
-        patch_size=settings.patch_size,
-        seconds_per_step=settings.tubelet_size * settings.frame_stride / info.fps,
-    )
+    scanner = ClipScanner(settings, info.fps)
     views = clip_views(info, settings)
     expected = info.num_frames / settings.length if starts is None else len(starts)
     height, width = check_size(views[-1].size) or (info.height, info.width)
@@ -96,7 +91,7 @@ def clip_views(info: VideoInfo, settings: ClipSettings) -> tuple[View, ...]:
         InvalidArgumentError: if a clip does not divide into tokens.
     """
     sides = check_size(settings.size) or (info.height, info.width)
-    grid = PatchSpec(settings.tubelet_size, settings.patch_size).grid((settings.num_frames, *sides, 3))
+    grid = settings.patches.grid((settings.num_frames, *sides, 3))
     shown = display_size(grid, settings.patch_size, info)
     return (View(settings.size),) if shown == sides else (View(settings.size), View(shown))
 
