@@ -840,7 +840,7 @@ def test_a_hub_id_is_downloaded_without_pickles_where_safetensors_exist(
             our_model().save_pretrained(tmp_path / "hub")
         return str(tmp_path / "hub")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     assert_same(load_checkpoint("someone/model"), our_model())
     assert len(asked) == 2
     assert_same(VisionTransformer.from_pretrained("someone/model"), our_model())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_what_cannot_be_exported_is_told() -> None:
     with pytest.raises(InvalidArgumentError, match="merge_per_block is 2, which no graph holds; set it to 0"):
         export_network(model, packed)
     model.merge_per_block = 0
-    other = PackedTokens(packed.patches, packed.coords, packed.lengths, packed.segments, packed.grids, 4, 16)
+    other = replace(packed, spec=rlt.PatchSpec(tubelet_size=4))
     with pytest.raises(InvalidArgumentError, match="tubelet_size=4"):
         export_network(model, other)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+from typing_extensions import override
 
-from rlt.cli.show import evaluation_report, output, paired_report, progress, say, show
+from rlt.cli.console import output, progress, say, show
 from rlt.errors import MissingDependencyError
 
 Overrides = Annotated[
@@ -16,11 +18,22 @@ Overrides = Annotated[
 ]
 
 
+class WithOptions(TyperCommand):
+    """A command whose help ends with every option of the configuration, which is read only when it is asked for."""
+
+    @override
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        from rlt.conf.reference import help_text
+
+        self.epilog = help_text()
+        super().format_epilog(ctx, formatter)
+
+
 def train(overrides: Overrides = None) -> None:
     """Fine-tune a model, or train it from scratch: rlt train experiment=NAME data.train=FILE run_dir=DIR.
 
-    Presets: experiment, data, model, tokenizer (none, rlt, random, uniform_frames, tome), logger. resume=auto goes on
-    with a run that was cut off.
+    Presets: experiment, data, model, tokenizer (rlt, budget, none, random, uniform_frames), logger. resume=auto goes
+    on with a run that was cut off.
     """
     _require("lightning", "hydra", "torchmetrics", "kornia", "pyarrow")
     from rlt.conf import compose
@@ -42,6 +55,7 @@ def evaluate(overrides: Overrides = None) -> None:
     compare_with=FILE.parquet compares with the predictions of another evaluation, pair by pair.
     """
     _require("lightning", "hydra", "torchmetrics", "kornia", "pyarrow")
+    from rlt.cli.show import evaluation_report, paired_report
     from rlt.conf import compose, merge_overrides
     from rlt.evaluation.run import evaluate_config, overrides_of_run
 

@@ -7,28 +7,18 @@ import warnings
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
-from rlt import assets
-from rlt.benchmark import SUITES, BenchmarkSettings, run_suite
-from rlt.checkpoints import convert as convert_checkpoint
-from rlt.checkpoints.models import MODELS
 from rlt.cli import experiments
-from rlt.cli import show as reports
+from rlt.cli.console import messages, output, progress, say, show
 from rlt.cli.prepare import prepare_app
-from rlt.cli.show import messages, output, progress, say, show
-from rlt.compare import CompareSettings
-from rlt.compare import compare as compare_videos
-from rlt.conf.reference import help_text
 from rlt.errors import RltError, VideoError
 from rlt.files import write_json
-from rlt.inspection import inspect_videos
-from rlt.tokens import choose_rule
-from rlt.video import ClipSpec, list_videos
-from rlt.video.geometry import Size
+
+if TYPE_CHECKING:
+    from rlt.video.geometry import Size
 
 app = typer.Typer(
     name="rlt",
@@ -39,11 +29,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(prepare_app, name="prepare")
-app.command("train", epilog=help_text())(experiments.train)
-app.command("evaluate", epilog=help_text())(experiments.evaluate)
-
-ModelName = Enum("ModelName", {name: name for name in MODELS}, type=str)  # type: ignore[misc]
-SuiteName = Enum("SuiteName", {name: name for name in SUITES}, type=str)  # type: ignore[misc]
+app.command("train", cls=experiments.WithOptions)(experiments.train)
+app.command("evaluate", cls=experiments.WithOptions)(experiments.evaluate)
 
 
 class Precision(str, Enum):
@@ -71,7 +58,13 @@ def _parse_size(text: str) -> Size:
 
 
 Videos = Annotated[list[Path], typer.Argument(help="Video files, or folders to search for them.", show_default=False)]
-Model = Annotated[ModelName, typer.Option(help="Size of the network.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Size of the network: vit_tiny, vit_small, vit_base, vit_large, vit_huge or vit_giant.",
+    ),
+]
 RuleName = Annotated[
     str | None,
     typer.Option("--rule", metavar="NAME", help="Which patches are kept: rlt, budget, none, random, uniform_frames."),
@@ -120,7 +113,7 @@ def _options(
 @app.command()
 def compare(
     videos: Videos,
-    model: Model = ModelName.vit_base,  # type: ignore[attr-defined]
+    model: Model = "vit_base",
     checkpoint: Annotated[
         str | None, typer.Option(help="Weights: a file, a folder or a hub id. Random weights without it.")
     ] = None,
@@ -142,8 +135,16 @@ def compare(
     json: JsonFile = None,
 ) -> None:
     """Run the same clips dense and with run-length tokenization, and show what is saved and what changes."""
+    import torch
+
+    from rlt.cli import show as reports
+    from rlt.compare import CompareSettings
+    from rlt.compare import compare as compare_videos
+    from rlt.tokens import choose_rule
+    from rlt.video import ClipSpec, list_videos
+
     settings = CompareSettings(
-        model=model.value,
+        model=model,
         checkpoint=checkpoint,
         rule=choose_rule(rule, threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens),
         clip=ClipSpec(frames, stride, fps, _parse_size(size)),
@@ -173,6 +174,8 @@ def inspect(
     json: JsonFile = None,
 ) -> None:
     """Draw what run-length tokenization drops: pictures, a video overlay, and one page that holds them all."""
+    from rlt.inspection import inspect_videos
+
     with progress("Inspecting") as update:
         result = inspect_videos(
             videos,
@@ -193,9 +196,15 @@ def inspect(
 
 @app.command()
 def benchmark(
-    suite: Annotated[SuiteName, typer.Argument(help="What to measure.")],
+    suite: Annotated[
+        str,
+        typer.Argument(
+            help="What to measure: tokenize, embed, attention, forward, train-step, decode, end-to-end, frames or "
+            "adapters."
+        ),
+    ],
     videos: Annotated[list[Path] | None, typer.Argument(help="Videos or folders; the bundled clips if none.")] = None,
-    model: Model = ModelName.vit_base,  # type: ignore[attr-defined]
+    model: Model = "vit_base",
     clips: Annotated[int, typer.Option(help="Clips that are processed together.")] = 8,
     threshold: Threshold = None,
     keep_ratio: KeepRatio = None,
@@ -212,9 +221,17 @@ def benchmark(
     json: JsonFile = None,
 ) -> None:
     """Time one stage beside its peers, in turn, on real clips."""
+    import torch
+
+    from rlt import assets
+    from rlt.benchmark import BenchmarkSettings, run_suite
+    from rlt.cli import show as reports
+    from rlt.tokens import choose_rule
+    from rlt.video import ClipSpec, list_videos
+
     chosen = list_videos(videos) if videos else [assets.path(name) for name in assets.names()]
     settings = BenchmarkSettings(
-        model=model.value,
+        model=model,
         videos=tuple(chosen),
         clips=clips,
         rule=choose_rule(rule, threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens),
@@ -225,7 +242,7 @@ def benchmark(
         compiled=compiled,
     )
     with progress("Measuring") as update:
-        result = run_suite(suite.value, settings, on_progress=update)
+        result = run_suite(suite, settings, on_progress=update)
     output.print(reports.benchmark_report(result))
     if json is not None:
         write_json(json, result.to_json())
@@ -244,6 +261,8 @@ def convert(
     ] = False,
 ) -> None:
     """Convert VideoMAE, VideoMAEv2, original RLT and Hugging Face checkpoints to ours, or ours back to theirs."""
+    from rlt.checkpoints import convert as convert_checkpoint
+
     with messages.status(f"Converting {source}"):
         report = convert_checkpoint(source, destination, to=to.value, num_heads=num_heads, new_head=new_head)
     show(f"{report}\nWritten: {destination}")
@@ -252,6 +271,8 @@ def convert(
 @app.command()
 def models() -> None:
     """List the models and the attention back ends."""
+    from rlt.cli import show as reports
+
     output.print(reports.models_report())
 
 

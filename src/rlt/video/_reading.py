@@ -114,7 +114,7 @@ def stream_clips(
             warnings.warn(warning, stacklevel=2)
         step = spec.step(file.rate) * file.frame_ticks
         wanted = ((index * step, views) for index in count())
-        shown = _show(file, wanted, ViewsConverter(views, num_threads=num_threads), decoder)
+        shown = _show(file, wanted, ViewsConverter(num_threads=num_threads), decoder)
         num_sampled = 0
         while chunk := list(islice(shown, spec.num_frames)):
             num_sampled += len(chunk)
@@ -130,7 +130,7 @@ def stream_clips(
 def _read_plans(file: VideoFile, plans: Sequence[ClipPlan], decoder: str, *, measured: bool) -> list[list[Clip]]:
     """All clips; `measured` says that the number of frames was counted and not taken from the headers."""
     targets = [_moments(file, plan.places) for plan in plans]
-    convert = ViewsConverter((view for plan in plans for view in plan.views), num_threads=file.num_threads)
+    convert = ViewsConverter(num_threads=file.num_threads)
     clips: dict[int, list[Clip]] = {}
 
     def read(group: list[int]) -> None:
