@@ -18,7 +18,7 @@ OVERLAY_SECONDS = 20.0
 """Longest overlay: it keeps the page, which holds the video, at a few megabytes."""
 
 _MAX_SAMPLED_CLIPS = 300
-_FRAMES_AT_ONCE = 64  # decoded together: every read begins at the key frame before it
+_FRAMES_AT_ONCE = 32  # decoded together: every read begins at the key frame before it
 _MAX_HELD_BYTES = 200_000_000  # frames of a short video, which wait for the choice of the representative clip
 
 
@@ -110,7 +110,8 @@ def read_at(
             if chunk or quiet:
                 warnings.simplefilter("ignore", VideoWarning)
             clips = _read_together(source, settings, views, places[chunk : chunk + at_once])
-        yield from clips
+        while clips:  # and none of them is held while the next ones are read
+            yield clips.pop(0)
 
 
 def _read_together(
