@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         model.rlt.check()
         fewer = model(images)
     last = model.rlt.last
-    print(f"{type(model).__name__}: {sum(last.tokens_kept)} of {last.tokens_dense} tokens ({last.share_kept:.1%})")
+    print(f"{type(model).__name__}: {sum(last.num_kept)} of {last.num_dense} tokens ({last.share_kept:.1%})")
     for name, logits in (("all tokens", dense), ("tokens that change", fewer)):
         print(f"{name}: class {int(logits.mean(0).argmax())}")  # of the mean over frames
     rlt.unpatch(model)

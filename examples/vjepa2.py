@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
         model.rlt.check()
         fewer = model(pixels).logits
     last = model.rlt.last
-    print(f"{type(model).__name__}: {sum(last.tokens_kept)} of {last.tokens_dense} tokens ({last.share_kept:.1%})")
+    print(f"{type(model).__name__}: {sum(last.num_kept)} of {last.num_dense} tokens ({last.share_kept:.1%})")
     for name, logits in (("all tokens", dense), ("tokens that change", fewer)):
         print(f"{name}: {config.id2label[int(logits.argmax())]}")
     rlt.unpatch(model)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import rlt
 from rlt import assets
-from rlt.adapters import LastForward, PatchOptions, supported_models
+from rlt.adapters import Call, PatchOptions, supported_models
 from rlt.adapters.selection import choose_tokens, float_token_differences
 from rlt.errors import InvalidArgumentError
 from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
@@ -129,7 +129,7 @@ def test_nothing_dropped_is_the_unpatched_model(make: Callable[[], nn.Module]) -
     before = output_of(model, frames)
     rlt.patch(model, policy="none")
     torch.testing.assert_close(output_of(model, frames), before, atol=2e-5, rtol=1e-5)
-    assert model.rlt.last.tokens_kept == (64, 64, 64)
+    assert model.rlt.last.num_kept == (64, 64, 64)
 
 
 @pytest.mark.parametrize("make", CLASSIFIERS, ids=IDS)
@@ -138,7 +138,7 @@ def test_dropped_tokens_leave_what_the_parts_compute_clip_by_clip(make: Callable
     rlt.patch(model, threshold=0.1)
     logits = output_of(model, frames)
     mask = model.rlt.last.mask
-    assert model.rlt.last.tokens_kept == (52, 40, 28)
+    assert model.rlt.last.num_kept == (52, 40, 28)
     logits.square().sum().backward()
     ours = {name: parameter.grad for name, parameter in model.named_parameters()}
     rlt.unpatch(model)
@@ -181,7 +181,7 @@ def test_copies_stay_patched_and_independent(make: Callable[[], nn.Module], copi
     assert twin.rlt.model is twin
     rlt.unpatch(model)
     torch.testing.assert_close(output_of(twin, frames), logits)
-    assert twin.rlt.last.tokens_kept == (52, 40, 28)
+    assert twin.rlt.last.num_kept == (52, 40, 28)
 
 
 @pytest.mark.parametrize("make", ENCODERS, ids=IDS)
@@ -245,7 +245,7 @@ def test_hidden_states_are_filled_on_request() -> None:
         assert {state.shape for state in model(frames, output_hidden_states=True).hidden_states} == {(3, 64, 32)}
     with model.rlt.override(policy="rlt", expand=None):
         packed = model(frames, output_hidden_states=True).hidden_states
-    assert packed[1].shape == (1, sum(model.rlt.last.tokens_kept), 32)
+    assert packed[1].shape == (1, sum(model.rlt.last.num_kept), 32)
 
 
 def test_vjepa2_predicts_from_the_filled_grid_and_takes_clips_of_any_length() -> None:
@@ -318,13 +318,22 @@ def test_places_and_filling_agree_with_any_mask(data: st.DataObject, num_clips: 
     bits = data.draw(st.lists(st.booleans(), min_size=num_clips * 12, max_size=num_clips * 12))
     mask = torch.tensor(bits).view(num_clips, time, height, width)
     mask[:, 0] = True
-    last = LastForward(mask)
-    rows = last.row_at_place().view(mask.shape)
+    call = Call.of(mask)
+    rows = call.rows.view(mask.shape)
     expected = [(b, t, h, w) for b, t, h, w in mask.nonzero().tolist()]
-    assert last.place().tolist() == [t * 4 + h * 2 + w for _, t, h, w in expected]
+    assert call.place.tolist() == [t * 4 + h * 2 + w for _, t, h, w in expected]
     for b, t, h, w in torch.ones_like(mask).nonzero().tolist():
         newest = max(step for step in range(t + 1) if mask[b, step, h, w])
         assert expected[int(rows[b, t, h, w])] == (b, newest, h, w)
+    with_extra = Call.of(mask, extra=2)
+    assert with_extra.segments.num_tokens == len(expected) + 2 * num_clips
+    packed = [
+        row for clip in range(num_clips) for row in [(clip, -2), (clip, -1)] + [x for x in expected if x[0] == clip]
+    ]
+    filled = [[packed[row] for row in clip] for clip in with_extra.rows.tolist()]
+    assert filled == [
+        [(b, -2), (b, -1)] + [expected[row] for row in rows[b].flatten().tolist()] for b in range(num_clips)
+    ]
 
 
 def test_the_check_engages_on_a_static_clip_and_fails_without_dropping() -> None:

@@ -77,7 +77,7 @@ def test_a_processor_found_by_the_automatic_class(tmp_path: Path) -> None:
     model = rlt.patch(classifiers.videomae())
     still = real_frames()[:1].expand(8, -1, -1, -1)
     model(**processed(processor, still.repeat_interleave(2, 2).repeat_interleave(3, 3)))  # scaled and cropped
-    assert model.rlt.last.tokens_kept == (16,)
+    assert model.rlt.last.num_kept == (16,)
 
 
 @torch.no_grad()

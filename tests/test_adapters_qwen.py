@@ -473,8 +473,8 @@ def test_a_static_clip_keeps_its_first_time_step_and_the_tower_sees_that_many_pa
     assert seen == [3 * 4 * MERGE**2]
     assert logits.shape[1] == 3 * 4 + 4
     assert repr(model.rlt.last) == "LastVideos([12] of [48] tokens per video)"
-    assert model.rlt.last.tokens_kept == (12,)
-    assert model.rlt.last.tokens_dense == 48
+    assert model.rlt.last.num_kept == (12,)
+    assert model.rlt.last.num_dense == 48
 
 
 def test_a_group_stays_whole_if_one_of_its_patches_changes() -> None:
@@ -732,7 +732,7 @@ def test_options_count_groups(make: Callable[..., Any], options: dict[str, Any],
     model = patched(make(), **options)
     given = inputs_of(model, BATCHES["two"]())
     logits = model(**given).logits
-    assert model.rlt.last.tokens_kept == counts
+    assert model.rlt.last.num_kept == counts
     assert model.rlt.last.dense_per_video == (48, 18)
     assert torch.isfinite(logits).all()
     with model.rlt.override(policy="none", max_tokens=None, keep_ratio=None):
@@ -776,7 +776,7 @@ def test_pickles_stay_patched() -> None:
     given = inputs_of(model, [row_a()])
     again = pickle.loads(pickle.dumps(model))
     assert torch.equal(again(**given).logits, model(**given).logits)
-    assert again.rlt.last.tokens_kept == model.rlt.last.tokens_kept == (39,)
+    assert again.rlt.last.num_kept == model.rlt.last.num_kept == (39,)
 
 
 def test_whole_and_part_are_not_patched_at_once() -> None:

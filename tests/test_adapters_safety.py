@@ -35,7 +35,7 @@ def test_a_pickle_works_in_a_process_that_has_patched_nothing(tmp_path: Path) ->
         "model = pickle.loads((folder / 'model.pkl').read_bytes())\n"
         "frames, logits = torch.load(folder / 'call.pt')\n"
         "torch.testing.assert_close(model(frames).logits, logits)\n"
-        "assert model.rlt.last.tokens_kept == (52, 40, 28)\n"
+        "assert model.rlt.last.num_kept == (52, 40, 28)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -192,7 +192,7 @@ def test_vjepa2_repeats_a_single_frame_as_the_model_does() -> None:
     model, frames = vjepa2(), clips()[:, :1]
     before = output_of(model, frames)
     torch.testing.assert_close(output_of(rlt.patch(model), frames), before, atol=2e-5, rtol=1e-5)
-    assert model.rlt.last.tokens_kept == (16, 16, 16)
+    assert model.rlt.last.num_kept == (16, 16, 16)
 
 
 def test_a_patched_model_saves_what_an_unpatched_one_saves(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_filling_and_pooling_weighs_each_token_by_its_run() -> None:
     rlt.patch(model, expand="fill")
     filled: Tensor = output_of(model, frames)
     mask = model.rlt.last.mask
-    weights = rlt.run_lengths(mask).split(model.rlt.last.tokens_kept)
+    weights = rlt.run_lengths(mask).split(model.rlt.last.num_kept)
     for clip, kept, weight in zip(filled, mask.flatten(1), weights, strict=True):
         weighted = (clip[kept] * weight[:, None]).sum(0) / weight.sum()
         torch.testing.assert_close(clip.mean(0), weighted, atol=1e-5, rtol=1e-5)
@@ -245,9 +245,9 @@ def test_layers_that_run_anew_in_the_backward_pass_find_their_own_clips(
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         loss = output_of(model, first).square().sum() + output_of(model, second).square().sum()
-        kept = model.rlt.last.tokens_kept
+        kept = model.rlt.last.num_kept
         loss.backward()
-        assert model.rlt.last.tokens_kept == kept
+        assert model.rlt.last.num_kept == kept
         found.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():

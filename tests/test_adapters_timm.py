@@ -157,7 +157,7 @@ def test_equals_the_twin_frame_by_frame(kind: str) -> None:
     torch.testing.assert_close(model(frames), expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(model.forward_features(frames), features, atol=1e-5, rtol=1e-4)
     places = changed_places(frames)
-    assert model.rlt.last.tokens_kept == (sum(map(len, places)),)
+    assert model.rlt.last.num_kept == (sum(map(len, places)),)
     assert 0 < model.rlt.last.share_kept < 0.8
     found = [set(mask.flatten().nonzero()[:, 0].tolist()) for mask in model.rlt.last.mask[0]]
     assert found == places
@@ -170,7 +170,7 @@ def test_a_clip_that_stands_still_gives_the_outputs_of_the_unpatched_model(kind:
     expected = model(frames)
     rlt.patch(model)
     torch.testing.assert_close(model(frames), expected, atol=1e-5, rtol=1e-5)
-    assert model.rlt.last.tokens_kept == (SIDE * SIDE,)
+    assert model.rlt.last.num_kept == (SIDE * SIDE,)
 
 
 @torch.no_grad()
@@ -181,7 +181,7 @@ def test_clips_of_a_batch_do_not_touch_each_other() -> None:
     torch.testing.assert_close(together, torch.cat([model(one), model(other)]), atol=1e-6, rtol=1e-5)
     with model.rlt.override(frames_per_clip=None):
         model(torch.cat([one, one]))
-        assert len(model.rlt.last.tokens_kept) == 1
+        assert len(model.rlt.last.num_kept) == 1
 
 
 @settings(max_examples=40, deadline=None)
@@ -211,7 +211,7 @@ def test_every_place_is_shown_by_its_newest_token(clips: int, time: int, kind: s
             for place in range(SIDE * SIDE):
                 newest = max(t for t in range(frame + 1) if last.mask[clip, t].flatten()[place])
                 expected.append(order.index((clip, newest, place)))
-    assert last.rows.flatten().tolist() == expected
+    assert model.rlt.call.rows.flatten().tolist() == expected
 
 
 BUILT: dict[str, Any] = {}
@@ -244,12 +244,12 @@ def test_a_dropped_path_is_that_of_one_frame() -> None:
     model, frames = rlt.patch(build("registers", drop_path_rate=0.5), threshold=THRESHOLD), stack()
     model(frames)
     layer = model.blocks[-1].drop_path1
-    ones = torch.ones(1, model.rlt.segments.num_tokens, 4)
+    ones = torch.ones(1, model.rlt.call.segments.num_tokens, 4)
     assert torch.equal(layer(ones), ones)
     layer.train()
     drawn = {float(value) for _ in range(8) for value in layer(ones).unique()}
     assert drawn == {0.0, 2.0}
-    assert all(len(frame.unique()) == 1 for frame in layer(ones)[0].split(model.rlt.segments.lengths))
+    assert all(len(frame.unique()) == 1 for frame in layer(ones)[0].split(model.rlt.call.segments.lengths))
     layer.scale_by_keep = False
     assert {float(value) for _ in range(8) for value in layer(ones).unique()} == {0.0, 1.0}
 
@@ -288,10 +288,10 @@ def test_options_hold() -> None:
     model, frames = build(), stack(still=0.9)
     rlt.patch(model, keep_ratio=0.5)
     model(frames)
-    assert model.rlt.last.tokens_kept == (6 * SIDE * SIDE // 2,)
+    assert model.rlt.last.num_kept == (6 * SIDE * SIDE // 2,)
     with model.rlt.override(keep_ratio=None, max_tokens=20):
         model(frames)
-        assert model.rlt.last.tokens_kept == (20,)
+        assert model.rlt.last.num_kept == (20,)
     with model.rlt.override(policy="uniform_frames"):
         model(frames)
         assert model.rlt.last.mask[0].flatten(1).all(1).sum() == 3
@@ -308,7 +308,7 @@ def test_uint8_frames_are_normalised_as_the_model_was_trained() -> None:
     expected = model((frames / 255 - 0.5) / std)
     rlt.patch(model)
     torch.testing.assert_close(model(frames), expected, atol=1e-5, rtol=1e-5)
-    assert model.rlt.last.tokens_kept == (2 * SIDE * SIDE,)
+    assert model.rlt.last.num_kept == (2 * SIDE * SIDE,)
 
 
 @pytest.mark.parametrize("kind", ["class token", "norm before, queries normalised"])

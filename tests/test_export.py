@@ -133,7 +133,7 @@ def test_a_patched_classifier_chooses_tokens_in_the_graph(name: str, tmp_path: P
         clips = half_still_clips(columns)
         with torch.no_grad():
             torch.testing.assert_close(network(clips), model(clips).logits, atol=1e-5, rtol=1e-4)
-        counts.add(model.rlt.last.tokens_kept)
+        counts.add(model.rlt.last.num_kept)
     assert len(counts) == 4
     assert "begin" not in model.rlt.__dict__
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
+from rlt.checks import Renamed, one_of
 from rlt.errors import InvalidArgumentError
+from rlt.structures import token_at_place
 from rlt.tokens import check_threshold
 
 Policy = Literal["rlt", "none", "random", "uniform_frames"]
+Expand = Literal["fill"]
+Statistics = tuple[float, float, float]
+"""One number per channel, on the scale 0..1."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +32,13 @@ class PatchOptions:
     policy: Policy = "rlt"
     """"rlt", "none" (keep all), and for comparisons "random" (as many tokens as "rlt", drawn at random) or
     "uniform_frames" (all tokens of evenly spread time steps, about as many as "rlt" keeps)."""
-    expand: Literal["fill"] | None = None
+    expand: Expand | None = None
     """"fill" puts outputs per token back on the full grid, each dropped place with the token that stands for it, and a
     classifier pools over that. None pools over the kept tokens. Bare encoders always fill."""
-    pixel_mean: tuple[float, float, float] | None = None
+    pixel_mean: Statistics | None = None
     """Used for uint8 `pixel_values` only: mean of each channel on the scale 0..1. None is what the family's processor
     takes: 0.5 for ViViT, ImageNet's for the others."""
-    pixel_std: tuple[float, float, float] | None = None
+    pixel_std: Statistics | None = None
     """Used for uint8 `pixel_values` only: standard deviation of each channel on the scale 0..1; None as above."""
     seed: int = 0
     """Of policy "random"."""
@@ -62,6 +67,16 @@ class PatchOptions:
         if self.keep_ratio is not None and self.max_tokens is not None:
             raise InvalidArgumentError("keep_ratio and max_tokens are both given; give one of them")
 
+    def changed(self, **changes: Any) -> PatchOptions:
+        """The same with other values.
+
+        Raises:
+            InvalidArgumentError: for values out of range, or a name that is no option.
+        """
+        for name in changes:
+            one_of([field.name for field in fields(self)], option=name)
+        return replace(self, **changes)
+
 
 @dataclass(frozen=True, eq=False)
 class LastForward:
@@ -70,24 +85,20 @@ class LastForward:
     mask: Tensor
     """bool [B, T', H', W'], True where a token was kept."""
 
-    @property
-    def tokens_kept(self) -> tuple[int, ...]:
+    @cached_property
+    def num_kept(self) -> tuple[int, ...]:
         """Tokens of each clip that went through the network."""
         return tuple(self.mask.flatten(1).sum(1).tolist())
 
     @property
-    def tokens_dense(self) -> int:
+    def num_dense(self) -> int:
         """Tokens of one clip before anything is dropped."""
         return self.mask[0].numel()
 
     @property
     def share_kept(self) -> float:
         """Share of all tokens that was kept, above 0 and up to 1."""
-        return float(self.mask.float().mean())
-
-    def place(self) -> Tensor:
-        """int64 [kept tokens of all clips]: t * H' * W' + h * W' + w of each in its own clip."""
-        return self.mask.flatten(1).nonzero()[:, 1]
+        return sum(self.num_kept) / self.mask.numel()
 
     def row_at_place(self) -> Tensor:
         """int64 [B, T' * H' * W']: which kept token, counted over all clips, stands for each place.
@@ -95,12 +106,10 @@ class LastForward:
         Raises:
             InvalidArgumentError: if a clip's first time step was not kept whole.
         """
-        if not bool(self.mask[:, 0].all()):
-            raise InvalidArgumentError("a token of the first time step was dropped, so its places belong to no token")
-        rows = torch.where(self.mask, self.mask.flatten().cumsum(0).view(self.mask.shape) - 1, -1)
-        newest: Tensor = rows.cummax(dim=1).values  # rows grow with time within a column
-        return newest.flatten(1)
+        return token_at_place(self.mask).flatten(1)
 
     def __repr__(self) -> str:
-        """Counts in one line."""
-        return f"LastForward({list(self.tokens_kept)} of {self.tokens_dense} tokens per clip)"
+        return f"LastForward({list(self.num_kept)} of {self.num_dense} tokens per clip)"
+
+    tokens_kept = Renamed("num_kept, the tokens of each clip; share_kept is their share")
+    tokens_dense = Renamed("num_dense")

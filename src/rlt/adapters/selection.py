@@ -1,8 +1,6 @@
-"""The keep rule for frames as models of other libraries take them, and the sizes that their configurations hold."""
+"""The keep rule for frames as models of other libraries take them."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -119,21 +117,3 @@ def _largest(differences: Tensor, count: int) -> Tensor:
     order = differences.flatten(1).argsort(dim=1, descending=True, stable=True)[:, :count]
     mask = torch.zeros_like(differences, dtype=torch.bool).flatten(1).scatter_(1, order, True)
     return mask.view(differences.shape)
-
-
-def sides(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width, for which configurations hold one number or two."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
-
-
-def square_side(size: int | Sequence[int]) -> int:
-    """Height and width of a patch, which are one.
-
-    Raises:
-        InvalidArgumentError: if they are two.
-    """
-    height, width = sides(size)
-    if height != width:
-        raise InvalidArgumentError(f"the model has patches of {height}x{width} pixels; rlt.patch needs square ones")
-    return height

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from rlt.adapters.interface import import_transformers
 from rlt.adapters.options import LastForward, PatchOptions
@@ -63,18 +64,17 @@ class LastVideos(LastForward):
         return tuple(time * height * width for time, height, width in self.grids)
 
     @property
-    def tokens_dense(self) -> int:
-        """Tokens of the largest video before anything is dropped."""
-        return max(self.dense_per_video)
+    @override
+    def num_dense(self) -> int:
+        return max(self.dense_per_video)  # of the largest video
 
     @property
+    @override
     def share_kept(self) -> float:
-        """Share of the tokens of all videos that was kept, above 0 and up to 1."""
-        return sum(self.tokens_kept) / sum(self.dense_per_video)
+        return sum(self.num_kept) / sum(self.dense_per_video)
 
     def __repr__(self) -> str:
-        """Counts in one line."""
-        return f"LastVideos({list(self.tokens_kept)} of {list(self.dense_per_video)} tokens per video)"
+        return f"LastVideos({list(self.num_kept)} of {list(self.dense_per_video)} tokens per video)"
 
 
 def group_grids(grid_thw: Tensor | None, rows: int, merge: int) -> list[Grid]:
@@ -290,10 +290,6 @@ class KeptPast:
                 f"the {found.attention.shape[1]} of its prompt, so begin with a new cache"
             )
         return found
-
-    def put_on(self, cache: Any) -> None:
-        """Remember this on the cache."""
-        cache.rlt_kept = self
 
     def newer(self, cache: Any) -> int:
         """Columns that came into the cache since, none of which was dropped."""
