@@ -16,12 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlt.adapters.options import LastForward, Statistics
+from rlt.adapters.options import LastForward
 from rlt.adapters.patching import Patch
 from rlt.adapters.selection import choose_tokens
 from rlt.errors import InvalidArgumentError
 from rlt.structures import Segments
-from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
 
 
 @dataclass(eq=False)
@@ -96,8 +95,6 @@ class PackedPatch(Patch):
     """Whether the model takes clips of any length that is a multiple of its tubelets."""
     extra_tokens: ClassVar[int] = 0
     """Tokens that each clip has in front of those of patches, such as a CLS token."""
-    pixel_statistics: tuple[Statistics, Statistics] = (IMAGENET_MEAN, IMAGENET_STD)
-    """Mean and standard deviation that the processor of the family takes, on the scale 0..1."""
 
     @abc.abstractmethod
     def attention_modules(self) -> list[nn.Module]:
@@ -135,7 +132,7 @@ class PackedPatch(Patch):
     def choose(self, frames_BTCHW: Tensor) -> Tensor:
         """Which tokens to keep: bool [B, T', H', W'] of normalised float or uint8 frames."""
         tubelet_size, patch_size = self.token_size()
-        _, std = self._statistics()
+        _, std = self.statistics()
         return choose_tokens(frames_BTCHW, self.options, tubelet_size=tubelet_size, patch_size=patch_size, std=std)
 
     def open_call(self, mask: Tensor) -> Call:
@@ -204,13 +201,9 @@ class PackedPatch(Patch):
                 f"width] = [B, {', '.join(map(str, expected))}]"
             )
 
-    def _statistics(self) -> tuple[Statistics, Statistics]:
-        mean, std = self.pixel_statistics
-        return self.options.pixel_mean or mean, self.options.pixel_std or std
-
     def _normalise(self, patches_TCP: Tensor) -> Tensor:
         """uint8 [kept tokens, C, values] -> float of the same shape."""
-        mean_C1, std_C1 = (torch.tensor(row, device=patches_TCP.device)[:, None] for row in self._statistics())
+        mean_C1, std_C1 = (torch.tensor(row, device=patches_TCP.device)[:, None] for row in self.statistics())
         return ((patches_TCP.float() / 255 - mean_C1) / std_C1).to(next(self.model.parameters()).dtype)
 
 

@@ -10,8 +10,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from rlt.adapters.options import LastForward, PatchOptions
+from rlt.adapters.options import LastForward, PatchOptions, Statistics
 from rlt.errors import InvalidArgumentError
+from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
 
 
 class Override(NamedTuple):
@@ -48,6 +49,8 @@ class Patch(abc.ABC):
     """Top-level package that the classes come from."""
     takes_images: ClassVar[bool] = False
     """Whether a call takes frames as a batch of images."""
+    pixel_statistics: tuple[Statistics, Statistics] = (IMAGENET_MEAN, IMAGENET_STD)
+    """Mean and standard deviation that the processor of the family takes, on the scale 0..1."""
 
     def __init__(self, model: nn.Module, options: PatchOptions) -> None:
         if options.frames_per_clip is not None and not self.takes_images:
@@ -64,6 +67,11 @@ class Patch(abc.ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.options}, last={self.last})"
+
+    def statistics(self) -> tuple[Statistics, Statistics]:
+        """Mean and standard deviation of each channel that pixels are normalised by."""
+        mean, std = self.pixel_statistics
+        return self.options.pixel_mean or mean, self.options.pixel_std or std
 
     @abc.abstractmethod
     def edits(self) -> Sequence[Override | Hook]:

@@ -29,6 +29,9 @@ from rlt.adapters.qwen.positions import (
 )
 from rlt.errors import InvalidArgumentError
 
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALVES = (0.5, 0.5, 0.5)
+
 
 class QwenVLAdapter(Patch):
     """Drops merge groups in which no patch changes, before the vision tower, and their placeholders from the text.
@@ -60,6 +63,7 @@ class QwenVLAdapter(Patch):
         super().__init__(model, options)
         if options.expand is not None:
             raise InvalidArgumentError(f"expand is {options.expand!r}; a Qwen-VL model takes None only, leave it out")
+        self.pixel_statistics = (HALVES, HALVES) if "Qwen3" in type(model).__name__ else (CLIP_MEAN, CLIP_STD)
 
     @property
     def inner(self) -> Any:
