@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-oldest-transformers test-triton lint format figures benchmark-tables reference results-small clean
+.PHONY: help demo test test-oldest-transformers test-triton lint format figures benchmark-tables reference results-small needs-data clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -21,8 +21,11 @@ demo: $(INSTALLED)  ## Set up, then run the main job on a bundled clip
 	$(BIN)/rlt compare src/rlt/assets/traffic.mp4
 	$(BIN)/rlt inspect src/rlt/assets/traffic.mp4 --output output/demo
 
+# As many processes as there are cores, up to four: each takes a gigabyte. Options for pytest go into OPTIONS.
+WORKERS ?= logical
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal $(OPTIONS)
 test: $(INSTALLED)  ## Set up, then run the tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 OLDEST := $(VENV)/oldest
 $(OLDEST)/.installed: $(INSTALLED)
@@ -33,7 +36,7 @@ $(OLDEST)/.installed: $(INSTALLED)
 
 test-oldest-transformers: $(OLDEST)/.installed  ## Run the tests of rlt.patch with the oldest transformers that it takes
 	PYTHONPATH=$(OLDEST) $(BIN)/python -c 'import transformers as t; assert t.__version__ == "5.0.0", t.__version__'
-	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest -n 2 tests/test_adapters.py tests/test_adapters_safety.py
+	PYTHONPATH=$(OLDEST) $(PYTEST) tests/test_adapters.py tests/test_adapters_safety.py
 
 TRITON := $(VENV)/triton
 $(TRITON)/.installed: $(INSTALLED)
@@ -43,7 +46,7 @@ $(TRITON)/.installed: $(INSTALLED)
 
 test-triton: $(TRITON)/.installed  ## Run the tests of the CUDA kernels in Triton's interpreter (a GB of disk, no GPU)
 	PYTHONPATH=$(TRITON) $(BIN)/python -c 'import triton'
-	TRITON_INTERPRET=1 PYTHONPATH=$(TRITON) $(BIN)/python -m pytest tests/test_token_kernels.py
+	TRITON_INTERPRET=1 PYTHONPATH=$(TRITON) $(PYTEST) tests/test_token_kernels.py
 
 lint: $(INSTALLED)  ## Check style and types
 	$(BIN)/ruff check .
@@ -54,10 +57,12 @@ format: $(INSTALLED)  ## Put code into the one format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-DATA ?= ../shared/data
+needs-data:
+	@test -d "$(DATA)" || { echo "name the folder of the videos: make $(MAKECMDGOALS) DATA=FOLDER"; exit 2; }
+
 MEASURE = $(BIN)/rlt benchmark
 LONG_VIDEOS = $(DATA)/clips/vtest.avi $(DATA)/clips/bigbuckbunny.mp4
-figures: $(INSTALLED)  ## Measure again everything that README and docs/performance.md show (three hours, a quiet machine)
+figures: needs-data $(INSTALLED)  ## Measure again what README and docs/performance.md show (DATA=FOLDER, three hours, a quiet machine)
 	$(BIN)/rlt compare src/rlt/assets/traffic.mp4 --json docs/results/compare.json
 	$(MEASURE) tokenize --json docs/results/tokenize.json
 	$(MEASURE) embed --json docs/results/embed.json
@@ -91,7 +96,7 @@ benchmark-tables: $(INSTALLED)  ## Write the tables and the plot of the document
 reference: $(INSTALLED)  ## Write docs/configuration.md from the code
 	$(BIN)/python scripts/write_reference.py
 
-results-small: $(INSTALLED)  ## Train and evaluate on small real data sets in DATA (hours), and write docs/results.md
+results-small: needs-data $(INSTALLED)  ## Train and evaluate on the small real data sets in DATA=FOLDER (hours), and write docs/results.md
 	$(BIN)/python scripts/results_small.py $(DATA)
 	$(BIN)/python scripts/write_tables.py
 

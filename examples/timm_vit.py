@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     with torch.inference_mode():
         rlt.patch(model, threshold=0.1)
         model.rlt.check()
-        with model.rlt.override(policy="none"):
+        with model.rlt.override(rule=rlt.Everything()):
             dense = model(frames)  # one row of logits per frame
         fewer = model(frames)
     last = model.rlt.last

@@ -26,6 +26,7 @@ from rlt.files import write_json
 from rlt.measure import machine_info
 from rlt.network.vit import VisionTransformer, trace_logits
 from rlt.structures import PackedTokens, pack
+from rlt.tokens import Everything, Threshold
 
 MODELS = ("vit_base", "vit_large")
 FRAMES = (16, 32, 64, 128)
@@ -49,8 +50,8 @@ def count_arms(name: str, num_frames: int, videos: tuple[Path, ...]) -> Iterator
     """One entry for each way, clip and pass."""
     settings = BenchmarkSettings(videos, model=name, clips=len(videos), num_frames=num_frames, frame_stride=1)
     frames = read_frames(settings)
-    for way, policy in (("dense", "none"), ("rlt", "rlt")):
-        packed = packed_by(policy, frames, settings)
+    for way, rule in (("dense", Everything()), ("rlt", Threshold())):
+        packed = packed_by(rule, frames, settings)
         places = [(path.name, pack(clip), False) for path, clip in zip(videos, packed, strict=True)]
         for video, tokens, training in (*places, ("all", packed, True)):
             total = sum(grid.num_tokens for grid in tokens.grids)

@@ -18,13 +18,14 @@ from rlt.benchmark import BenchmarkSettings
 from rlt.benchmark.harness import packed_by, read_frames
 from rlt.measure import count_forward_flops, machine_info
 from rlt.network.tome import merge_for_flops, with_token_merging
+from rlt.tokens import Everything
 
 
 def main() -> None:
     """Profile each arm and write one table of operators for it."""
     settings = BenchmarkSettings(tuple(assets.path(name) for name in assets.names()), clips=2)
     frames, model = read_frames(settings), rlt.create_model("vit_base").eval()
-    dense, kept = packed_by("none", frames, settings), packed_by("rlt", frames, settings)
+    dense, kept = packed_by(Everything(), frames, settings), packed_by(settings.rule, frames, settings)
     merges = merge_for_flops(model.config, dense.segments.lengths, count_forward_flops(model.config, kept))
     arms: dict[str, Callable[[], object]] = {
         f"dense, {dense.num_tokens} tokens": partial(model, dense),

@@ -3,7 +3,7 @@
 Leaves one JSON per run in docs/results/small; a run whose JSON is there is not repeated. `scripts/write_tables.py`
 makes the tables of docs/results.md from them. Needs the videos in DATA/{surveillance,ucf6}/{train,val}/<class>.
 
-    python scripts/results_small.py [DATA] [--steps 240] [--seeds 3]
+    python scripts/results_small.py DATA [--steps 240] [--seeds 3]
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _time_evaluation(dataset: str, manifest: Path, videos: int = 16, rounds: int
             content,
             clip=config.data.clip,
             views=config.data.views,
-            tokenizer=config.tokenizer,
+            rule=config.tokenizer.build(),
             max_videos=videos,
         )
     timings = interleave(arms, rounds=rounds)
@@ -148,7 +148,8 @@ def _one_run(
     for tokenizer in EVALUATED_WITH[arm]:
         tokens = [f"tokenizer={tokenizer}"]
         if tokenizer == "tome":
-            tokens.append(f"tokenizer.merge_per_block={_merges(run_dir, evaluations['rlt']['flops'])}")
+            tokens[:] = ["tokenizer=none"]
+            tokens.append(f"model.merge_per_block={_merges(run_dir, evaluations['rlt']['flops'])}")
         result = evaluate_config(compose([*common, f"checkpoint={run_dir}", *tokens, "device=cpu"])).result.to_json()
         names = ("top1", "tokens_kept", "num_videos", "failed", "flops")
         evaluations[tokenizer] = {name: result[name] for name in names}
@@ -180,9 +181,7 @@ def _manifest(folder: Path, target: Path) -> Path:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "data", nargs="?", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the videos"
-    )
+    parser.add_argument("data", type=Path, help="folder of the videos")
     parser.add_argument("--steps", type=int, default=240, help="optimizer steps of each run")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each arm")
     parser.add_argument("--skip-timing", action="store_true", help="leave out the timing of single steps")

@@ -1,23 +1,77 @@
-"""Shared fixtures."""
+"""What holds for all tests: threads, seeds, the folder of other videos, and which tests need a GPU.
+
+Tests run in any order and in any number of processes (`pytest -n N`), so none may count on another one: each test and
+each fixture starts from the same seeds, and each process takes its share of the cores and compiles in a folder of its
+own.
+"""
 
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
-REPOSITORY = Path(__file__).parents[1]
+settings.register_profile("tests", deadline=None, derandomize=True)
+settings.load_profile("tests")
+
+NO_DATA = "RLT_TEST_DATA is not set"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Share the cores out to the processes of pytest-xdist, and hold the folder of other videos to be one."""
+    named = os.environ.get("RLT_TEST_DATA")
+    if named is not None and not Path(named).is_dir():
+        raise pytest.UsageError(f"RLT_TEST_DATA is {named!r}, which is no folder; unset it to skip what needs it")
+    worker: dict[str, int] | None = getattr(config, "workerinput", None)
+    if worker is None and getattr(config.option, "numprocesses", None):
+        return  # starts the processes that test; they would take over what is set here
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = max(1, cores // (1 if worker is None else worker["workercount"]))
+    torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", str(share))))  # commands that tests start, too
+
+
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    """What a fixture draws is the same whichever test asks for it first."""
+    _seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """What a test draws is the same whichever tests ran before."""
+    _seed()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_compiler_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
+    if hasattr(request.config, "workerinput"):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("inductor"))
 
 
 @pytest.fixture
 def video_data() -> Path:
-    """Folder with real labelled video that is not part of the project; the test skips where it is absent."""
-    folder = Path(os.environ.get("RLT_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no test videos in {folder}; set RLT_TEST_DATA")
-    return folder
+    """Folder with real labelled video that is not part of the project; the test skips where none is named."""
+    if "RLT_TEST_DATA" not in os.environ:
+        pytest.skip(NO_DATA)
+    return Path(os.environ["RLT_TEST_DATA"])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests were left out for want of other videos."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", ()) if NO_DATA in str(report.longrepr)]
+    if skipped:
+        terminalreporter.write_line(f"{NO_DATA}: {len(skipped)} tests of other videos were skipped", yellow=True)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 import rlt
 from optional_packages import import_or_skip
+from rlt import Budget, Everything, Random, UniformFrames
 from rlt.errors import InvalidArgumentError
 
 timm = import_or_skip("timm")
@@ -117,7 +118,7 @@ def twin_features(model: Any, frames: Tensor) -> Tensor:
 def test_nothing_dropped_gives_the_unpatched_model(kind: str) -> None:
     model, frames = build(kind), stack()
     expected, features = model(frames), model.forward_features(frames)
-    rlt.patch(model, policy="none")
+    rlt.patch(model, rule=Everything())
     torch.testing.assert_close(model(frames), expected, atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(model.forward_features(frames), features, atol=1e-5, rtol=1e-5)
     assert model.rlt.last.share_kept == 1
@@ -140,7 +141,7 @@ def test_rarer_kinds_in_double_precision(more: dict[str, Any]) -> None:
     frames = frames if "img_size" not in more else torch.cat([frames, frames.flip(0)], dim=3)
     still = frames[:1].expand(3, -1, -1, -1)
     expected, standing = model(frames), model(still)
-    rlt.patch(model, policy="none")
+    rlt.patch(model, rule=Everything())
     torch.testing.assert_close(model(frames), expected, atol=1e-11, rtol=1e-11)
     rlt.patch(model)
     torch.testing.assert_close(model(still), standing, atol=1e-11, rtol=1e-11)
@@ -222,7 +223,7 @@ def test_gradients_are_those_of_the_unpatched_model_where_nothing_is_dropped() -
     F.cross_entropy(model(frames), torch.arange(6) % 5).backward()
     theirs = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
-    rlt.patch(model, policy="none").train()
+    rlt.patch(model, rule=Everything()).train()
     F.cross_entropy(model(frames), torch.arange(6) % 5).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, theirs[name], atol=1e-5, rtol=1e-4, msg=name)
@@ -233,7 +234,7 @@ def test_training_drops_the_same_as_the_unpatched_model_for_the_same_seed() -> N
         model, frames = build(kind, **more).train(), stack()
         torch.manual_seed(7)
         expected = model(frames)
-        rlt.patch(model, policy="none")
+        rlt.patch(model, rule=Everything())
         torch.manual_seed(7)
         torch.testing.assert_close(model(frames), expected, atol=1e-5, rtol=1e-5)
         torch.manual_seed(8)
@@ -292,7 +293,7 @@ def test_options_hold() -> None:
     with model.rlt.override(keep_ratio=None, max_tokens=20):
         model(frames)
         assert model.rlt.last.num_kept == (20,)
-    with model.rlt.override(policy="uniform_frames"):
+    with model.rlt.override(rule=UniformFrames(like=Budget(keep_ratio=0.5))):
         model(frames)
         assert model.rlt.last.mask[0].flatten(1).all(1).sum() == 3
     model.rlt.check()
@@ -320,7 +321,7 @@ def test_autocast_rounds_what_it_rounds_in_the_unpatched_model(kind: str) -> Non
     exact = model(frames)
     with torch.autocast("cpu", torch.bfloat16):
         expected = model(frames)
-        rlt.patch(model, policy="none")
+        rlt.patch(model, rule=Everything())
         logits = model(frames)
     assert found == [torch.float32] * 3
     assert not torch.equal(expected.float(), exact)
@@ -378,10 +379,13 @@ def test_bad_calls_are_told() -> None:
             model(frames, is_causal=True)
     with pytest.raises(InvalidArgumentError, match="forward_features"):
         model.forward_intermediates(frames)
-    with model.rlt.override(policy="random"), pytest.raises(InvalidArgumentError, match="policy is 'random'"):
+    with (
+        model.rlt.override(rule=Random()),
+        pytest.raises(InvalidArgumentError, match=r"tokens of Random.* stand for no others"),
+    ):
         model(frames)
-    with pytest.raises(InvalidArgumentError, match="policy is 'random'"):
-        rlt.patch(build(), policy="random")
+    with pytest.raises(InvalidArgumentError, match=r"tokens of Random.* stand for no others"):
+        rlt.patch(build(), rule=Random())
     dropping = rlt.patch(build(attn_drop_rate=0.1)).train()
     with pytest.raises(InvalidArgumentError, match="attn_drop_rate=0"):
         dropping(frames)

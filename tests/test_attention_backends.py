@@ -15,12 +15,12 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import flex_attention
 
 import oracles
+from models import random_pack, tiny
 from rlt.errors import InvalidArgumentError
 from rlt.network import backends
 from rlt.network.attention import packed_attention
 from rlt.network.backends import FLEX_BLOCK, Backend, available_backends
 from rlt.structures import Segments
-from test_compile import random_pack, tiny
 
 MIXED = [(5,), (1, 7, 3), (1, 1, 30, 2), (127, 1, 128, 129), (1,)]
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 5e-2}

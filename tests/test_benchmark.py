@@ -14,7 +14,7 @@ import torch
 
 import oracles
 import rlt
-from rlt import assets
+from rlt import Everything, Threshold, assets
 from rlt.benchmark import SUITES, BenchmarkSettings, adapted, networks, run_suite
 from rlt.benchmark.harness import Rounds, Work, packed_by, read_frames
 from rlt.benchmark.peers.decoders import decoders
@@ -31,7 +31,10 @@ SMALL = BenchmarkSettings(VIDEOS, model="vit_tiny", clips=2, num_frames=8, size=
 
 @lru_cache
 def measured(suite: str) -> dict[str, Any]:
-    numbers: dict[str, Any] = json.loads(json.dumps(run_suite(suite, SMALL).to_json(), allow_nan=False))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(adapted, "DEPTH", 4)  # windows, whole frames and features of deeper layers all occur
+        report = run_suite(suite, SMALL)
+    numbers: dict[str, Any] = json.loads(json.dumps(report.to_json(), allow_nan=False))
     return numbers
 
 
@@ -40,8 +43,7 @@ def arms_by_name(suite: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_every_suite_leaves_the_promised_numbers(suite: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapted, "DEPTH", 4)  # windows, whole frames and features of deeper layers all occur
+def test_every_suite_leaves_the_promised_numbers(suite: str) -> None:
     numbers = measured(suite)
     assert numbers["suite"] == suite
     assert numbers["machine"]["processor"]
@@ -54,9 +56,7 @@ def test_every_suite_leaves_the_promised_numbers(suite: str, monkeypatch: pytest
 
 def test_patched_models_are_exact_where_nothing_is_dropped_and_apart_from_each_other() -> None:
     pytest.importorskip("transformers")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(adapted, "DEPTH", 4)
-        numbers = measured("adapters")
+    numbers = measured("adapters")
     assert {*numbers["largest_differences"], *numbers["left_out"]} == set(adapted.CASES)
     for name, differences in numbers["largest_differences"].items():
         assert differences["identity"] <= 1e-5, name
@@ -209,7 +209,7 @@ def test_rounds_run_every_work_once_more_than_counted() -> None:
 
 
 def test_tome_is_left_out_where_it_cannot_get_as_cheap() -> None:
-    settings = replace(SMALL, threshold=100.0, num_frames=32, rounds=1)  # keeps the first of 16 time steps
+    settings = replace(SMALL, rule=Threshold(100.0), num_frames=32, rounds=1)  # keeps the first of 16 time steps
     names = {arm.name for arm in run_suite("forward", settings).arms}
     assert "tome" not in names
     assert {"dense", "rlt", "padded"} <= names
@@ -256,7 +256,7 @@ def test_a_missing_gpu_is_told() -> None:
 def test_counted_memory_is_what_is_measured() -> None:
     script = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "count_memory.py"))
     frames = read_frames(SMALL)
-    for policy, name in (("none", "dense_packed"), ("rlt", "rlt")):
+    for rule, name in ((Everything(), "dense_packed"), (Threshold(), "rlt")):
         found = [arm for arm in measured("train-step")["arms"] if name in (arm["name"], arm.get("runs"))]
-        counted = script["count_peak"]("vit_tiny", packed_by(policy, frames, SMALL), training=True)
+        counted = script["count_peak"]("vit_tiny", packed_by(rule, frames, SMALL), training=True)
         assert counted == pytest.approx(found[0]["peak_memory_bytes"], rel=0.02)

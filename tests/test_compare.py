@@ -87,7 +87,6 @@ def test_bad_videos_do_not_stop_the_good_ones(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"size": 70}, "70x70 pixels are not a multiple of patch_size=16; resize or crop to 64x64"),
-        ({"threshold": -1.0}, "threshold is -1.0"),
         ({"num_clips": 0}, "num_clips is 0"),
         ({"repeats": 0}, "repeats is 0"),
         ({"model": "vit_enormous"}, "model is 'vit_enormous'; allowed are vit_tiny"),

@@ -9,30 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import rlt
-from rlt.structures import PackedTokens, RunLengthTokens, TokenGrid
-
-GRID = TokenGrid(4, 4, 4)
-
-
-def tiny(**changes: object) -> rlt.VisionTransformer:
-    config = rlt.ViTConfig(width=24, depth=2, num_heads=2, mlp_width=48, num_classes=5, num_frames=8, image_size=64)
-    torch.manual_seed(0)
-    return rlt.VisionTransformer(config.replace(**changes)).eval()
-
-
-def random_pack(seed: int, num_clips: int, most: int = 64) -> PackedTokens:
-    """Clips of random token counts, now and then of one token."""
-    generator = torch.Generator().manual_seed(seed)
-    clips = []
-    for _ in range(num_clips):
-        count = int(torch.randint(1, most, (1,), generator=generator))
-        place = torch.randperm(GRID.num_tokens, generator=generator)[:count].sort().values
-        coords = torch.stack([place // 16, place // 4 % 4, place % 4], dim=1)
-        patches = torch.randint(0, 256, (count, 1536), generator=generator, dtype=torch.uint8)
-        lengths = torch.randint(1, 5, (count,), generator=generator)
-        clips.append(RunLengthTokens(patches, coords, lengths, GRID))
-    return rlt.pack(clips)
+from models import random_pack, tiny
 
 
 class CountingBackend:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from rlt import PatchSpec, Random, Threshold
 from rlt.data.augment import AugmentConfig, no_augmentation
 from rlt.data.batch import Batch, Collate, collate_evaluation
 from rlt.data.clips import (
@@ -30,7 +31,8 @@ from rlt.data.dataset import EvaluationDataset, TrainingDataset
 from rlt.data.manifest import VideoEntry
 from rlt.data.sampler import SampleKey, StepSampler, derive_seed
 from rlt.errors import InvalidArgumentError, VideoError
-from rlt.tokens.rules import TokenizerConfig, select
+from rlt.structures import TokenGrid
+from rlt.tokens import Budget, tokenize_batch
 from rlt.video import ClipPlan, list_videos, read_clip, read_clips, read_views
 from rlt.video._pyav import VideoFile
 from rlt.video.geometry import CropBox, View, random_resized_box
@@ -401,17 +403,18 @@ def test_warnings_about_a_video_become_notes(tmp_path):
 
 
 def test_evaluation_gives_all_views_or_the_error(entries):
-    tokenizer = TokenizerConfig(policy="random", keep_ratio=0.5)
-    dataset = EvaluationDataset(entries, ClipConfig(4, 2, size=32), ViewConfig(2, 3), tokenizer)
+    rule = Random(like=Budget(keep_ratio=0.5))
+    dataset = EvaluationDataset(entries, ClipConfig(4, 2, size=32), ViewConfig(2, 3), rule, PatchSpec())
     sample = dataset[0]
-    assert (sample.index, sample.label_id, sample.error, sample.frames_shape) == (0, 0, None, (4, 32, 32, 3))
+    assert (sample.index, sample.label_id, sample.error) == (0, 0, None)
     assert len(sample.tokens) == 6
+    assert all(view.grid == TokenGrid(2, 2, 2) for view in sample.tokens)
     assert sample.seconds_decode > 0
     assert sample.seconds_tokenize > 0
     clips = read_evaluation_clips(entries[0].path, dataset.clip, dataset.views)
     seeds = [derive_seed(0, int.from_bytes(b"0a.mp4", "big"), view) for view in range(6)]
     for ours, wanted in zip(
-        sample.tokens, select(torch.stack([c.frames for c in clips]), tokenizer, seeds=seeds), strict=True
+        sample.tokens, tokenize_batch(torch.stack([c.frames for c in clips]), rule, PatchSpec(), seeds), strict=True
     ):
         assert torch.equal(ours.patches, wanted.patches)
         assert torch.equal(ours.coords, wanted.coords)
@@ -419,7 +422,6 @@ def test_evaluation_gives_all_views_or_the_error(entries):
     assert broken.tokens == []
     assert broken.error
     assert "\n" not in broken.error
-    assert broken.frames_shape == ()
 
     batch = collate_evaluation([dataset[0], broken, dataset[5]])
     assert batch.views_per_video == (6, 0, 6)
@@ -437,18 +439,18 @@ def test_evaluation_gives_all_views_or_the_error(entries):
 
 
 def collate(**changes) -> Collate:
-    return Collate(TokenizerConfig(), AugmentConfig(**changes), 3, seed=11)
+    return Collate(Threshold(), AugmentConfig(**changes), 3, PatchSpec(), seed=11)
 
 
 def test_a_batch_holds_what_its_samples_held(entries):
     dataset = training(entries)
     samples = [dataset[SampleKey(index, 7 + index)] for index in range(4)]
     batch = collate(mixup_prob=0, label_smoothing=0.3)(samples)
-    wanted = select(torch.stack([sample.frames for sample in samples]), TokenizerConfig())
+    wanted = tokenize_batch(torch.stack([sample.frames for sample in samples]), Threshold(), PatchSpec())
     for ours, alone in zip(batch.packed, wanted, strict=True):
         assert torch.equal(ours.patches, alone.patches)
         assert torch.equal(ours.lengths, alone.lengths)
-    assert batch.label_ids.tolist() == [0, 0, 1, 1]
+    assert batch.targets.argmax(1).tolist() == [0, 0, 1, 1]
     assert batch.paths == tuple(sample.path for sample in samples)
     assert [Path(path).stem for path, _ in batch.failed] == ["1a"]
     assert batch.position == 7
@@ -464,7 +466,7 @@ def test_tokens_are_selected_after_mixing(entries):
     batches = [mixing(samples) for _ in range(2)]
     assert same(*batches)
     torch.testing.assert_close(batches[0].targets.sum(1), torch.ones(2))
-    plain = Collate(TokenizerConfig(), AugmentConfig(), 3, training=False, seed=11)(samples)
+    plain = Collate(Threshold(), AugmentConfig(), 3, PatchSpec(), training=False, seed=11)(samples)
     assert plain.targets.tolist() == [[1, 0, 0], [0, 1, 0]]
     assert not torch.equal(plain.packed.patches[:4], batches[0].packed.patches[:4])
 
@@ -472,21 +474,18 @@ def test_tokens_are_selected_after_mixing(entries):
 def test_labels_outside_the_classes_are_named(entries):
     sample = training(entries)[SampleKey(5, 0)]
     with pytest.raises(InvalidArgumentError, match="label 2; 0 to 1"):
-        Collate(TokenizerConfig(), AugmentConfig(), 2)([sample])
+        Collate(Threshold(), AugmentConfig(), 2, PatchSpec())([sample])
     for call in (
         lambda: collate()([]),
         lambda: collate_evaluation([]),
-        lambda: Collate(TokenizerConfig(), AugmentConfig(), 0),
+        lambda: Collate(Threshold(), AugmentConfig(), 0, PatchSpec()),
     ):
         with pytest.raises(InvalidArgumentError):
             call()
 
 
 def same(ours: Batch, theirs: Batch) -> bool:
-    tensors = [
-        (one.packed.patches, one.packed.coords, one.packed.lengths, one.targets, one.label_ids)
-        for one in (ours, theirs)
-    ]
+    tensors = [(one.packed.patches, one.packed.coords, one.packed.lengths, one.targets) for one in (ours, theirs)]
     return all(torch.equal(a, b) for a, b in zip(*tensors, strict=True)) and (
         ours.paths,
         ours.failed,
@@ -530,7 +529,7 @@ def test_loading_leaves_the_global_random_state_alone(entries):
 
 
 def test_everything_that_workers_are_given_can_be_pickled(entries):
-    evaluation = EvaluationDataset(entries, ClipConfig(4, 2, size=32), ViewConfig(1, 1), TokenizerConfig())
+    evaluation = EvaluationDataset(entries, ClipConfig(4, 2, size=32), ViewConfig(1, 1), Threshold(), PatchSpec())
     for thing in (training(entries), evaluation, collate(), StepSampler(3, batch_size=1)):
         pickle.loads(pickle.dumps(thing))
 
@@ -568,10 +567,10 @@ def test_real_labelled_video(video_data):
     paths = list_videos(video_data / "ucf6" / "val")[::40]
     entries = [entry(path, label_id) for label_id, path in enumerate(paths)]
     dataset = TrainingDataset(entries, ClipConfig(16, 4, size=64), AugmentConfig(), seed=0)
-    batch = Collate(TokenizerConfig(), AugmentConfig(), len(entries))(
+    batch = Collate(Threshold(), AugmentConfig(), len(entries), PatchSpec())(
         [dataset[SampleKey(index, index)] for index in range(len(entries))]
     )
     assert batch.failed == ()
     assert 0 < batch.packed.num_tokens <= len(entries) * 8 * 16
-    evaluation = EvaluationDataset(entries, ClipConfig(16, 4, size=64), ViewConfig(5, 3), TokenizerConfig())
+    evaluation = EvaluationDataset(entries, ClipConfig(16, 4, size=64), ViewConfig(5, 3), Threshold(), PatchSpec())
     assert all(len(sample.tokens) == 15 and sample.error is None for sample in (evaluation[0], evaluation[1]))

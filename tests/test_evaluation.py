@@ -13,6 +13,8 @@ import torch
 from rich.console import Console, RenderableType
 
 import rlt
+from models import TINY, tiny_model
+from rlt import Everything, Rule, Threshold
 from rlt.cli.show_evaluation import comparison_report, evaluation_report
 from rlt.data.clips import ClipConfig, ViewConfig
 from rlt.data.manifest import Manifest, VideoEntry
@@ -32,14 +34,13 @@ from rlt.evaluation.statistics import wilson_interval
 from rlt.files import write_json
 from rlt.measure import count_forward_flops
 from rlt.network.tome import count_merging_flops, with_token_merging
-from rlt.tokens.rules import TokenizerConfig
+from rlt.tokens import make_rule
 from rlt.video import read_clips
-from test_vit import TINY, tiny_model
 from video_factory import numbered_picture, write_video
 
 CLIP = ClipConfig(num_frames=4, frame_stride=3, size=32)
 VIEWS = ViewConfig(num_clips=3, num_crops=1)
-RLT = TokenizerConfig("rlt", threshold=0.1)
+RLT = Threshold(0.1)
 NAMES = ("walk", "run", "jump", "sit", "fall [x] $\\_", "wave", "read a very long book about every one of them")
 NUM_VIDEOS = 6
 
@@ -70,9 +71,9 @@ def entry(path: Path, label_id: int, status: str = "ok") -> VideoEntry:
     return VideoEntry(str(path), label_id, NAMES[label_id], 24, 25.0, 160, 96, 0.96, status)
 
 
-def evaluated(manifest: Manifest, tokenizer: TokenizerConfig = RLT, **changes: object) -> EvaluationResult:
+def evaluated(manifest: Manifest, rule: Rule = RLT, **changes: object) -> EvaluationResult:
     arguments = {"clip": CLIP, "views": VIEWS, **changes}
-    return evaluate(arguments.pop("model", None) or tiny_model(), manifest, tokenizer=tokenizer, **arguments)
+    return evaluate(arguments.pop("model", None) or tiny_model(), manifest, rule=rule, **arguments)
 
 
 @pytest.fixture(scope="module")
@@ -179,23 +180,20 @@ def test_flops_equal_those_counted_clip_by_clip(manifest: Manifest, result: Eval
         for clip in read_clips(video.path, num_clips=3, num_frames=4, frame_stride=3, size=32)
     ]
     kept = sum(count_forward_flops(TINY, rlt.pack(rlt.tokenize(clip, patch_size=8))) for clip in clips)
-    everything = rlt.pack(rlt.tokenize(clips[0], policy="none", patch_size=8))
+    everything = rlt.pack(rlt.tokenize(clips[0], rule="none", patch_size=8))
     assert result.flops == kept
     assert result.flops_dense == count_forward_flops(TINY, everything) * len(clips)
-    merged = evaluated(manifest, TokenizerConfig("tome", merge_per_block=5))
+    merged = evaluated(manifest, Everything(), model=with_token_merging(tiny_model(), 5))
     assert merged.tokens_kept == 1
     assert merged.flops == count_merging_flops(TINY, everything, 5) * len(clips)
     assert merged.flops < merged.flops_dense
 
 
-def test_merging_is_that_of_the_tokenizer_and_no_other(manifest: Manifest) -> None:
-    dense = evaluated(manifest, TokenizerConfig("none"))
-    merged = evaluated(manifest, TokenizerConfig("tome", merge_per_block=5))
+def test_merging_is_that_of_the_network(manifest: Manifest) -> None:
+    dense = evaluated(manifest, Everything())
+    merged = evaluated(manifest, Everything(), model=with_token_merging(tiny_model(), 5))
     assert [video.top_probabilities for video in merged.predictions] != [v.top_probabilities for v in dense.predictions]
-    trained_merging = with_token_merging(tiny_model(), 5)
-    assert evaluated(manifest, TokenizerConfig("none"), model=trained_merging).predictions == dense.predictions
-    again = evaluated(manifest, TokenizerConfig("tome", merge_per_block=5), model=trained_merging)
-    assert again.predictions == merged.predictions
+    assert merged.to_json()["settings"]["tokenizer"]["merge_per_block"] == 5
 
 
 def test_the_model_is_left_as_it_was(manifest: Manifest) -> None:
@@ -297,7 +295,7 @@ def test_the_report_names_numbers_failures_and_the_machine(manifest: Manifest, r
     for part in ("tokenizer rlt", f"{result.top1:.1%}", "tokens kept", "Not evaluated: 2", "gone.mp4", "cores"):
         assert part in text
     assert "dropped nothing" not in text
-    idle = evaluated(manifest, TokenizerConfig("random", keep_ratio=1.0), max_videos=2)
+    idle = evaluated(manifest, make_rule("random", keep_ratio=1.0), max_videos=2)
     assert "dropped nothing" in rendered(evaluation_report(idle))
 
 

@@ -85,7 +85,7 @@ def test_from_a_folder_to_a_paired_comparison(
     code, out, err = run(
         *evaluate,
         "tokenizer=rlt",
-        "tokenizer.threshold=0.1",
+        "tokenizer.keep_ratio=null",
         "json=a.json",
         "predictions=a.parquet",
         "pictures=pictures",
@@ -128,7 +128,7 @@ def test_what_is_missing_is_said_in_one_line(
 def test_help_lists_every_option(run: Callable[..., tuple[int, str, str]]) -> None:
     _, out, _ = run("train", "--help")
     for key in (
-        "tokenizer.threshold=0.1",
+        "tokenizer.keep_ratio=null",
         "optimizer.layer_decay=0.75",
         "trainer.token_budget=null",
         "data.clip.size=224",

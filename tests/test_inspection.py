@@ -9,7 +9,6 @@ import json
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -30,23 +29,11 @@ from rlt.inspection.overlay import write_overlay
 from rlt.inspection.scan import ClipScanner, curve_thresholds
 from rlt.inspection.views import ClipSettings, ClipView, dim_dropped, display_size, view_clips, window_starts
 from rlt.video import VideoInfo, iter_clips, probe, read_clip
+from video_factory import write_frames
 
 FPS = 10
 SETTINGS = ClipSettings(num_frames=8, frame_stride=1, size=64, tubelet_size=2, patch_size=16, threshold=0.1)
 CLIP = {"num_frames": 8, "frame_stride": 1, "size": 64}
-
-
-def write_video(path: Path, frames: np.ndarray, *, codec: str = "ffv1", pix_fmt: str = "bgr0") -> Path:
-    """uint8 [T, H, W, 3] as a video of 10 frames a second; lossless unless told otherwise."""
-    with av.open(str(path), "w", format="matroska") as container:
-        stream = container.add_stream(codec, rate=FPS)
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pix_fmt
-        for number, pixels in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, FPS)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
 
 
 def half_moving(num_frames: int, side: int, *, moves_from: int = 0) -> np.ndarray:
@@ -62,7 +49,7 @@ def half_moving(num_frames: int, side: int, *, moves_from: int = 0) -> np.ndarra
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """4.4 s of 128x128: still for 1.6 s, then the right half moves. Five whole clips and one half of one."""
-    return write_video(tmp_path_factory.mktemp("video") / "half.mkv", half_moving(44, 128, moves_from=16))
+    return write_frames(tmp_path_factory.mktemp("video") / "half.mkv", half_moving(44, 128, moves_from=16))
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +101,7 @@ def test_threshold_curve_equals_keep_mask_at_every_threshold(tmp_path: Path) -> 
     rng = np.random.default_rng(1)
     levels = 128 + rng.uniform(-1, 1, (16, 4, 4, 1)) * np.linspace(0, 40, 16).reshape(4, 4, 1)  # restless to the right
     noisy = levels.repeat(16, 1).repeat(16, 2).repeat(3, 3).astype(np.uint8)
-    video = write_video(tmp_path / "noisy.mkv", noisy)
+    video = write_frames(tmp_path / "noisy.mkv", noisy)
     scanner = ClipScanner(0.137, tubelet_size=2, patch_size=16, seconds_per_step=0.2)
     clips = list(iter_clips(video, **CLIP))
     for clip in clips:
@@ -386,7 +373,7 @@ def test_an_interrupted_run_leaves_everything_as_it_was(video: Path, tmp_path: P
 
 @pytest.mark.usefixtures("quick")
 def test_an_earlier_inspection_is_replaced_and_other_files_stay(tmp_path: Path) -> None:
-    other = write_video(tmp_path / "other.mkv", half_moving(8, 64))
+    other = write_frames(tmp_path / "other.mkv", half_moving(8, 64))
     first = inspect_video(other, tmp_path / "out", **CLIP)
     (tmp_path / "out" / "mine.txt").write_text("mine")
     second = inspect_video(other, tmp_path / "out", threshold=9.0, **CLIP)
@@ -532,11 +519,11 @@ def test_frames_are_shown_at_a_readable_size() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*1 frame:rlt.errors.VideoWarning")
 def test_one_frame_is_refused_and_one_step_is_not(tmp_path: Path) -> None:
-    picture = write_video(tmp_path / "one.mkv", half_moving(1, 64))
+    picture = write_frames(tmp_path / "one.mkv", half_moving(1, 64))
     with pytest.raises(VideoError, match=r"one\.mkv has 1 frame"):
         inspect_video(picture, tmp_path / "out", **CLIP)
     assert not (tmp_path / "out" / "index.html").exists()
-    video = write_video(tmp_path / "two.mkv", half_moving(2, 64))
+    video = write_frames(tmp_path / "two.mkv", half_moving(2, 64))
     short = inspect_video(video, tmp_path / "short", num_frames=2, frame_stride=1, size=64)
     assert short.grid == (1, 4, 4)
     assert short.tokens_kept == 1.0

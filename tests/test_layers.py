@@ -91,11 +91,18 @@ def test_optional_packages_are_imported_in_one_place(package: str) -> None:
 def test_public_names() -> None:
     assert sorted(rlt.__all__) == sorted(
         [
+            "Budget",
             "Clip",
+            "Everything",
             "PackedTokens",
+            "PatchSpec",
+            "Random",
+            "Rule",
             "RunLengthTokens",
             "Segments",
+            "Threshold",
             "TokenGrid",
+            "UniformFrames",
             "ViTConfig",
             "VisionTransformer",
             "create_model",
@@ -104,6 +111,7 @@ def test_public_names() -> None:
             "pack",
             "patch",
             "read_clip",
+            "register_rule",
             "run_lengths",
             "select_tokens",
             "tokenize",

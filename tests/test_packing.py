@@ -57,7 +57,7 @@ def test_unlike_clips_are_refused_by_name() -> None:
     with pytest.raises(InvalidArgumentError, match="clip 1 has patch_size 4, clip 0 has 2"):
         rlt.pack([random_tokens(0), random_tokens(1, patch_size=4)])
     tokens = random_tokens(2)
-    as_float = rlt.RunLengthTokens(tokens.patches.float(), tokens.coords, tokens.lengths, tokens.grid, 1, 2)
+    as_float = rlt.RunLengthTokens(tokens.patches.float(), tokens.coords, tokens.lengths, tokens.grid, tokens.spec)
     with pytest.raises(InvalidArgumentError, match=r"clip 1 has patch dtype torch.float32"):
         rlt.pack([tokens, as_float])
 

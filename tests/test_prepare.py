@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 
 from rlt.cli import main
 from rlt.data import manifest as manifest_module
+from rlt.data.duplicates import compare_splits
 from rlt.data.labels import ClassIndex, class_names, read_class_names
 from rlt.data.listings import Candidate, Listing, folder_listing, videos_below
 from rlt.data.manifest import Manifest, VideoEntry, read_manifest, write_manifest
-from rlt.data.prepare import compare_splits, prepare
+from rlt.data.prepare import prepare
 from rlt.data.probing import ProbeRecord, probe_video
 from rlt.data.sources import kinetics_listing, ssv2_listing
+from rlt.data.tables import write_table
 from rlt.errors import InvalidArgumentError, MissingDependencyError
 from video_factory import write_video
 
@@ -125,7 +127,13 @@ HEADER = "path,label_id,label,frames,fps,width,height,duration,status,tokens_kep
         (f"path,label\n{GOOD_ROW}", "no column label_id, frames"),
         (f"{HEADER}\n{GOOD_ROW}\n{GOOD_ROW.replace(',0,walk', ',x,walk')}", "row 2 (line 3), column label_id: 'x'"),
         (f"{HEADER}\n{GOOD_ROW.replace(',0,walk', ',-1,walk')}", "column label_id: '-1'"),
+        (
+            f"{HEADER}\n{GOOD_ROW.replace(',0,walk', ',100000,walk')}",
+            "column label_id: 100000 is no label id; 0 to 99999",
+        ),
         (f"{HEADER}\n{GOOD_ROW.replace('25.0', 'nan')}", "column fps: 'nan'"),
+        (f"{HEADER}\n{GOOD_ROW.replace('16', '16.5')}", "column frames: '16.5'; a whole number of 0 or more is needed"),
+        (f"{HEADER}\n{GOOD_ROW}x", "column tokens_kept: 'x'; a number of 0 or more is needed"),
         (f"{HEADER}\n{GOOD_ROW},more", "has 11 columns"),
         (f"{HEADER}\n{GOOD_ROW}\n{GOOD_ROW.replace('walk', 'run')}", "one label_id stands for one label"),
     ],
@@ -133,6 +141,35 @@ HEADER = "path,label_id,label,frames,fps,width,height,duration,status,tokens_kep
 def test_errors_of_a_csv_manifest_name_row_and_column(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "m.csv"
     path.write_text(text)
+    with pytest.raises(InvalidArgumentError, match=re.escape(message)) as caught:
+        read_manifest(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frames": None}, "no column frames"),
+        ({"label_id": [0, -1]}, "row 2, column label_id: -1; a whole number of 0 or more is needed"),
+        ({"label_id": [0, 2**40]}, "column label_id: 1099511627776 is no label id"),
+        ({"label_id": [0, 0]}, "row 2, column label: 'b', but label_id 0 was 'a' before"),
+        ({"label": [1, 2]}, "row 1, column label: 1; a text is needed"),
+        ({"fps": [None, 25.0]}, "row 1, column fps: None; a number of 0 or more is needed"),
+        ({"path": ["", ""]}, "holds no video"),
+    ],
+)
+def test_errors_of_a_parquet_manifest_name_row_and_column(
+    tmp_path: Path, changes: dict[str, list[object] | None], message: str
+) -> None:
+    columns: dict[str, list[object] | None] = {
+        "path": ["/x.mp4", "/y.mp4"], "label_id": [0, 1], "label": ["a", "b"], "frames": [16, 17], "fps": [25.0, 30.0],
+        "width": [8, 8], "height": [8, 8], "duration": [0.64, 0.6], "status": ["ok", "ok"], "of_no_use": [1, 2],
+    }  # fmt: skip
+    path = tmp_path / "m.parquet"
+    write_table(path, {name: values for name, values in columns.items() if values is not None})
+    assert read_manifest(path).class_names == ("a", "b")
+    write_table(path, {name: values for name, values in (columns | changes).items() if values is not None})
     with pytest.raises(InvalidArgumentError, match=re.escape(message)) as caught:
         read_manifest(path)
     assert str(path) in str(caught.value)
@@ -538,6 +575,10 @@ def test_splits_are_compared(put: Put, tmp_path: Path, capsys: pytest.CaptureFix
     labels = ("--labels", tmp_path / "train.csv")
     assert cli(*options, "--other-split", tmp_path / "train.csv", *labels) == 0
     report = json.loads((tmp_path / "r.json").read_text())
+    assert list(report) == [
+        "output", "num_videos", "num_classes", "num_usable", "num_probed", "num_resumed", "missing", "unreadable",
+        "short", "empty_classes", "duplicates", "other_split", "between_splits", "class_names_differ", "tokens_kept",
+    ]  # fmt: skip
     assert report["class_names_differ"] is False
     assert report["empty_classes"] == ["sit"]
 
@@ -598,12 +639,29 @@ def test_an_interrupt_keeps_the_record_and_the_old_manifest(put: Put, tmp_path: 
     assert read_manifest(output).entries[0].path == "/old"
     assert len(recorded(tmp_path / "m.csv.partial")) == 4
     # Tokens were not measured then, so that run must look at all files again.
-    assert prepare(listing, output, measure_tokens=True).num_probed == NUM_VIDEOS
+    put("data", "run", "broken.mp4").write_bytes(b"not a video")
+    with ProbeRecord(tmp_path / "m.csv.partial") as record:
+        record.add(probe_video(str(tmp_path / "data" / "run" / "broken.mp4")))  # which has none to measure
+    listing = folder_listing(tmp_path / "data")
+    report = prepare(listing, output, measure_tokens=True)
+    assert (report.num_probed, report.num_resumed) == (NUM_VIDEOS, 1)
+    assert 0 < (report.tokens_kept or 0) < 1
+
+
+def test_tokens_that_a_run_before_measured_are_not_written_unasked(put: Put, tmp_path: Path) -> None:
+    path = put("data", "run", "a.mp4", clip=5)
+    with ProbeRecord(tmp_path / "m.csv.partial") as record:
+        record.add(probe_video(str(path), measure_tokens=True))
+    report = prepare(folder_listing(tmp_path / "data"), tmp_path / "m.csv")
+    assert report.num_resumed == 1
+    assert report.tokens_kept is None
 
 
 def test_a_partial_file_of_anything_else_is_passed_over(put: Put, tmp_path: Path) -> None:
     put("data", "run", "a.mp4")
-    (tmp_path / "m.csv.partial").write_text('hello\n[1]\n{"path": 1}\n')
+    (tmp_path / "m.csv.partial").write_text(
+        'hello\n[1]\n"a"\nnull\n{"path": 1}\n{"path": [], "size": 1, "modified": 1}\n'
+    )
     assert prepare(folder_listing(tmp_path / "data"), tmp_path / "m.csv").num_resumed == 0
     (tmp_path / "n.csv.partial").mkdir()
     with pytest.raises(InvalidArgumentError, match="cannot be used"):
@@ -617,6 +675,18 @@ def test_missing_videos_are_not_remembered(put: Put, tmp_path: Path) -> None:
         record.add(probe_video(str(path)))
     with ProbeRecord(tmp_path / "m.partial") as record:
         assert len(record) == 1
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["folder", "kinetics400", "kinetics600", "kinetics700", "ssv2"])
+def test_all_commands_share_their_options(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert cli("prepare", command, "--help") == 0
+    shown = capsys.readouterr().out
+    shared = ("videos", "output", "labels", "workers", "limit", "measure-tokens", "other-split", "json")
+    own = {"folder": [], "ssv2": ["annotations"]}.get(command, ["csv", "split"])
+    assert set(re.findall(r"^  --([a-z-]+) ", shown, re.MULTILINE)) == {*shared, *own, "help"}
 
 
 # ---- errors of the command -----------------------------------------------------------------------------------------

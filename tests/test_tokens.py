@@ -106,7 +106,7 @@ def test_expand_inverts_tokenize_where_only_repeats_are_dropped(case: tuple[np.n
     frames = torch.from_numpy(still)
     tokens = rlt.tokenize(frames, threshold=0.0, tubelet_size=tubelet, patch_size=patch)
     assert torch.equal(tokens.expand(), frames)
-    everything = rlt.tokenize(torch.from_numpy(clip), policy="none", tubelet_size=tubelet, patch_size=patch)
+    everything = rlt.tokenize(torch.from_numpy(clip), rule="none", tubelet_size=tubelet, patch_size=patch)
     assert torch.equal(everything.expand(), torch.from_numpy(clip))
 
 
@@ -152,7 +152,7 @@ def test_batch_clip_and_views_agree() -> None:
 
 def test_non_square_frames() -> None:
     frames = torch.randint(0, 256, (4, 32, 80, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    tokens = rlt.tokenize(frames, policy="none")
+    tokens = rlt.tokenize(frames, rule="none")
     assert tokens.grid == (2, 2, 5)
     assert torch.equal(tokens.expand(), frames)
 
@@ -177,7 +177,11 @@ def test_large_patches_do_not_overflow_the_sums() -> None:
         ({"patch_size": 15}, "96x96 pixels are not a multiple of patch_size=15; resize or crop to 90x90"),
         ({"patch_size": 0}, "patch_size is 0"),
         ({"tubelet_size": 3}, "16 frames are not a multiple of tubelet_size=3; sample 15 frames"),
-        ({"policy": "best"}, "policy is 'best'; allowed are 'rlt', 'none'"),
+        ({"rule": "best"}, "rule is 'best'; allowed are rlt, budget, none"),
+        ({"policy": "none"}, r"tokenize takes no policy= any more; give rule=rlt.Everything\(\)"),
+        ({"treshold": 0.1}, "tokenize has no option 'treshold'; allowed are threshold, .*; did you mean 'threshold'"),
+        ({"spec": rlt.PatchSpec(), "patch_size": 8}, "spec is PatchSpec.* and patch_size is 8; give one of them"),
+        ({"seeds": [1, 2]}, "2 seeds for 1 clips"),
     ],
 )
 def test_bad_arguments_name_value_and_remedy(arguments: dict[str, object], message: str) -> None:
@@ -217,7 +221,7 @@ def test_validate_sees_a_permutation_that_a_sum_cannot() -> None:
     mask[0, 1:, 0, 0] = False
     tokens = rlt.select_tokens(torch.zeros(1, 3, 1, 2, 3, dtype=torch.uint8), mask, tubelet_size=1, patch_size=1)[0]
     tokens.validate()
-    fields = (tokens.grid, 1, 1)
+    fields = (tokens.grid, tokens.spec)
     permuted = rlt.RunLengthTokens(tokens.patches, tokens.coords, tokens.lengths.flip(0), *fields)
     with pytest.raises(InvalidArgumentError, match="run lengths do not"):
         permuted.validate()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import rlt
+from models import TINY, tiny_model, video
 from rlt.checkpoints.models import MODELS
 from rlt.errors import InvalidArgumentError
 from rlt.measure import count_forward_flops
@@ -26,13 +27,12 @@ from rlt.network.tome import (
     with_token_merging,
 )
 from rlt.structures import PackedTokens, Segments
-from test_vit import TINY, tiny_model, video
 
 
 def packed_clips() -> PackedTokens:
     """Clips of 32, 24, 20, and 1 token."""
     clips = [
-        rlt.tokenize(video(1), patch_size=8, policy="none"),
+        rlt.tokenize(video(1), patch_size=8, rule="none"),
         rlt.tokenize(video(2), patch_size=8),
         rlt.tokenize(video(3, frames=8, height=16, width=40), patch_size=8),
         rlt.tokenize(video(4, frames=2, height=8, width=8), patch_size=8),
@@ -121,7 +121,7 @@ def test_the_network_equals_its_slow_twin(merges: int) -> None:
 
 def test_clips_of_one_length_are_worked_on_together_with_the_same_result() -> None:
     merging = with_token_merging(tiny_model(), 6)
-    clips = [rlt.tokenize(video(seed), patch_size=8, policy="none") for seed in range(3)]
+    clips = [rlt.tokenize(video(seed), patch_size=8, rule="none") for seed in range(3)]
     alone = torch.cat([merging(rlt.pack(clip)) for clip in clips])
     torch.testing.assert_close(merging(rlt.pack(clips)), alone, atol=1e-5, rtol=1e-5)
     mixed = [*clips, rlt.tokenize(video(7), patch_size=8)]
@@ -189,7 +189,7 @@ def test_features_are_the_mean_of_the_tokens_put_back() -> None:
 def test_equal_tokens_merge_without_changing_anything() -> None:
     """Proportional attention makes one token of size s act as s equal tokens."""
     model = tiny_model()
-    packed = rlt.pack(rlt.tokenize(torch.full((4, 32, 32, 3), 90, dtype=torch.uint8), patch_size=8, policy="none"))
+    packed = rlt.pack(rlt.tokenize(torch.full((4, 32, 32, 3), 90, dtype=torch.uint8), patch_size=8, rule="none"))
     packed.coords[:] = 0  # one place for all, so that all tokens are equal
     torch.testing.assert_close(with_token_merging(model, 9)(packed), model(packed), atol=1e-5, rtol=1e-5)
 

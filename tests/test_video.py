@@ -28,9 +28,6 @@ from video_factory import (
     yuv_frame,
 )
 
-DATA = Path(os.environ.get("RLT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs real videos in RLT_TEST_DATA")
-
 needs_rotation_writer = pytest.mark.skipif(
     not hasattr(av.VideoStream, "set_display_rotation"), reason="this PyAV cannot write display matrices"
 )
@@ -636,12 +633,25 @@ def test_without_torchcodec_the_remedy_is_named(long_video):
 
 # Real files
 
-CLIPS = sorted((DATA / "clips").glob("*")) if DATA.is_dir() else []
+CLIPS = (
+    "av1_video.mkv",
+    "bigbuckbunny.mp4",
+    "bikes.mp4",
+    "bottle-detection.mp4",
+    "bt709_full_range.mp4",
+    "car-detection.mp4",
+    "h264_10bits.mp4",
+    "h265_10bits.mp4",
+    "h265_video.mp4",
+    "nasa_13013.mp4",
+    "one-by-one-person-detection.mp4",
+    "vtest.avi",
+)
 
 
-@needs_data
-@pytest.mark.parametrize("path", CLIPS, ids=lambda path: path.name)
-def test_real_clips_are_read_without_complaint(path):
+@pytest.mark.parametrize("name", CLIPS)
+def test_real_clips_are_read_without_complaint(video_data, name):
+    path = video_data / "clips" / name
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         clip = read_clip(path, num_frames=8)
@@ -651,20 +661,18 @@ def test_real_clips_are_read_without_complaint(path):
     assert torch.allclose(seconds, torch.full_like(seconds, 4 / probe(path).fps), atol=2e-3)
 
 
-@needs_data
 @needs_torchcodec
 @pytest.mark.parametrize("name", ["car-detection.mp4", "nasa_13013.mp4", "av1_video.mkv", "bt709_full_range.mp4"])
-def test_torchcodec_agrees_on_real_clips(name):
-    ours = read_clip(DATA / "clips" / name, num_frames=8)
-    theirs = read_clip(DATA / "clips" / name, num_frames=8, decoder="torchcodec")
+def test_torchcodec_agrees_on_real_clips(video_data, name):
+    ours = read_clip(video_data / "clips" / name, num_frames=8)
+    theirs = read_clip(video_data / "clips" / name, num_frames=8, decoder="torchcodec")
     assert torch.equal(ours.times, theirs.times)
     difference = (ours.frames.int() - theirs.frames.int()).abs().float()
     assert difference.mean() < 1.5  # torchcodec's own conversion to RGB rounds down
 
 
-@needs_data
-def test_b_frames_in_avi_come_in_the_order_of_the_pictures():
-    path = DATA / "ucf6/val/Archery/v_Archery_g07_c01.avi"
+def test_b_frames_in_avi_come_in_the_order_of_the_pictures(video_data):
+    path = video_data / "ucf6/val/Archery/v_Archery_g07_c01.avi"
     clip = read_clip(path, num_frames=40, frame_stride=1, size=64, start=0)
     small = clip.frames.float()
     neighbours = (small[1:] - small[:-1]).abs().mean()

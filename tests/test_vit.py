@@ -10,30 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rlt
+from models import TINY, tiny_model, video
 from rlt.errors import InvalidArgumentError
 from rlt.network import vit
 from rlt.network.embedding import PatchEmbedding
 from rlt.network.positions import SinusoidPositions, sinusoid_table
-from rlt.network.vit import VisionTransformer, ViTConfig
-from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
-
-TINY = ViTConfig(width=32, depth=3, num_heads=4, mlp_width=64, num_classes=7, num_frames=4, image_size=32, patch_size=8)
-
-
-def tiny_model(**changes: object) -> VisionTransformer:
-    torch.manual_seed(0)
-    model = VisionTransformer(TINY.replace(**changes)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # biases and LayerNorms away from their neutral start
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
-
-
-def video(seed: int, frames: int = 4, height: int = 32, width: int = 32) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    clip = torch.randint(0, 256, (frames, height, width, 3), dtype=torch.uint8, generator=generator)
-    clip[1:, : height // 2] = clip[0, : height // 2]  # the upper half repeats
-    return clip
+from rlt.network.vit import VisionTransformer
+from rlt.structures import IMAGENET_MEAN, IMAGENET_STD
 
 
 def dense_twin(model: VisionTransformer, frames_BTHWC: Tensor) -> Tensor:
@@ -61,7 +44,7 @@ def dense_twin(model: VisionTransformer, frames_BTHWC: Tensor) -> Tensor:
 def test_nothing_dropped_equals_the_dense_batch_with_gradients() -> None:
     model, twin = tiny_model(), tiny_model()
     frames = torch.stack([video(1), video(2)])
-    logits = model(rlt.pack(rlt.tokenize(frames, policy="none", patch_size=8)))
+    logits = model(rlt.pack(rlt.tokenize(frames, rule="none", patch_size=8)))
     expected = dense_twin(twin, frames)
     assert logits.shape == (2, 7)
     torch.testing.assert_close(logits.double(), expected, atol=1e-4, rtol=1e-4)
@@ -98,7 +81,7 @@ def test_logits_do_not_depend_on_what_a_clip_is_packed_with() -> None:
 
 def test_dropping_tokens_engages_and_moves_no_other_token() -> None:
     model = tiny_model()
-    dropped, everything = (rlt.tokenize(video(5), policy=policy, patch_size=8) for policy in ("rlt", "none"))
+    dropped, everything = (rlt.tokenize(video(5), rule=policy, patch_size=8) for policy in ("rlt", "none"))
     assert len(dropped) == 24
     assert len(everything) == 32
     assert not torch.allclose(model(rlt.pack(dropped)), model(rlt.pack(everything)))

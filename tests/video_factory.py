@@ -105,6 +105,14 @@ def write_video(
         output.mux(stream.encode(None))
 
 
+def write_frames(target: Path, frames: Picture, *, codec: str = "ffv1", pix_fmt: str = "bgr0") -> Path:
+    """Encode uint8 [T, H, W, 3] at 10 frames a second into Matroska; lossless unless told otherwise."""
+    write_video(
+        target, len(frames), codec=codec, container="matroska", rate=10, pix_fmt=pix_fmt, picture=frames.__getitem__
+    )
+    return target
+
+
 def as_frame(picture: Picture | av.VideoFrame) -> av.VideoFrame:
     """The picture as a libav frame."""
     return picture if isinstance(picture, av.VideoFrame) else av.VideoFrame.from_ndarray(picture, format="rgb24")

@@ -10,18 +10,37 @@ from importlib.metadata import version
 from rlt.adapters import patch, unpatch
 from rlt.checkpoints.models import create_model, list_models
 from rlt.network.vit import VisionTransformer, ViTConfig
-from rlt.structures import Clip, PackedTokens, RunLengthTokens, Segments, TokenGrid, pack
-from rlt.tokens import keep_mask, run_lengths, select_tokens, tokenize
+from rlt.structures import Clip, PackedTokens, PatchSpec, RunLengthTokens, Segments, TokenGrid, pack
+from rlt.tokens import (
+    Budget,
+    Everything,
+    Random,
+    Rule,
+    Threshold,
+    UniformFrames,
+    keep_mask,
+    register_rule,
+    run_lengths,
+    select_tokens,
+    tokenize,
+)
 from rlt.video import read_clip
 
 __version__ = version("rlt")
 
 __all__ = [
+    "Budget",
     "Clip",
+    "Everything",
     "PackedTokens",
+    "PatchSpec",
+    "Random",
+    "Rule",
     "RunLengthTokens",
     "Segments",
+    "Threshold",
     "TokenGrid",
+    "UniformFrames",
     "ViTConfig",
     "VisionTransformer",
     "create_model",
@@ -30,6 +49,7 @@ __all__ = [
     "pack",
     "patch",
     "read_clip",
+    "register_rule",
     "run_lengths",
     "select_tokens",
     "tokenize",

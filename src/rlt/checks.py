@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from difflib import get_close_matches
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -64,6 +64,12 @@ def nearest(value: object, allowed: Iterable[object]) -> str:
     """ "; did you mean 'x'?" for the name that looks most like `value`, "" if none does."""
     close = get_close_matches(str(value), [str(item) for item in allowed], n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def some(names: Collection[str], count: int = 4) -> str:
+    """The first few names for a message, and how many more there are: "a, b, c, d and 7 more"."""
+    first = ", ".join(list(names)[:count]) or "nothing"
+    return first if len(names) <= count else f"{first} and {len(names) - count} more"
 
 
 def named_options(**moved: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

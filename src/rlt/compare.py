@@ -18,15 +18,15 @@ from rlt.errors import InvalidArgumentError, TruncatedVideoWarning, VideoError
 from rlt.measure import Timing, count_forward_flops, interleave, machine_info
 from rlt.network.attention import choose_backend
 from rlt.network.vit import VisionTransformer
-from rlt.structures import Clip, PackedTokens, pack
-from rlt.tokens import Policy, check_threshold, token_grid, tokenize_batch
+from rlt.structures import Clip, PackedTokens
+from rlt.tokens import Everything, Rule, Threshold, rule_options
 from rlt.video import probe, read_clips, require_motion
 from rlt.video.geometry import Size, check_size
 
 Arm = Literal["dense", "rlt"]
 """The two ways that are compared: all tokens, or only those that run-length tokenization keeps."""
 
-POLICIES: dict[Arm, Policy] = {"dense": "none", "rlt": "rlt"}
+ARMS: tuple[Arm, ...] = ("dense", "rlt")
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class CompareSettings:
     """Name of the model, see `rlt.list_models()`."""
     checkpoint: str | None = None
     """Weights: a file, a folder or a hub id. None takes random weights."""
-    threshold: float = 0.1
-    """See `rlt.keep_mask`; 0 or more."""
+    rule: Rule = Threshold()
+    """Which tokens the second arm keeps."""
     num_frames: int = 16
     """Frames per clip."""
     frame_stride: int = 4
@@ -164,8 +164,13 @@ class Comparison:
         """All numbers as JSON values; fractions are 0..1, times in seconds."""
         stages = ("decode", "tokenize_dense", "tokenize_rlt", "forward_dense", "forward_rlt")
         timings = {stage: self.seconds(stage) for stage in stages}
-        timings |= {f"end_to_end_{arm}": self.end_to_end(arm) for arm in POLICIES}
-        settings = {**vars(self.settings), "dtype": str(self.settings.dtype).removeprefix("torch.")}
+        timings |= {f"end_to_end_{arm}": self.end_to_end(arm) for arm in ARMS}
+        options = {name: value for name, value in vars(self.settings).items() if name != "rule"}
+        settings = {
+            **options,
+            **rule_options(self.settings.rule),
+            "dtype": str(self.settings.dtype).removeprefix("torch."),
+        }
         return {
             "tokens_kept": self.tokens_kept,
             "speedup_forward": self.speedup_forward,
@@ -176,8 +181,8 @@ class Comparison:
             "weights": self.weights,
             "machine": machine_info(self.settings.device),
             "settings": {**settings, "repeats": self.repeats, "attention": self.attention},
-            "tokens": {arm: self.total_tokens(arm) for arm in POLICIES},
-            "flops": {arm: self.total_flops(arm) for arm in POLICIES},
+            "tokens": {arm: self.total_tokens(arm) for arm in ARMS},
+            "flops": {arm: self.total_flops(arm) for arm in ARMS},
             "seconds": {stage: {"median": timing.median, "spread": timing.spread} for stage, timing in timings.items()},
             "videos": [self._video_json(video) for video in self.videos],
             "failed": [{"source": source, "error": error} for source, error in self.failed],
@@ -189,7 +194,7 @@ class Comparison:
                 [{"class": index, "label": self.label(index), "probability": value} for index, value in clip]
                 for clip in video.top(arm)
             ]
-            for arm in POLICIES
+            for arm in ARMS
         }
         return {
             "source": video.source,
@@ -263,7 +268,6 @@ def compare(
 def _check_settings(settings: CompareSettings) -> None:
     """Find what cannot work before anything slow starts."""
     config = model_config(settings.model)
-    check_threshold(settings.threshold)
     check_size(settings.size)
     for name in ("num_clips", "num_frames", "frame_stride", "repeats"):
         value = getattr(settings, name)
@@ -271,8 +275,7 @@ def _check_settings(settings: CompareSettings) -> None:
             raise InvalidArgumentError(f"{name} is {value}; at least 1 is needed")
     if settings.size is not None:
         height, width = (settings.size, settings.size) if isinstance(settings.size, int) else settings.size
-        frames_shape = (settings.num_frames, height, width, 3)
-        token_grid(frames_shape, tubelet_size=config.tubelet_size, patch_size=config.patch_size)
+        config.patches.grid((settings.num_frames, height, width, 3))
 
 
 def _default_repeats(num_clips: int) -> int:
@@ -301,7 +304,7 @@ def _compare_video(
 
     clips = decode()
     frames = torch.stack([clip.frames for clip in clips])
-    packed = {arm: _tokenize(frames, arm, model, settings) for arm in POLICIES}
+    packed = {arm: _tokenize(frames, arm, model, settings) for arm in ARMS}
     advance(1)
     done = 1
 
@@ -313,7 +316,7 @@ def _compare_video(
     with torch.inference_mode():
         # The network dominates; file and tokens are quick, so that they are timed in rounds of their own.
         stages: dict[str, Callable[[], object]] = {"decode": decode}
-        for arm in POLICIES:
+        for arm in ARMS:
             stages[f"tokenize_{arm}"] = partial(_tokenize, frames, arm, model, settings)
         seconds = interleave(stages, rounds=repeats, device=settings.device)
         outputs: dict[Arm, tuple[Tensor, Tensor]] = {}
@@ -323,7 +326,7 @@ def _compare_video(
             outputs[arm] = (features, model.head(features))
 
         seconds |= interleave(
-            {f"forward_{arm}": partial(forward, arm) for arm in POLICIES},
+            {f"forward_{arm}": partial(forward, arm) for arm in ARMS},
             rounds=repeats,
             warmup=warmup,
             device=settings.device,
@@ -342,11 +345,5 @@ def _compare_video(
 
 
 def _tokenize(frames: Tensor, arm: Arm, model: VisionTransformer, settings: CompareSettings) -> PackedTokens:
-    tokens = tokenize_batch(
-        frames,
-        threshold=settings.threshold,
-        policy=POLICIES[arm],
-        tubelet_size=model.config.tubelet_size,
-        patch_size=model.config.patch_size,
-    )
-    return pack(tokens).to(settings.device)
+    """Tokens on the device of the network, which is also where they are found."""
+    return model.tokenize(frames.to(settings.device), rule=Everything() if arm == "dense" else settings.rule)

@@ -36,3 +36,8 @@ class TrainingError(RltError, RuntimeError):
 
 class MissingDependencyError(RltError, ImportError):
     """An optional package is needed; the message names the extra that installs it."""
+
+
+def one_line(error: object) -> str:
+    """What an error or a text says, with its line breaks turned into spaces."""
+    return " ".join(str(error).split())

@@ -15,7 +15,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rlt.checks import Renamed, at_least, exclusive
 from rlt.errors import InvalidArgumentError
+
+RGB = tuple[float, float, float]
+IMAGENET_MEAN: RGB = (0.485, 0.456, 0.406)
+"""Mean of each RGB channel on the scale 0..1 that VideoMAE models are trained with."""
+IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
+"""Standard deviation of each RGB channel on the scale 0..1 that VideoMAE models are trained with, and the unit of
+every threshold."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -38,6 +46,67 @@ class TokenGrid(NamedTuple):
     def num_tokens(self) -> int:
         """Tokens of the clip when nothing is dropped: T' * H' * W'."""
         return self.time * self.height * self.width
+
+
+@dataclass(frozen=True)
+class PatchSpec:
+    """How a network cuts frames into tokens, and how it normalises their pixels. A model carries its own."""
+
+    tubelet_size: int = 2
+    """Frames per token, at least 1."""
+    patch_size: int = 16
+    """Height and width of a token in pixels, at least 1."""
+    mean: RGB = IMAGENET_MEAN
+    """Of each channel on the scale 0..1: what the network subtracts."""
+    std: RGB = IMAGENET_STD
+    """Of each channel on the scale 0..1: what the network divides by. Thresholds do not depend on it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(self.mean))
+        object.__setattr__(self, "std", tuple(self.std))
+        at_least(1, tubelet_size=self.tubelet_size, patch_size=self.patch_size)
+        _require(
+            len(self.mean) == len(self.std) == 3 and min(self.std) > 0,
+            f"mean is {self.mean} and std is {self.std}; three numbers each are needed, those of std above 0",
+        )
+
+    @classmethod
+    def of(cls, spec: PatchSpec | None, *, tubelet_size: int | None = None, patch_size: int | None = None) -> PatchSpec:
+        """`spec`, or the default one with these sizes where they are given instead.
+
+        Raises:
+            InvalidArgumentError: for a spec and sizes at once.
+        """
+        exclusive(spec=spec, tubelet_size=tubelet_size)
+        exclusive(spec=spec, patch_size=patch_size)
+        if spec is not None:
+            return spec
+        return cls(2 if tubelet_size is None else tubelet_size, 16 if patch_size is None else patch_size)
+
+    @property
+    def values_per_token(self) -> int:
+        """Numbers in the pixels of a token: tubelet_size * patch_size**2 * 3."""
+        return self.tubelet_size * self.patch_size**2 * 3
+
+    def grid(self, frames_shape: Sequence[int]) -> TokenGrid:
+        """Grid (T', H', W') of frames of shape [..., T, H, W, 3].
+
+        Raises:
+            InvalidArgumentError: if a size does not divide its axis.
+        """
+        num_frames, height, width = frames_shape[-4:-1]
+        if num_frames % self.tubelet_size:
+            raise InvalidArgumentError(
+                f"{num_frames} frames are not a multiple of tubelet_size={self.tubelet_size}; "
+                f"sample {max(num_frames // self.tubelet_size, 1) * self.tubelet_size} frames"
+            )
+        if height % self.patch_size or width % self.patch_size:
+            nearest = tuple(max(round(side / self.patch_size), 1) * self.patch_size for side in (height, width))
+            raise InvalidArgumentError(
+                f"frames of {height}x{width} pixels are not a multiple of patch_size={self.patch_size}; "
+                f"resize or crop to {nearest[0]}x{nearest[1]}"
+            )
+        return TokenGrid(num_frames // self.tubelet_size, height // self.patch_size, width // self.patch_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,10 +154,10 @@ class RunLengthTokens:
     """int64 [N], 1..T': for how many time steps the token stands."""
     grid: TokenGrid
     """(T', H', W') of the clip before anything was dropped."""
-    tubelet_size: int = 2
-    """Frames per token."""
-    patch_size: int = 16
-    """Height and width of a token in pixels."""
+    spec: PatchSpec = PatchSpec()
+    """How they were cut."""
+
+    kept = Renamed("RunLengthTokens.share_kept")
 
     def __post_init__(self) -> None:
         """Hold shapes and dtypes (cheap checks only; `validate` checks the order contract).
@@ -117,12 +186,12 @@ class RunLengthTokens:
         """Counts and shapes in one line."""
         total = self.grid.num_tokens
         return (
-            f"RunLengthTokens({len(self)} of {total} tokens ({len(self) / total:.1%}), grid={tuple(self.grid)}, "
+            f"RunLengthTokens({len(self)} of {total} tokens ({self.share_kept:.1%}), grid={tuple(self.grid)}, "
             f"patches={str(self.patches.dtype).removeprefix('torch.')}{list(self.patches.shape)})"
         )
 
     @property
-    def kept(self) -> float:
+    def share_kept(self) -> float:
         """Share of the tokens that is kept, above 0 and up to 1."""
         return len(self) / self.grid.num_tokens
 
@@ -152,11 +221,9 @@ class RunLengthTokens:
         filled: Tensor = values.index_select(0, self.token_at_place().flatten()).unflatten(0, self.grid)
         if features is not None:
             return filled
-        time, height, width = self.grid
-        video = filled.view(time, height, width, self.tubelet_size, self.patch_size, self.patch_size, -1)
-        return video.permute(0, 3, 1, 4, 2, 5, 6).reshape(
-            time * self.tubelet_size, height * self.patch_size, width * self.patch_size, -1
-        )
+        tubelet, patch = self.spec.tubelet_size, self.spec.patch_size
+        video = filled.unflatten(3, (tubelet, patch, patch, -1)).permute(0, 3, 1, 4, 2, 5, 6)
+        return video.reshape(self.grid.time * tubelet, self.grid.height * patch, self.grid.width * patch, -1)
 
     def token_at_place(self) -> Tensor:
         """int64 [T', H', W']: the row of the token whose run covers each place of the grid."""
@@ -247,10 +314,8 @@ class PackedTokens:
     """Which rows belong to which clip."""
     grids: tuple[TokenGrid, ...]
     """(T', H', W') of each clip; clips may differ in size."""
-    tubelet_size: int = 2
-    """Frames per token."""
-    patch_size: int = 16
-    """Height and width of a token in pixels."""
+    spec: PatchSpec = PatchSpec()
+    """How they were cut."""
 
     def __post_init__(self) -> None:
         """Hold that all fields speak of the same clips and tokens.
@@ -273,9 +338,10 @@ class PackedTokens:
 
     def __repr__(self) -> str:
         """Counts in one line."""
-        total = sum(grid.num_tokens for grid in self.grids)
-        count = self.segments.num_tokens
-        return f"PackedTokens({len(self)} clips, {count} of {total} tokens ({count / total:.1%}), on {self.device})"
+        return (
+            f"PackedTokens({len(self)} clips, {self.num_tokens} of {self.num_dense} tokens ({self.share_kept:.1%}), "
+            f"on {self.device})"
+        )
 
     @property
     def cu_seqlens(self) -> Tensor:
@@ -286,6 +352,16 @@ class PackedTokens:
     def num_tokens(self) -> int:
         """Tokens of all clips together."""
         return self.segments.num_tokens
+
+    @property
+    def num_dense(self) -> int:
+        """Tokens of all clips before anything was dropped."""
+        return sum(grid.num_tokens for grid in self.grids)
+
+    @property
+    def share_kept(self) -> float:
+        """Share of the tokens that is kept, above 0 and up to 1."""
+        return self.num_tokens / self.num_dense
 
     @property
     def device(self) -> torch.device:
@@ -312,8 +388,7 @@ class PackedTokens:
             self.lengths.to(device, non_blocking=non_blocking),
             self.segments.to(device, non_blocking=non_blocking),
             self.grids,
-            self.tubelet_size,
-            self.patch_size,
+            self.spec,
         )
 
     def chunks(self, max_tokens: int) -> list[PackedTokens]:
@@ -336,8 +411,7 @@ class PackedTokens:
             self.lengths[first:last],
             Segments.from_lengths(self.segments.lengths[begin:end], device=self.device),
             self.grids[begin:end],
-            self.tubelet_size,
-            self.patch_size,
+            self.spec,
         )
 
     def unpack(self) -> list[RunLengthTokens]:
@@ -349,7 +423,7 @@ class PackedTokens:
             self.grids,
             strict=True,
         )
-        return [RunLengthTokens(*fields, self.tubelet_size, self.patch_size) for fields in rows]
+        return [RunLengthTokens(*fields, self.spec) for fields in rows]
 
     def __iter__(self) -> Iterator[RunLengthTokens]:
         """Clip by clip."""
@@ -375,8 +449,8 @@ def pack(tokens: Iterable[RunLengthTokens] | RunLengthTokens) -> PackedTokens:
     first = clips[0]
     for position, clip in enumerate(clips):
         for name, ours, theirs in (
-            ("tubelet_size", first.tubelet_size, clip.tubelet_size),
-            ("patch_size", first.patch_size, clip.patch_size),
+            ("tubelet_size", first.spec.tubelet_size, clip.spec.tubelet_size),
+            ("patch_size", first.spec.patch_size, clip.spec.patch_size),
             ("values per token", first.patches.shape[1], clip.patches.shape[1]),
             ("patch dtype", first.patches.dtype, clip.patches.dtype),
             ("device", first.patches.device, clip.patches.device),
@@ -391,8 +465,7 @@ def pack(tokens: Iterable[RunLengthTokens] | RunLengthTokens) -> PackedTokens:
         lengths=torch.cat([clip.lengths for clip in clips]),
         segments=Segments.from_lengths([len(clip) for clip in clips], device=first.patches.device),
         grids=tuple(clip.grid for clip in clips),
-        tubelet_size=first.tubelet_size,
-        patch_size=first.patch_size,
+        spec=first.spec,
     )
 
 

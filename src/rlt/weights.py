@@ -20,6 +20,7 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
+from rlt.checks import some
 from rlt.errors import CheckpointError
 from rlt.files import replacing
 
@@ -276,12 +277,6 @@ def key_problems(missing: Collection[str], unexpected: Collection[str], mis_shap
     if mis_shaped:
         parts.append(f"{len(mis_shaped)} of another shape ({some(mis_shaped, 2)})")
     return ", ".join(parts)
-
-
-def some(names: Collection[str], count: int = 4) -> str:
-    """The first few names, and how many more there are."""
-    first = ", ".join(list(names)[:count]) or "nothing"
-    return first if len(names) <= count else f"{first} and {len(names) - count} more"
 
 
 def first_line(error: BaseException) -> str:

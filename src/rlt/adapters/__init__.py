@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from rlt.adapters.options import Expand, LastForward, PatchOptions, Policy, Statistics
+from rlt.adapters.options import MOVED, Expand, LastForward, PatchOptions
 from rlt.adapters.packed import Call, PackedPatch
 from rlt.adapters.patching import Hook, Override, Patch
 from rlt.adapters.qwen import QwenVLAdapter
@@ -16,6 +16,8 @@ from rlt.adapters.vivit import ViViTAdapter
 from rlt.adapters.vjepa2 import VJEPA2Adapter
 from rlt.checks import named_options
 from rlt.errors import InvalidArgumentError
+from rlt.structures import RGB
+from rlt.tokens import Rule, choose_rule
 
 __all__ = [
     "ADAPTERS",
@@ -72,19 +74,18 @@ def supported_models() -> list[str]:
     return [name for adapter in ADAPTERS for name in adapter.model_classes]
 
 
-@named_options()
+@named_options(**MOVED)
 def patch(
     model: nn.Module,
     *,
-    threshold: float = 0.1,
+    threshold: float | None = None,
     keep_ratio: float | None = None,
     max_tokens: int | None = None,
-    policy: Policy = "rlt",
-    seed: int = 0,
+    rule: Rule | str | None = None,
     expand: Expand | None = None,
     frames_per_clip: int | None = None,
-    pixel_mean: Statistics | None = None,
-    pixel_std: Statistics | None = None,
+    pixel_mean: RGB | None = None,
+    pixel_std: RGB | None = None,
 ) -> nn.Module:
     """Make a trained model drop repeated tokens, in place.
 
@@ -94,8 +95,15 @@ def patch(
 
     Args:
         model: one of `supported_models()`, with trained or random weights, on any device.
-        threshold: see `rlt.keep_mask`.
-        keep_ratio: see `PatchOptions`, as the arguments that follow.
+        threshold: keep what differs by more from the token before it, see `rlt.keep_mask`; 0.1 where nothing else is
+            given.
+        keep_ratio: keep this share of each clip's tokens instead, those that differ most, see `rlt.Budget`.
+        max_tokens: keep at most so many of each clip's tokens instead.
+        rule: any rule instead, or the name of one, see `rlt.tokens.rules`.
+        expand: see `PatchOptions`, as for what follows.
+        frames_per_clip: for image models.
+        pixel_mean: where the processor beside the checkpoint is not the one that `pixel_values` come from.
+        pixel_std: as above.
 
     Returns:
         The same model.
@@ -105,9 +113,8 @@ def patch(
         MissingDependencyError: if the installed transformers is too old.
     """
     kind = _adapter_of(model)
-    options = PatchOptions(
-        threshold, keep_ratio, max_tokens, policy, expand, pixel_mean, pixel_std, seed, frames_per_clip
-    )
+    chosen = choose_rule(rule, threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens)
+    options = PatchOptions(chosen, expand, frames_per_clip, pixel_mean, pixel_std)
     unpatch(model)
     kind(model, options).attach()
     return model

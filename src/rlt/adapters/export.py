@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from rlt.adapters.packed import PackedPatch
 from rlt.errors import InvalidArgumentError
 from rlt.network.export import check_attention, sizes_alike
+from rlt.tokens import Threshold
 
 EXPORTABLE = ("VideoMAEForVideoClassification", "VivitForVideoClassification")
 """Classes of models that do not look at values to decide how to go on, apart from how many tokens `Call` counts."""
@@ -24,7 +25,7 @@ def export_patched(model: nn.Module, pixel_values: Tensor) -> ExportedProgram:
     Saving and loading are as for `export_network`.
 
     Args:
-        model: a patched VideoMAE or ViViT classifier in evaluation mode, with policy "rlt" and expand=None.
+        model: a patched VideoMAE or ViViT classifier in evaluation mode, with a threshold and expand=None.
         pixel_values: example, float [clips, frames, 3, height, width]; others have the same shape, dtype and device.
 
     Raises:
@@ -38,8 +39,8 @@ def export_patched(model: nn.Module, pixel_values: Tensor) -> ExportedProgram:
         )
     if model.training:
         raise InvalidArgumentError("the model is in training mode; call model.eval() before it is exported")
-    if adapter.options.expand is not None or adapter.options.policy != "rlt":
-        raise InvalidArgumentError(f"{adapter.options} cannot be exported; policy='rlt' and expand=None are needed")
+    if adapter.options.expand is not None or not isinstance(adapter.options.rule, Threshold):
+        raise InvalidArgumentError(f"{adapter.options} cannot be exported; a threshold and expand=None are needed")
     check_attention(pixel_values.device, next(model.parameters()).dtype, None)
     with adapter.aside(), sizes_alike():
         return torch.export.export(_Classifier(model), (pixel_values,), strict=True)

@@ -4,77 +4,70 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import Tensor
 
-from rlt.checks import Renamed, one_of
+from rlt.checks import Renamed, at_least, one_of
 from rlt.errors import InvalidArgumentError
-from rlt.structures import token_at_place
-from rlt.tokens import check_threshold
+from rlt.structures import RGB, token_at_place
+from rlt.tokens import Rule, Threshold, choose_rule
+from rlt.tokens.tokenize import POLICY
 
-Policy = Literal["rlt", "none", "random", "uniform_frames"]
 Expand = Literal["fill"]
-Statistics = tuple[float, float, float]
-"""One number per channel, on the scale 0..1."""
+PLAIN = ("threshold", "keep_ratio", "max_tokens")
+"""What says which rule to take where none is given; see `rlt.tokens.choose_rule`."""
+MOVED = {"policy": POLICY, "seed": "give rule=rlt.Random(seed=...)"}
+"""Options of earlier versions, and what is written instead."""
 
 
 @dataclass(frozen=True)
 class PatchOptions:
-    """Which tokens a patched model keeps. Of threshold, keep_ratio and max_tokens the last that is given counts."""
+    """What a patched model does."""
 
-    threshold: float = 0.1
-    """Keep what differs by more from the time step before, in units of the normalised clip; see `rlt.keep_mask`."""
-    keep_ratio: float | None = None
-    """Keep this share of each clip's tokens instead, those that differ most, above 0 and up to 1."""
-    max_tokens: int | None = None
-    """Keep at most so many tokens of each clip instead, those that differ most. The first time step is always kept."""
-    policy: Policy = "rlt"
-    """"rlt", "none" (keep all), and for comparisons "random" (as many tokens as "rlt", drawn at random) or
-    "uniform_frames" (all tokens of evenly spread time steps, about as many as "rlt" keeps)."""
+    rule: Rule = Threshold()
+    """Which tokens it keeps. Thresholds are in units of the ImageNet-normalised picture, whatever the model's own."""
     expand: Expand | None = None
     """"fill" puts outputs per token back on the full grid, each dropped place with the token that stands for it, and a
     classifier pools over that. None pools over the kept tokens. Bare encoders always fill."""
-    pixel_mean: Statistics | None = None
-    """Used for uint8 `pixel_values` only: mean of each channel on the scale 0..1. None is what the family's processor
-    takes: 0.5 for ViViT, ImageNet's for the others."""
-    pixel_std: Statistics | None = None
-    """Used for uint8 `pixel_values` only: standard deviation of each channel on the scale 0..1; None as above."""
-    seed: int = 0
-    """Of policy "random"."""
     frames_per_clip: int | None = None
     """Image models only: how many consecutive images of a batch are one clip. None: the whole batch is one."""
+    pixel_mean: RGB | None = None
+    """Of each channel on the scale 0..1: what `pixel_values` were normalised by. None is what the processor that lies
+    beside the checkpoint says, or else that of the family."""
+    pixel_std: RGB | None = None
+    """As above: the standard deviation of each channel on the scale 0..1."""
 
     def __post_init__(self) -> None:
-        """Hold values.
-
-        Raises:
-            InvalidArgumentError: naming the field.
-        """
-        check_threshold(self.threshold)
-        if self.policy not in get_args(Policy):
-            raise InvalidArgumentError(f"policy is {self.policy!r}; allowed are {', '.join(get_args(Policy))}")
         if self.expand not in (None, "fill"):
             raise InvalidArgumentError(f"expand is {self.expand!r}; allowed are None and 'fill'")
-        if self.expand == "fill" and self.policy == "random":
-            raise InvalidArgumentError("expand is 'fill', but random tokens stand for no others; use policy='rlt'")
-        if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
-            raise InvalidArgumentError(f"keep_ratio is {self.keep_ratio}; above 0 and up to 1 is needed")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise InvalidArgumentError(f"max_tokens is {self.max_tokens}; at least 1 is needed")
-        if self.frames_per_clip is not None and self.frames_per_clip < 1:
-            raise InvalidArgumentError(f"frames_per_clip is {self.frames_per_clip}; at least 1 is needed")
-        if self.keep_ratio is not None and self.max_tokens is not None:
-            raise InvalidArgumentError("keep_ratio and max_tokens are both given; give one of them")
+        if self.expand == "fill":
+            self.check_runs("expand is 'fill'")
+        at_least(1, frames_per_clip=self.frames_per_clip)
+
+    def check_runs(self, reason: str) -> None:
+        """Hold that every place has a token that stands for it.
+
+        Raises:
+            InvalidArgumentError: for rules whose tokens stand for themselves alone, such as `rlt.Random`.
+        """
+        if not self.rule.runs:
+            raise InvalidArgumentError(f"{reason}, but tokens of {self.rule} stand for no others; use another rule")
 
     def changed(self, **changes: Any) -> PatchOptions:
-        """The same with other values.
+        """The same with other values; `threshold`, `keep_ratio` and `max_tokens` say what `rule` is.
 
         Raises:
             InvalidArgumentError: for values out of range, or a name that is no option.
         """
+        allowed = [*PLAIN, *(field.name for field in fields(self))]
         for name in changes:
-            one_of([field.name for field in fields(self)], option=name)
+            if name in MOVED:
+                raise InvalidArgumentError(f"{name} is no option any more; {MOVED[name]}")
+            one_of(allowed, option=name)
+        asked = {name: changes.pop(name) for name in (*PLAIN, "rule") if name in changes}
+        if any(value is not None for value in asked.values()):
+            changes["rule"] = choose_rule(**asked)
         return replace(self, **changes)
 
 
@@ -84,6 +77,9 @@ class LastForward:
 
     mask: Tensor
     """bool [B, T', H', W'], True where a token was kept."""
+
+    tokens_kept = Renamed("num_kept, the tokens of each clip; share_kept is their share")
+    tokens_dense = Renamed("num_dense")
 
     @cached_property
     def num_kept(self) -> tuple[int, ...]:
@@ -110,6 +106,3 @@ class LastForward:
 
     def __repr__(self) -> str:
         return f"LastForward({list(self.num_kept)} of {self.num_dense} tokens per clip)"
-
-    tokens_kept = Renamed("num_kept, the tokens of each clip; share_kept is their share")
-    tokens_dense = Renamed("num_dense")

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from rlt.adapters.options import LastForward
 from rlt.adapters.patching import Patch
-from rlt.adapters.selection import choose_tokens
+from rlt.adapters.statistics import warn_unless_normalised
 from rlt.errors import InvalidArgumentError
 from rlt.structures import Segments
+from rlt.tokens import PatchView
+from rlt.tokens.rules import apply_rule
 
 
 @dataclass(eq=False)
@@ -104,10 +106,6 @@ class PackedPatch(Patch):
     def input_shape(self) -> tuple[int, int, int, int]:
         """(frames, channels, height, width) that the model is made for."""
 
-    @abc.abstractmethod
-    def token_size(self) -> tuple[int, int]:
-        """Frames of a token, and its height and width in pixels."""
-
     @property
     def call(self) -> Call:
         """The call whose layers run: the last one, or an earlier one whose activations are computed once more.
@@ -131,9 +129,11 @@ class PackedPatch(Patch):
 
     def choose(self, frames_BTCHW: Tensor) -> Tensor:
         """Which tokens to keep: bool [B, T', H', W'] of normalised float or uint8 frames."""
-        tubelet_size, patch_size = self.token_size()
-        _, std = self.statistics()
-        return choose_tokens(frames_BTCHW, self.options, tubelet_size=tubelet_size, patch_size=patch_size, std=std)
+        spec = self.spec
+        if frames_BTCHW.dtype == torch.uint8:
+            return apply_rule(self.options.rule, PatchView(frames_BTCHW.permute(0, 1, 3, 4, 2), spec))
+        warn_unless_normalised(frames_BTCHW, spec)
+        return apply_rule(self.options.rule, PatchView(frames_BTCHW, spec))
 
     def open_call(self, mask: Tensor) -> Call:
         """What the layers of a call need to know, from which tokens are kept."""
@@ -152,7 +152,7 @@ class PackedPatch(Patch):
             InvalidArgumentError: if the clips have another size than the model is made for.
         """
         tubelet_size, patch_size = self.token_size()
-        self._check_shape(pixel_values, tubelet_size)
+        self._check_shape(pixel_values)
         self._call = call = self.open_call(self.choose(pixel_values))
         self.last = call.kept
         places = pixel_values.unflatten(4, (-1, patch_size)).unflatten(3, (-1, patch_size))
@@ -191,9 +191,9 @@ class PackedPatch(Patch):
         self.check_packed()
         return output
 
-    def _check_shape(self, pixel_values: Tensor, tubelet_size: int) -> None:
+    def _check_shape(self, pixel_values: Tensor) -> None:
         expected, given = self.input_shape(), tuple(pixel_values.shape[1:])
-        if self.any_number_of_frames and given and given[0] and given[0] % tubelet_size == 0:
+        if self.any_number_of_frames and given and given[0] and given[0] % self.spec.tubelet_size == 0:
             expected = (given[0], *expected[1:])
         if pixel_values.ndim != 5 or given != expected:
             raise InvalidArgumentError(
@@ -203,7 +203,8 @@ class PackedPatch(Patch):
 
     def _normalise(self, patches_TCP: Tensor) -> Tensor:
         """uint8 [kept tokens, C, values] -> float of the same shape."""
-        mean_C1, std_C1 = (torch.tensor(row, device=patches_TCP.device)[:, None] for row in self.statistics())
+        spec = self.spec
+        mean_C1, std_C1 = (torch.tensor(row, device=patches_TCP.device)[:, None] for row in (spec.mean, spec.std))
         return ((patches_TCP.float() / 255 - mean_C1) / std_C1).to(next(self.model.parameters()).dtype)
 
 

@@ -10,9 +10,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from rlt.adapters.options import LastForward, PatchOptions, Statistics
+from rlt.adapters.options import LastForward, PatchOptions
+from rlt.adapters.statistics import Statistics, checkpoint_statistics
 from rlt.errors import InvalidArgumentError
-from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
+from rlt.structures import IMAGENET_MEAN, IMAGENET_STD, PatchSpec
 
 
 class Override(NamedTuple):
@@ -49,8 +50,6 @@ class Patch(abc.ABC):
     """Top-level package that the classes come from."""
     takes_images: ClassVar[bool] = False
     """Whether a call takes frames as a batch of images."""
-    pixel_statistics: tuple[Statistics, Statistics] = (IMAGENET_MEAN, IMAGENET_STD)
-    """Mean and standard deviation that the processor of the family takes, on the scale 0..1."""
 
     def __init__(self, model: nn.Module, options: PatchOptions) -> None:
         if options.frames_per_clip is not None and not self.takes_images:
@@ -59,6 +58,7 @@ class Patch(abc.ABC):
             )
         self.model: Any = model  # classes of other libraries, whose attributes no type checker knows
         self.options = options
+        self._trained_with = checkpoint_statistics(model) or self.default_statistics()
         self.last: LastForward | None = None
         """What the last call kept; None before the first."""
         self._call: Any = None
@@ -68,10 +68,19 @@ class Patch(abc.ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.options}, last={self.last})"
 
-    def statistics(self) -> tuple[Statistics, Statistics]:
-        """Mean and standard deviation of each channel that pixels are normalised by."""
-        mean, std = self.pixel_statistics
-        return self.options.pixel_mean or mean, self.options.pixel_std or std
+    @abc.abstractmethod
+    def token_size(self) -> tuple[int, int]:
+        """Frames of a token, and its height and width in pixels."""
+
+    def default_statistics(self) -> Statistics:
+        """What the processor of the family normalises by, where none lies beside the checkpoint."""
+        return IMAGENET_MEAN, IMAGENET_STD
+
+    @property
+    def spec(self) -> PatchSpec:
+        """How the model cuts frames into tokens, and what their pixels are normalised by."""
+        mean, std = self._trained_with
+        return PatchSpec(*self.token_size(), self.options.pixel_mean or mean, self.options.pixel_std or std)
 
     @abc.abstractmethod
     def edits(self) -> Sequence[Override | Hook]:

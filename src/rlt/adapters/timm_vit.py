@@ -18,6 +18,7 @@ from typing_extensions import override
 from rlt.adapters.options import LastForward, PatchOptions
 from rlt.adapters.packed import Call, PackedPatch, embed_patches
 from rlt.adapters.patching import Hook, Override
+from rlt.adapters.statistics import Statistics
 from rlt.errors import InvalidArgumentError
 from rlt.network.attention import packed_cross_attention
 from rlt.structures import Segments
@@ -75,8 +76,7 @@ class TimmViTAdapter(PackedPatch):
     dropped patch costs no linear layer; attention costs changed patches times all places. What is approximate: the
     patch that stands was computed beside the rest of its own, earlier picture.
 
-    Features and pooling see the full grid [frames, P + L, D] whatever `expand` is. A threshold is in units of the
-    normalisation that the model was trained with: 0.1 is 12.75 grey levels where mean and standard deviation are 0.5.
+    Features and pooling see the full grid [frames, P + L, D] whatever `expand` is.
     """
 
     model_classes: ClassVar[tuple[str, ...]] = ("VisionTransformer",)
@@ -89,10 +89,13 @@ class TimmViTAdapter(PackedPatch):
     def __init__(self, model: nn.Module, options: PatchOptions) -> None:
         super().__init__(model, options)
         _check_supported(self.model)
-        _check_policy(options)
+        options.check_runs("frames see a whole picture")
+
+    @override
+    def default_statistics(self) -> Statistics:
         trained_with = getattr(self.model, "pretrained_cfg", None) or {}
-        mean, std = self.pixel_statistics
-        self.pixel_statistics = tuple(trained_with.get("mean", mean)), tuple(trained_with.get("std", std))
+        mean, std = super().default_statistics()
+        return tuple(trained_with.get("mean", mean)), tuple(trained_with.get("std", std))
 
     @override
     def edits(self) -> list[Override | Hook]:
@@ -144,9 +147,9 @@ class TimmViTAdapter(PackedPatch):
 
         Raises:
             InvalidArgumentError: for images of another size than the model is made for, a batch that is no whole number
-                of clips, policy "random", or a model in training with dropout of attention weights.
+                of clips, a rule whose tokens stand for no others, or dropout of attention weights in training.
         """
-        _check_policy(self.options)
+        self.options.check_runs("frames see a whole picture")
         self._check_training()
         per_clip = self.options.frames_per_clip or max(len(images), 1)
         if images.ndim != 4 or len(images) == 0 or len(images) % per_clip:
@@ -242,16 +245,6 @@ class TimmViTAdapter(PackedPatch):
                     "the model drops attention weights in training, which packed attention cannot; create it with "
                     "attn_drop_rate=0, or call model.eval()"
                 )
-
-
-def _check_policy(options: PatchOptions) -> None:
-    """Hold that every place has a token that stands for it.
-
-    Raises:
-        InvalidArgumentError: for policy "random".
-    """
-    if options.policy == "random":
-        raise InvalidArgumentError("policy is 'random', but random tokens stand for no others; use policy='rlt'")
 
 
 def _check_supported(model: Any) -> None:

@@ -15,6 +15,7 @@ from typing_extensions import override
 from rlt.adapters.interface import InterfacePatch
 from rlt.adapters.packed import embed_patches
 from rlt.adapters.patching import Hook, Override, square_side
+from rlt.adapters.statistics import Statistics
 from rlt.errors import InvalidArgumentError
 
 
@@ -23,7 +24,6 @@ class ViViTAdapter(InterfacePatch):
 
     model_classes: ClassVar[tuple[str, ...]] = ("VivitForVideoClassification", "VivitModel")
     extra_tokens: ClassVar[int] = 1
-    pixel_statistics = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
     @property
     @override
@@ -49,6 +49,10 @@ class ViViTAdapter(InterfacePatch):
     def token_size(self) -> tuple[int, int]:
         tubelet_size, *patch = self.model.config.tubelet_size
         return tubelet_size, square_side(patch)
+
+    @override
+    def default_statistics(self) -> Statistics:
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
     def embed(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
         """Pixels [B, frames, C, H, W] -> the CLS token and the kept tokens of each clip, [1, T, D].

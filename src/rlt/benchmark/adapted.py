@@ -18,6 +18,7 @@ from rlt.adapters import patch, tiny
 from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, read_frames
 from rlt.benchmark.peers.padded import naive_attention
 from rlt.errors import MissingDependencyError
+from rlt.tokens import Everything, Rule
 
 WIDTH, DEPTH, HEADS = 384, 12, 6
 """Of all models, that of ViT-S, and of the language model behind a tower too; weights are random."""
@@ -48,16 +49,18 @@ def adapters_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResu
         try:
             model, patched = (_build(family, settings) for _ in range(2))
             per_clip = settings.num_frames if family == "timm" else None
-            patch(patched, threshold=settings.threshold, frames_per_clip=per_clip)
+            patch(patched, rule=settings.rule, frames_per_clip=per_clip)
         except (AttributeError, MissingDependencyError):
             left_out.append(name)
             continue
-        mean_311, std_311 = (torch.tensor(channel).view(3, 1, 1) for channel in patched.rlt.statistics())
+        mean_311, std_311 = (
+            torch.tensor(channel).view(3, 1, 1) for channel in (patched.rlt.spec.mean, patched.rlt.spec.std)
+        )
         pixels = ((frames.permute(0, 1, 4, 2, 3) / 255 - mean_311) / std_311).to(settings.device, settings.dtype)
         differences[name] = _differences(model, patched, pixels)
         given, kept = tiny.inputs(model, pixels), patched.rlt.last.share_kept
         for arm, network, share in (("dense", model, 1.0), ("rlt", patched, kept)):
-            flops = _count_flops(patched, given, "none" if arm == "dense" else "rlt")
+            flops = _count_flops(patched, given, Everything() if arm == "dense" else settings.rule)
             works.append(Work(arm, partial(network, **given), share, flops, {"model": name}))
     arms = rounds.measure(works, settings.rounds or 3, settings.device)
     extra = {"largest_differences": differences, "left_out": left_out}
@@ -73,7 +76,7 @@ def _build(family: str, settings: BenchmarkSettings) -> Any:
 @torch.no_grad()
 def _differences(model: Any, patched: Any, pixels: Tensor) -> dict[str, float]:
     given, batch = tiny.inputs(model, pixels), len(pixels)
-    with patched.rlt.override(policy="none"):
+    with patched.rlt.override(rule=Everything()):
         whole = _logits(patched(**given), batch)
     with _naive_attention(patched):
         naive = _logits(patched(**given), batch)
@@ -114,11 +117,11 @@ def _logits(output: Any, batch: int) -> Tensor:
     return logits
 
 
-def _count_flops(patched: Any, given: dict[str, Tensor], policy: str) -> int:
+def _count_flops(patched: Any, given: dict[str, Tensor], rule: Rule) -> int:
     """Of the patched model, whose attention is counted on every device; torch counts that of others on some only."""
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     counter = FlopCounterMode(display=False, custom_mapping={kernel: _attention_flops})
-    with patched.rlt.override(policy=policy), counter, torch.no_grad():
+    with patched.rlt.override(rule=rule), counter, torch.no_grad():
         patched(**given)
     return int(counter.get_total_flops())
 

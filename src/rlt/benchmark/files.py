@@ -10,16 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, packed_by, share_kept
+from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, packed_by, threshold_of
 from rlt.benchmark.peers.decoders import decoders
 from rlt.benchmark.peers.reference import reference_tokenize
 from rlt.checkpoints.models import create_model
 from rlt.errors import InvalidArgumentError, VideoError
 from rlt.measure import count_forward_flops
 from rlt.network.vit import VisionTransformer
-from rlt.structures import PackedTokens, pack
-from rlt.tokens import select_tokens
-from rlt.tokens.rules import TokenizerConfig, select
+from rlt.structures import PackedTokens, PatchSpec, pack
+from rlt.tokens import Everything, Rule, select_tokens
 from rlt.video import read_clip
 
 
@@ -53,26 +52,26 @@ def end_to_end_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkRe
     """
     model = create_model(settings.model).to(settings.device, settings.dtype).eval()
     frames = torch.stack([_read(path, settings) for path in _videos(settings)])
-    packs = {policy: packed_by(policy, frames, settings, model.config.patch_size) for policy in ("none", "rlt")}
-    flops = {policy: count_forward_flops(model.config, packed) for policy, packed in packs.items()}
-    kept = share_kept(packs["rlt"])
+    rules: dict[str, Rule] = {"dense": Everything(), "rlt": settings.rule}
+    packs = {name: packed_by(rule, frames, settings, model.config.patches) for name, rule in rules.items()}
+    flops = {name: count_forward_flops(model.config, packed) for name, packed in packs.items()}
+    kept = packs["rlt"].share_kept
     stages: dict[str, Callable[[Tensor], PackedTokens]] = {
-        "dense": partial(_tokens, settings, model, "none"),
-        "rlt": partial(_tokens, settings, model, "rlt"),
-        "reference": partial(_reference_tokens, settings, model),
+        **{name: partial(model.tokenize, rule=rule) for name, rule in rules.items()},
+        "reference": partial(_reference_tokens, threshold_of(settings.rule), model.config.patches),
     }
     works = [
         Work(
             name,
             partial(_all_videos, settings, model, cut),
             1.0 if name == "dense" else kept,
-            flops["none" if name == "dense" else "rlt"],
+            flops["dense" if name == "dense" else "rlt"],
         )
         for name, cut in stages.items()
     ]
-    for name, policy in (("forward_dense", "none"), ("forward_rlt", "rlt")):
-        clips = [pack(clip) for clip in packs[policy]]
-        works.append(Work(name, partial(_forward_each, model, clips), share_kept(packs[policy]), flops[policy]))
+    for name, packed in packs.items():
+        clips = [pack(clip) for clip in packed]
+        works.append(Work(f"forward_{name}", partial(_forward_each, model, clips), packed.share_kept, flops[name]))
     result = BenchmarkResult("end-to-end", settings, rounds.measure(works, settings.rounds or 5, settings.device))
     speedup = result.arm("dense").timing.over(result.arm("rlt").timing)
     forward = result.arm("forward_dense").timing.over(result.arm("forward_rlt").timing)
@@ -96,15 +95,10 @@ def _read(path: Path, settings: BenchmarkSettings) -> Tensor:
     return clip.frames
 
 
-def _tokens(settings: BenchmarkSettings, model: VisionTransformer, policy: str, frames: Tensor) -> PackedTokens:
-    config = TokenizerConfig(policy, threshold=settings.threshold)
-    return pack(select(frames[None], config, patch_size=model.config.patch_size))
-
-
-def _reference_tokens(settings: BenchmarkSettings, model: VisionTransformer, frames: Tensor) -> PackedTokens:
+def _reference_tokens(threshold: float, spec: PatchSpec, frames: Tensor) -> PackedTokens:
     """Normalised float32 patches of the kept tokens, by way of a float32 copy of the clip."""
-    patches, mask = reference_tokenize(frames[None], threshold=settings.threshold, patch_size=model.config.patch_size)
-    uint8_tokens = select_tokens(frames[None], mask, patch_size=model.config.patch_size)[0]
+    patches, mask = reference_tokenize(frames[None], threshold=threshold, patch_size=spec.patch_size)
+    uint8_tokens = select_tokens(frames[None], mask, spec=spec)[0]
     floats = patches.permute(0, 2, 3, 4, 1).flatten(1)
     return pack([replace(uint8_tokens, patches=floats)])
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, packed_by, read_frames, share_kept
+from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, packed_by, read_frames
 from rlt.benchmark.peers.padded import padded_logits
 from rlt.checkpoints.models import create_model
 from rlt.errors import InvalidArgumentError
 from rlt.measure import count_forward_flops
 from rlt.structures import pack
+from rlt.tokens import Everything
 
 FEWEST_FRAMES, USUAL_FRAMES = 16, 64
 
@@ -31,18 +32,18 @@ def frames_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult
         for path in settings.videos:
             one = replace(settings, videos=(path,), clips=1, num_frames=count)
             frames = read_frames(one)
-            for name, policy in (("dense", "none"), ("rlt", "rlt")):
-                packed = packed_by(policy, frames, one, model.config.patch_size)
+            for name, rule in (("dense", Everything()), ("rlt", settings.rule)):
+                packed = packed_by(rule, frames, one, model.config.patches)
                 details: dict[str, object] = {"video": path.name, "frames": count}
                 flops = count_forward_flops(model.config, packed)
-                works.append(Work(name, partial(model, packed), share_kept(packed), flops, details))
+                works.append(Work(name, partial(model, packed), packed.share_kept, flops, details))
             clips += packed.unpack()
         if len(clips) > 1:
             together = pack(clips)
             details = {"video": "all", "frames": count}
             flops = count_forward_flops(model.config, together)
             run = partial(padded_logits, model, together)
-            works.append(Work("packed", partial(model, together), share_kept(together), flops, details))
-            works.append(Work("padded", run, share_kept(together), None, details))
+            works.append(Work("packed", partial(model, together), together.share_kept, flops, details))
+            works.append(Work("padded", run, together.share_kept, None, details))
     settings = replace(settings, clips=1, num_frames=most)
     return BenchmarkResult("frames", settings, rounds.measure(works, settings.rounds or 3, settings.device))

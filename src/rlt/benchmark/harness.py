@@ -11,8 +11,8 @@ from torch import Tensor
 
 from rlt.errors import InvalidArgumentError
 from rlt.measure import Timing, interleave, machine_info, peak_memory_bytes
-from rlt.structures import PackedTokens, pack
-from rlt.tokens.rules import TokenizerConfig, select
+from rlt.structures import PackedTokens, PatchSpec, pack
+from rlt.tokens import Rule, Threshold, rule_options, tokenize_batch
 from rlt.video import read_clips
 
 
@@ -26,8 +26,8 @@ class BenchmarkSettings:
     """Name of the model, see `rlt.list_models()`; its weights are random."""
     clips: int = 8
     """Clips that are processed together."""
-    threshold: float = 0.1
-    """See `rlt.keep_mask`."""
+    rule: Rule = Threshold()
+    """Which tokens the arm "rlt" keeps."""
     num_frames: int = 16
     """Frames per clip."""
     frame_stride: int = 4
@@ -125,7 +125,8 @@ class BenchmarkResult:
     def to_json(self) -> dict[str, object]:
         """All numbers as JSON values."""
         settings = {
-            **vars(self.settings),
+            **{name: value for name, value in vars(self.settings).items() if name != "rule"},
+            **rule_options(self.settings.rule),
             "videos": [path.name for path in self.settings.videos],
             "dtype": str(self.settings.dtype).removeprefix("torch."),
         }
@@ -204,12 +205,17 @@ def read_frames(settings: BenchmarkSettings) -> Tensor:
     return torch.stack(frames)
 
 
-def packed_by(policy: str, frames: Tensor, settings: BenchmarkSettings, patch_size: int = 16) -> PackedTokens:
-    """The tokens of all clips, chosen by a rule of `rlt.tokens.rules`, on the device of the settings."""
-    tokens = select(frames, TokenizerConfig(policy, threshold=settings.threshold), patch_size=patch_size)
-    return pack(tokens).to(settings.device)
+def packed_by(rule: Rule, frames: Tensor, settings: BenchmarkSettings, spec: PatchSpec | None = None) -> PackedTokens:
+    """The tokens of all clips that a rule keeps, on the device of the settings."""
+    return pack(tokenize_batch(frames, rule, spec or PatchSpec())).to(settings.device)
 
 
-def share_kept(packed: PackedTokens) -> float:
-    """Tokens of the pack over those of its grids."""
-    return packed.num_tokens / sum(grid.num_tokens for grid in packed.grids)
+def threshold_of(rule: Rule) -> float:
+    """The threshold that the plain float32 way is given too.
+
+    Raises:
+        InvalidArgumentError: for a rule that is no threshold, which that way does not know.
+    """
+    if not isinstance(rule, Threshold):
+        raise InvalidArgumentError(f"rule is {rule}; this suite compares with the paper's rule: use --threshold alone")
+    return rule.threshold

@@ -29,6 +29,7 @@ from rlt.network.flops import forward_flops
 from rlt.network.tome import count_merging_flops, merge_for_flops, with_token_merging
 from rlt.network.vit import VisionTransformer
 from rlt.structures import PackedTokens, pack
+from rlt.tokens import Everything, Random
 
 Forward = Callable[[PackedTokens], Tensor]
 
@@ -73,9 +74,8 @@ def _variants(
     """
     frames = read_frames(settings)
     config = model.config
-    dense, rlt, random = (
-        packed_by(policy, frames, settings, config.patch_size) for policy in ("none", "rlt", "random")
-    )
+    rules = (Everything(), settings.rule, Random(like=settings.rule))
+    dense, rlt, random = (packed_by(rule, frames, settings, config.patches) for rule in rules)
     flops = {name: count_forward_flops(config, packed) for name, packed in (("dense", dense), ("rlt", rlt))}
     padded_flops = forward_flops(config, rlt.segments.max_length) * len(rlt)
     variants: list[tuple[str, Forward, list[PackedTokens], int]] = [
@@ -98,8 +98,7 @@ def _variants(
 
 
 def _share(packs: list[PackedTokens]) -> float:
-    total = sum(grid.num_tokens for packed in packs for grid in packed.grids)
-    return sum(packed.num_tokens for packed in packs) / total
+    return sum(packed.num_tokens for packed in packs) / sum(packed.num_dense for packed in packs)
 
 
 def _forward_all(forward: Forward, packs: list[PackedTokens]) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, packed_by, read_frames, share_kept
+from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, packed_by, read_frames, threshold_of
 from rlt.benchmark.peers.masks import difference_ways
 from rlt.benchmark.peers.padded import block_mask_attention, padded_attention
 from rlt.benchmark.peers.reference import reference_tokenize
@@ -19,10 +19,10 @@ from rlt.checkpoints.models import create_model
 from rlt.network.attention import choose_backend, packed_attention
 from rlt.network.backends import available_backends
 from rlt.network.embedding import PatchEmbedding
-from rlt.structures import PackedTokens, Segments, pack
-from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD, tokenize_batch
+from rlt.structures import PackedTokens, PatchSpec, Segments, pack
+from rlt.tokens import Everything, tokenize_batch
 
-TUBELET_SIZE = 2
+SPEC = PatchSpec()
 
 
 def tokenize_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
@@ -30,17 +30,21 @@ def tokenize_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResu
 
     On the CPU also the sums of differences alone ("differences_..."), in every way of `rlt.benchmark.peers.masks`.
     """
+    threshold = threshold_of(settings.rule)
     frames = read_frames(settings).to(settings.device)
-    _, mask = reference_tokenize(frames, threshold=settings.threshold)
-    tokens = tokenize_batch(frames, threshold=settings.threshold)
+    _, mask = reference_tokenize(frames, threshold=threshold)
+    tokens = tokenize_batch(frames, settings.rule, SPEC)
     differing = sum(int((clip.mask() != mask_clip).sum()) for clip, mask_clip in zip(tokens, mask, strict=True))
-    kept = share_kept(pack(tokens))
-    last, first = frames[:, 2 * TUBELET_SIZE - 1 :: TUBELET_SIZE], frames[:, :-TUBELET_SIZE:TUBELET_SIZE]
-    patches = pack(tokens).patches
+    packed = pack(tokens)
+    kept = packed.share_kept
+    last, first = (
+        frames[:, 2 * SPEC.tubelet_size - 1 :: SPEC.tubelet_size],
+        frames[:, : -SPEC.tubelet_size : SPEC.tubelet_size],
+    )
     works = [
-        Work("reference", lambda: reference_tokenize(frames, threshold=settings.threshold), kept),
-        Work("rlt", lambda: tokenize_batch(frames, threshold=settings.threshold), kept),
-        Work("copy", lambda: (last.clone(), first.clone(), patches.clone()), kept),
+        Work("reference", lambda: reference_tokenize(frames, threshold=threshold), kept),
+        Work("rlt", lambda: tokenize_batch(frames, settings.rule, SPEC), kept),
+        Work("copy", lambda: (last.clone(), first.clone(), packed.patches.clone()), kept),
     ]
     if settings.device == "cpu":
         works += [Work(f"differences_{name}", partial(sums, frames)) for name, sums in difference_ways().items()]
@@ -52,11 +56,11 @@ def tokenize_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResu
 def embed_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
     """Kept patches -> [tokens, width]: `Conv3d` on normalised patches ("reference") beside `PatchEmbedding` ("rlt")."""
     frames = read_frames(settings).to(settings.device)
-    patches_float, _ = reference_tokenize(frames, threshold=settings.threshold)
+    patches_float, _ = reference_tokenize(frames, threshold=threshold_of(settings.rule))
     patches_float = patches_float.to(settings.dtype)
-    packed = packed_by("rlt", frames, settings)
+    packed = packed_by(settings.rule, frames, settings)
     width = create_model(settings.model).config.width
-    embedding = PatchEmbedding(width, tubelet_size=2, patch_size=16, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    embedding = PatchEmbedding(width, tubelet_size=2, patch_size=16, mean=SPEC.mean, std=SPEC.std)
     convolution = nn.Conv3d(3, width, (2, 16, 16), (2, 16, 16))
     with torch.no_grad():
         convolution.weight.copy_(embedding.weight.unflatten(1, (2, 16, 16, 3)).permute(0, 4, 1, 2, 3))
@@ -67,8 +71,8 @@ def embed_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
         error = (convolution(patches_float).flatten(1) - embedding(packed.patches)).abs().max()
     flops = 2 * packed.num_tokens * packed.patches.shape[1] * width
     works = [
-        Work("reference", lambda: convolution(patches_float).flatten(1), share_kept(packed), flops),
-        Work("rlt", lambda: embedding(packed.patches), share_kept(packed), flops),
+        Work("reference", lambda: convolution(patches_float).flatten(1), packed.share_kept, flops),
+        Work("rlt", lambda: embedding(packed.patches), packed.share_kept, flops),
     ]
     arms = rounds.measure(works, settings.rounds or 9, settings.device)
     return BenchmarkResult("embed", settings, arms, "reference", {"largest_difference": float(error)})
@@ -84,7 +88,7 @@ def attention_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkRes
     frames = read_frames(settings)
     config = create_model(settings.model).config
     shape = (config.num_heads, config.width // config.num_heads)
-    dense, rlt = packed_by("none", frames, settings), packed_by("rlt", frames, settings)
+    dense, rlt = packed_by(Everything(), frames, settings), packed_by(settings.rule, frames, settings)
     ways: dict[str, tuple[Callable[..., Tensor], PackedTokens]] = {
         "dense": (packed_attention, dense),
         "rlt": (packed_attention, rlt),
@@ -104,7 +108,7 @@ def attention_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkRes
             run = partial(_attend, attend, qkv, packed.segments, gradients=gradients)
             details: dict[str, object] = {"pass": "forward and backward" if gradients else "forward"}
             # The backward pass is five matrix products of this size beside the two of the forward pass.
-            works.append(Work(name, run, share_kept(packed), flops * 7 // 2 if gradients else flops, details))
+            works.append(Work(name, run, packed.share_kept, flops * 7 // 2 if gradients else flops, details))
         arms += rounds.measure(works, settings.rounds or 5, settings.device, gradients=gradients)
     return BenchmarkResult("attention", settings, arms, extra={"backend": chosen})
 

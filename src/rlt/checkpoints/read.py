@@ -28,10 +28,11 @@ from rlt.checkpoints.state_maps import (
     patch_size_of,
     to_ours,
 )
+from rlt.checks import some
 from rlt.errors import CheckpointError, InvalidArgumentError
 from rlt.network.positions import sinusoid_table
 from rlt.network.vit import MODEL_TYPE, VisionTransformer, ViTConfig
-from rlt.weights import key_problems, some
+from rlt.weights import key_problems
 
 _WRAPPERS = ("module", "model", "state_dict")
 _PREFIXES = ("module.", "backbone.", "_orig_mod.", "model.")

@@ -27,6 +27,7 @@ from rlt.conf.reference import help_text
 from rlt.errors import RltError, TruncatedVideoWarning, VideoError, VideoWarning
 from rlt.files import write_json
 from rlt.inspection import inspect_video, progress_bar
+from rlt.tokens import choose_rule
 from rlt.video import list_videos
 from rlt.video.geometry import Size
 
@@ -72,8 +73,24 @@ def _parse_size(text: str) -> Size:
 
 Videos = Annotated[list[Path], typer.Argument(help="Video files, or folders to search for them.", show_default=False)]
 Model = Annotated[ModelName, typer.Option(help="Size of the network.")]
+RuleName = Annotated[
+    str | None,
+    typer.Option("--rule", metavar="NAME", help="Which patches are kept: rlt, budget, none, random, uniform_frames."),
+]
 Threshold = Annotated[
-    float, typer.Option(help="Mean absolute difference of normalised pixels above which a patch is kept, 0 or more.")
+    float | None,
+    typer.Option(
+        help="Keep patches that differ by more: mean absolute difference of normalised pixels, 0 or more; 0.1 where "
+        "nothing else is given.",
+        show_default=False,
+    ),
+]
+KeepRatio = Annotated[
+    float | None,
+    typer.Option(help="Keep this share of the patches instead, those that differ most.", show_default=False),
+]
+MaxTokens = Annotated[
+    int | None, typer.Option(help="Keep at most so many patches of a clip instead.", show_default=False)
 ]
 NumFrames = Annotated[int, typer.Option("--frames", help="Frames per clip.")]
 FrameStride = Annotated[int, typer.Option("--stride", help="Distance of sampled frames, in frames of the video.")]
@@ -101,7 +118,10 @@ def compare(
     checkpoint: Annotated[
         str | None, typer.Option(help="Weights: a file, a folder or a hub id. Random weights without it.")
     ] = None,
-    threshold: Threshold = 0.1,
+    threshold: Threshold = None,
+    keep_ratio: KeepRatio = None,
+    max_tokens: MaxTokens = None,
+    rule: RuleName = None,
     frames: NumFrames = 16,
     stride: FrameStride = 4,
     size: SizeText = "224",
@@ -117,7 +137,7 @@ def compare(
     settings = CompareSettings(
         model=model.value,
         checkpoint=checkpoint,
-        threshold=threshold,
+        rule=choose_rule(rule, threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens),
         num_frames=frames,
         frame_stride=stride,
         size=_parse_size(size),
@@ -138,7 +158,7 @@ def compare(
 def inspect(
     videos: Videos,
     folder: Annotated[Path, typer.Option("--output", help="Folder to write to; one inside it per video if many.")],
-    threshold: Threshold = 0.1,
+    threshold: Annotated[float, typer.Option(help="See compare.")] = 0.1,
     frames: NumFrames = 16,
     stride: FrameStride = 4,
     size: SizeText = "224",
@@ -189,7 +209,10 @@ def benchmark(
     videos: Annotated[list[Path] | None, typer.Argument(help="Videos or folders; the bundled clips if none.")] = None,
     model: Model = ModelName.vit_base,  # type: ignore[attr-defined]
     clips: Annotated[int, typer.Option(help="Clips that are processed together.")] = 8,
-    threshold: Threshold = 0.1,
+    threshold: Threshold = None,
+    keep_ratio: KeepRatio = None,
+    max_tokens: MaxTokens = None,
+    rule: RuleName = None,
     frames: NumFrames = 16,
     stride: FrameStride = 4,
     size: Annotated[int, typer.Option(help="Height and width of the clips in pixels.")] = 224,
@@ -205,7 +228,7 @@ def benchmark(
         tuple(chosen),
         model=model.value,
         clips=clips,
-        threshold=threshold,
+        rule=choose_rule(rule, threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens),
         num_frames=frames,
         frame_stride=stride,
         size=size,

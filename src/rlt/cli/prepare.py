@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rlt.cli.common import output, progress
 from rlt.data.labels import read_class_names
 from rlt.data.listings import Listing, folder_listing
-from rlt.data.prepare import MIN_FRAMES, Duplicate, PrepareReport, prepare
+from rlt.data.prepare import MIN_FRAMES, PrepareReport, prepare
 from rlt.data.sources import KINETICS, kinetics_listing, ssv2_listing
 from rlt.errors import InvalidArgumentError
 from rlt.files import write_json
@@ -25,9 +26,6 @@ prepare_app = typer.Typer(
 
 _NAMES_SHOWN = 5
 
-Output = Annotated[
-    Path, typer.Option("--output", help="Manifest to write, .parquet or .csv. Its .partial is what resumes a run.")
-]
 Videos = Annotated[Path, typer.Option("--videos", help="Folder of the videos, searched with all its subfolders.")]
 Labels = Annotated[
     Path | None,
@@ -37,34 +35,61 @@ Labels = Annotated[
         "another split.",
     ),
 ]
-Workers = Annotated[int | None, typer.Option(help="Threads; the number of cores without it.")]
-Limit = Annotated[int | None, typer.Option(help="Take the first so many videos only, for a trial.")]
-MeasureTokens = Annotated[
-    bool,
-    typer.Option(
-        "--measure-tokens", help="Also decode a clip of each video and store the share of tokens kept at threshold 0.1."
-    ),
-]
-OtherSplit = Annotated[
-    Path | None, typer.Option(help="Manifest of another split, to look for videos that stand in both.")
-]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the report to this file.")]
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """The options that all commands share."""
+def _run(
+    listing: Listing,
+    manifest: Annotated[
+        Path, typer.Option("--output", help="Manifest to write, .parquet or .csv. Its .partial is what resumes a run.")
+    ],
+    workers: Annotated[int | None, typer.Option(help="Threads; the number of cores without it.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Take the first so many videos only, for a trial.")] = None,
+    measure_tokens: Annotated[
+        bool,
+        typer.Option(
+            "--measure-tokens",
+            help="Also decode a clip of each video and store the share of tokens kept at threshold 0.1.",
+        ),
+    ] = False,
+    other_split: Annotated[
+        Path | None, typer.Option(help="Manifest of another split, to look for videos that stand in both.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Also write the report to this file.")] = None,
+) -> None:
+    """Prepare what was listed; the parameters are the options that all commands share."""
+    with progress("Looking into videos") as update:
+        report = prepare(
+            listing,
+            manifest,
+            workers=workers,
+            limit=limit,
+            measure_tokens=measure_tokens,
+            other_split=other_split,
+            on_progress=update,
+        )
+    for line in report_lines(report):
+        output.print(line, markup=False, highlight=False, soft_wrap=True)
+    if json is not None:
+        write_json(json, report.to_json())
+    if not report.num_usable:
+        raise InvalidArgumentError(f"{manifest}: no video can be used; its column status says why")
 
-    output: Path
-    workers: int | None
-    limit: int | None
-    measure_tokens: bool
-    other_split: Path | None
-    json: Path | None
+
+def _add_command(name: str, list_videos: Callable[..., Listing], description: str) -> None:
+    """Add a command that prepares what `list_videos` lists; its parameters come before those of `_run`."""
+    own, shared = (dict(inspect.signature(function, eval_str=True).parameters) for function in (list_videos, _run))
+    del shared["listing"]
+    parameters = sorted((own | shared).values(), key=lambda parameter: parameter.default is not parameter.empty)
+
+    def command(**options: Any) -> None:
+        listing = list_videos(**{option: options[option] for option in own})
+        _run(listing, **{option: options[option] for option in shared})
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # which typer reads
+    prepare_app.command(name, help=description)(command)
 
 
-@prepare_app.command()
-def folder(
+def _folder(
     source: Annotated[
         Path,
         typer.Argument(
@@ -72,97 +97,58 @@ def folder(
             show_default=False,
         ),
     ],
-    manifest: Output,
     videos: Annotated[
         Path | None, typer.Option("--videos", help="Where the paths of a list file start; its folder without it.")
     ] = None,
     labels: Labels = None,
-    workers: Workers = None,
-    limit: Limit = None,
-    measure_tokens: MeasureTokens = False,
-    other_split: OtherSplit = None,
-    json: JsonFile = None,
-) -> None:
-    """Any videos in class folders (SOURCE/<class>/**/video.mp4), or a list of paths and labels."""
-    settings = _Settings(manifest, workers, limit, measure_tokens, other_split, json)
-    _run(folder_listing(source, videos=videos, names=_names(labels)), settings)
+) -> Listing:
+    return folder_listing(source, videos=videos, names=_names(labels))
 
 
-def _kinetics_command(dataset: str) -> Callable[..., None]:
-    def kinetics(
-        videos: Videos,
-        manifest: Output,
-        csv: Annotated[
-            Path | None,
-            typer.Option(
-                "--csv",
-                help="Official CSV (label, youtube_id, time_start, time_end, split), or a list of paths and labels. "
-                "Without it the videos lie in class folders.",
-            ),
-        ] = None,
-        split: Annotated[
-            str | None, typer.Option(help="Value of the CSV's column split to take; needed if it holds several.")
-        ] = None,
-        labels: Labels = None,
-        workers: Workers = None,
-        limit: Limit = None,
-        measure_tokens: MeasureTokens = False,
-        other_split: OtherSplit = None,
-        json: JsonFile = None,
-    ) -> None:
-        settings = _Settings(manifest, workers, limit, measure_tokens, other_split, json)
-        _run(kinetics_listing(dataset, videos, csv_file=csv, names=_names(labels), split=split), settings)
-
-    return kinetics
+def _kinetics(
+    dataset: str,
+    videos: Videos,
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv",
+            help="Official CSV (label, youtube_id, time_start, time_end, split), or a list of paths and labels. "
+            "Without it the videos lie in class folders.",
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Value of the CSV's column split to take; needed if it holds several.")
+    ] = None,
+    labels: Labels = None,
+) -> Listing:
+    return kinetics_listing(dataset, videos, csv_file=csv, names=_names(labels), split=split)
 
 
-for _dataset in KINETICS:
-    _order = "the published order" if _dataset == "kinetics400" else "sorted order"
-    prepare_app.command(
-        _dataset, help=f"Kinetics-{_dataset.removeprefix('kinetics')}; label ids follow {_order} without --labels."
-    )(_kinetics_command(_dataset))
-
-
-@prepare_app.command()
-def ssv2(
+def _ssv2(
     annotations: Annotated[
         Path, typer.Option("--annotations", help="Official JSON of a split, or a list of paths and labels.")
     ],
     videos: Videos,
-    manifest: Output,
     labels: Labels = None,
-    workers: Workers = None,
-    limit: Limit = None,
-    measure_tokens: MeasureTokens = False,
-    other_split: OtherSplit = None,
-    json: JsonFile = None,
-) -> None:
-    """Something-Something v2; label ids follow the published map without --labels."""
-    settings = _Settings(manifest, workers, limit, measure_tokens, other_split, json)
-    _run(ssv2_listing(annotations, videos, names=_names(labels)), settings)
+) -> Listing:
+    return ssv2_listing(annotations, videos, names=_names(labels))
 
 
 def _names(labels: Path | None) -> tuple[str, ...] | None:
     return None if labels is None else read_class_names(labels)
 
 
-def _run(listing: Listing, settings: _Settings) -> None:
-    with progress("Looking into videos") as update:
-        report = prepare(
-            listing,
-            settings.output,
-            workers=settings.workers,
-            limit=settings.limit,
-            measure_tokens=settings.measure_tokens,
-            other_split=settings.other_split,
-            on_progress=update,
-        )
-    for line in report_lines(report):
-        output.print(line, markup=False, highlight=False, soft_wrap=True)
-    if settings.json is not None:
-        write_json(settings.json, report.to_json())
-    if not report.num_usable:
-        raise InvalidArgumentError(f"{settings.output}: no video can be used; its column status says why")
+_add_command(
+    "folder", _folder, "Any videos in class folders (SOURCE/<class>/**/video.mp4), or a list of paths and labels."
+)
+for _dataset in KINETICS:
+    _order = "the published order" if _dataset == "kinetics400" else "sorted order"
+    _add_command(
+        _dataset,
+        partial(_kinetics, _dataset),
+        f"Kinetics-{_dataset.removeprefix('kinetics')}; label ids follow {_order} without --labels.",
+    )
+_add_command("ssv2", _ssv2, "Something-Something v2; label ids follow the published map without --labels.")
 
 
 def report_lines(report: PrepareReport) -> list[str]:
@@ -174,26 +160,24 @@ def report_lines(report: PrepareReport) -> list[str]:
         lines.append(f"Tokens kept at threshold 0.1, mean of the clips in the middle: {report.tokens_kept:.1%}")
     if report.num_resumed:
         lines.append(f"Taken from the run before: {report.num_resumed}, looked at now: {report.num_probed}")
-    lines += _some("Missing videos", report.missing)
-    lines += _some("Videos that cannot be used", [f"{path}: {status}" for path, status in report.unreadable])
-    lines += _some(f"Videos under {MIN_FRAMES} frames", report.short)
-    lines += _some("Classes without a video that can be used", report.empty_classes)
-    lines += _duplicates("Videos that stand in it twice", report.duplicates)
-    same = [duplicate for duplicate in report.between_splits if duplicate.reason != "same name"]
-    lines += _duplicates(f"Videos that stand in {report.other_split} too", same)
-    names = [duplicate for duplicate in report.between_splits if duplicate.reason == "same name"]
-    lines += _duplicates(f"Same names, other content in {report.other_split} (no harm if files are numbered)", names)
+    found = {
+        "Missing videos": report.missing,
+        "Videos that cannot be used": [f"{path}: {status}" for path, status in report.unreadable],
+        f"Videos under {MIN_FRAMES} frames": report.short,
+        "Classes without a video that can be used": report.empty_classes,
+        "Videos that stand in it twice": [str(pair) for pair in report.duplicates],
+        f"Videos that stand in {report.other_split} too": [
+            str(pair) for pair in report.between_splits if pair.reason != "same name"
+        ],
+        f"Same names, other content in {report.other_split} (no harm if files are numbered)": [
+            str(pair) for pair in report.between_splits if pair.reason == "same name"
+        ],
+    }
+    for title, names in found.items():
+        if names:
+            lines += [f"{title}: {len(names)}", *(f"  {name}" for name in names[:_NAMES_SHOWN])]
+        if len(names) > _NAMES_SHOWN:
+            lines.append(f"  and {len(names) - _NAMES_SHOWN} more")
     if report.class_names_differ:
         lines.append(f"Label ids do not agree with {report.other_split}: prepare one with --labels of the other")
     return lines
-
-
-def _duplicates(title: str, duplicates: Sequence[Duplicate]) -> list[str]:
-    return _some(title, [f"{found.path} = {found.other} ({found.reason})" for found in duplicates])
-
-
-def _some(title: str, names: Sequence[str]) -> list[str]:
-    if not names:
-        return []
-    more = [f"  and {len(names) - _NAMES_SHOWN} more"] if len(names) > _NAMES_SHOWN else []
-    return [f"{title}: {len(names)}", *(f"  {name}" for name in names[:_NAMES_SHOWN]), *more]

@@ -12,9 +12,10 @@ from rich.text import Text
 
 from rlt.benchmark import BenchmarkResult
 from rlt.checkpoints.models import MODELS
-from rlt.compare import POLICIES, Comparison, VideoComparison
+from rlt.compare import ARMS, Comparison, VideoComparison
 from rlt.measure import Timing, machine_info
 from rlt.network.attention import choose_backend
+from rlt.tokens import Rule, rule_options
 from rlt.video.geometry import Size
 
 _MAX_CLIPS_IN_DETAIL = 4
@@ -125,8 +126,13 @@ def _settings_line(result: Comparison) -> str:
     name = result.videos[0].source if len(result.videos) == 1 else f"{len(result.videos)} videos"
     return (
         f"{name}: {clips} clip{'s'[: clips != 1]} of {settings.num_frames} frames (stride {settings.frame_stride}) at "
-        f"{format_size(settings.size)}, {settings.model}, threshold {settings.threshold}"
+        f"{format_size(settings.size)}, {settings.model}, {_rule_line(settings.rule)}"
     )
+
+
+def _rule_line(rule: Rule) -> str:
+    name, *options = [f"{value}" if key == "rule" else f"{key} {value}" for key, value in rule_options(rule).items()]
+    return ", ".join(options if name in ("rlt", "budget") else [name, *options])
 
 
 def _stage_table(result: Comparison) -> Table:
@@ -146,7 +152,7 @@ def _stage_table(result: Comparison) -> Table:
     table.add_row(
         "end to end", *_both(result.end_to_end("dense"), result.end_to_end("rlt")), f"{result.speedup_end_to_end:.2f}x"
     )
-    flops = (f"{result.total_flops(arm) / 1e9:,.1f} G" for arm in POLICIES)
+    flops = (f"{result.total_flops(arm) / 1e9:,.1f} G" for arm in ARMS)
     table.add_row("FLOPs of forward", *flops, f"{result.speedup_flops:.2f}x allowed")
     return table
 

@@ -9,6 +9,7 @@ from rich.text import Text
 from rlt.evaluation.comparison import PairedComparison
 from rlt.evaluation.results import EvaluationResult
 from rlt.evaluation.statistics import Interval
+from rlt.tokens import Everything, rule_name
 
 _MAX_CLASSES = 10
 _MAX_FAILED = 10
@@ -19,9 +20,9 @@ def evaluation_report(result: EvaluationResult) -> RenderableType:
     settings = result.settings
     views = f"{settings.views.num_clips}x{settings.views.num_crops} views"
     size = f"{settings.clip.num_frames} frames of {settings.clip.size} px"
-    title = f"{result.num_videos:,} videos, {views} of {size}, tokenizer {settings.tokenizer.policy}"
+    title = f"{result.num_videos:,} videos, {views} of {size}, tokenizer {rule_name(settings.rule)}"
     parts: list[RenderableType] = [Text(title, style="bold"), _numbers(result), _worst_classes(result)]
-    if settings.tokenizer.policy not in ("none", "tome") and result.tokens_kept == 1:
+    if settings.rule != Everything() and result.tokens_kept == 1:
         parts.append(Text("The tokenizer dropped nothing: this is the dense model.", style="yellow"))
     if result.failed:
         shown = [f"  {path}: {error}" for path, error in result.failed[:_MAX_FAILED]]

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rlt.checkpoints.models import MODELS
-from rlt.conf.schema import Config, DataConfig, LoggerConfig, ModelConfig
+from rlt.conf.schema import Config, DataConfig, LoggerConfig, ModelConfig, TokenizerConfig
 from rlt.data.augment import AugmentConfig
 from rlt.data.clips import ClipConfig, ViewConfig
 from rlt.errors import InvalidArgumentError, MissingDependencyError, RltError
-from rlt.tokens.rules import POLICIES, TokenizerConfig
 
 try:
     import hydra
@@ -67,8 +66,8 @@ def compose(overrides: Sequence[str]) -> Config:
 def _register() -> None:
     store = ConfigStore.instance()
     store.store(name="config", node=_Root)
-    for policy in POLICIES:
-        store.store(group="tokenizer", name=policy, node=TokenizerConfig(policy=policy))
+    for rule, options in TokenizerConfig.presets().items():
+        store.store(group="tokenizer", name=rule, node=options)
     for name in MODELS:
         store.store(group="model", name=name, node=ModelConfig(name=name))
     store.store(group="logger", name="default", node=LoggerConfig())

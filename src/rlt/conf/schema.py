@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any, get_type_hints
 
 from rlt.data.augment import AugmentConfig
 from rlt.data.clips import ClipConfig, ViewConfig
 from rlt.errors import InvalidArgumentError
-from rlt.tokens.rules import TokenizerConfig
+from rlt.tokens import RULES, Rule, make_rule
 
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 """Values of `TrainerConfig.precision`, and what Lightning calls them."""
@@ -35,6 +37,51 @@ class DataConfig:
 
 
 @dataclass
+class TokenizerConfig:
+    """Which tokens the network gets: `tokenizer=NAME` chooses a rule, these are its options. Those that are not given
+    stay as the rule has them; one at most makes sense."""
+
+    rule: str = "rlt"
+    """Name of the rule, set by `tokenizer=NAME`: "rlt" drops repeats, "budget" keeps those that differ most, "none"
+    keeps all tokens, "random" a random subset, "uniform_frames" all tokens of evenly spread time steps; the last two
+    keep as many as "rlt" or "budget" with the options below would."""
+    threshold: float | None = None
+    """For "rlt", "random" and "uniform_frames": see `rlt.keep_mask`; 0 or more, 0.1 if nothing is given."""
+    keep_ratio: float | None = None
+    """For "budget", "random" and "uniform_frames": share of each clip's tokens, above 0 and up to 1."""
+    max_tokens: int | None = None
+    """For "budget", "random" and "uniform_frames": number of each clip's tokens at most, at least 1."""
+
+    def build(self) -> Rule:
+        """The rule itself.
+
+        Raises:
+            InvalidArgumentError: for an unknown rule, or options that it does not have.
+        """
+        return make_rule(
+            self.rule, **{option.name: getattr(self, option.name) for option in fields(self) if option.name != "rule"}
+        )
+
+    @staticmethod
+    def presets() -> dict[str, TokenizerConfig]:
+        """One of each registered rule, with whatever further fields it has."""
+        return {name: _tokenizer_class(kind)(rule=name) for name, kind in RULES.items()}
+
+
+def _tokenizer_class(kind: type[Any]) -> type[TokenizerConfig]:
+    known = {given.name for given in fields(TokenizerConfig)} | {"like"}
+    own = [(given.name, given) for given in fields(kind) if given.name not in known]
+    if not own:
+        return TokenizerConfig
+    hints = get_type_hints(kind)
+    unset = dataclasses.MISSING
+    added = [
+        (name, hints[name], field(default=None if given.default is unset else given.default)) for name, given in own
+    ]
+    return dataclasses.make_dataclass(f"{kind.__name__}Config", added, bases=(TokenizerConfig,))
+
+
+@dataclass
 class ModelConfig:
     """The network."""
 
@@ -48,6 +95,8 @@ class ModelConfig:
     """Take a fresh head where the checkpoint has none or another, as after pretraining."""
     num_heads: int | None = None
     """Attention heads of a checkpoint of unpublished size."""
+    merge_per_block: int = 0
+    """Tokens that each block merges away (ToMe), 0 or more; best with tokenizer=none."""
 
     def __post_init__(self) -> None:
         """Hold values.
@@ -57,6 +106,8 @@ class ModelConfig:
         """
         if self.length_encoding not in ("none", "learned"):
             raise InvalidArgumentError(f"model.length_encoding is {self.length_encoding!r}; allowed are none, learned")
+        if self.merge_per_block < 0:
+            raise InvalidArgumentError(f"model.merge_per_block is {self.merge_per_block}; 0 or more is needed")
 
 
 @dataclass
@@ -204,3 +255,6 @@ class Config:
     """Folder for the confusion matrix and the histogram of tokens of `rlt evaluate`."""
     json: str | None = None
     """File for the numbers of `rlt evaluate`."""
+
+    def __post_init__(self) -> None:
+        self.tokenizer.build()

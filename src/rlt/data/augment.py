@@ -16,15 +16,18 @@ from torch import Tensor
 
 from rlt.data.sampler import derive_seed
 from rlt.errors import InvalidArgumentError, MissingDependencyError
-from rlt.structures import check_frames
-from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
+from rlt.structures import IMAGENET_MEAN, IMAGENET_STD, check_frames
 
 Operation = Callable[[Any, Tensor, float], Tensor]
 
 
 @dataclass
 class AugmentConfig:
-    """How training clips are changed at random; the defaults are VideoMAE's for fine-tuning on Kinetics."""
+    """How training clips are changed at random; the defaults are VideoMAE's for fine-tuning on Kinetics.
+
+    Raises:
+        InvalidArgumentError: naming the field whose value is out of range.
+    """
 
     random_resized_crop: bool = True
     """Whether training sees a random part of the picture, scaled to the clip's size; otherwise the centre crop."""
@@ -59,11 +62,6 @@ class AugmentConfig:
     """Share of the target that is spread over all classes, 0 to below 1."""
 
     def __post_init__(self) -> None:
-        """Hold values.
-
-        Raises:
-            InvalidArgumentError: naming the field.
-        """
         if not 0 < self.crop_scale_min <= self.crop_scale_max <= 1:
             raise InvalidArgumentError(
                 f"crop_scale_min and crop_scale_max are {self.crop_scale_min} and {self.crop_scale_max}; "
@@ -179,20 +177,14 @@ def _kornia() -> Any:
     return kornia
 
 
-def _tall(values: Tensor) -> Tensor:
-    """All frames as one tall picture [1, 3, T * H, W], so that statistics are those of the clip."""
-    return values.transpose(0, 1).flatten(1, 2)[None]
+def _whole(function: Operation) -> Operation:
+    """An operation on all frames as one tall picture [1, 3, T * H, W], so that statistics are those of the clip."""
 
+    def change(kornia: Any, values: Tensor, strength: float) -> Tensor:
+        tall = function(kornia, values.transpose(0, 1).flatten(1, 2)[None], strength)
+        return tall[0].unflatten(1, (len(values), -1)).transpose(0, 1)
 
-def _of_tall(tall: Tensor, values: Tensor) -> Tensor:
-    """`_tall` undone, for the frame count of `values`."""
-    frames: Tensor = tall[0].unflatten(1, (len(values), -1)).transpose(0, 1)
-    return frames
-
-
-def _whole(function: Callable[[Any, Tensor, float], Tensor]) -> Operation:
-    """An operation on the clip as one picture."""
-    return lambda kornia, values, strength: _of_tall(function(kornia, _tall(values), strength), values)
+    return change
 
 
 def _affine(matrix: Callable[[float], tuple[float, float, float, float, float, float]]) -> Operation:
@@ -210,11 +202,10 @@ def _affine(matrix: Callable[[float], tuple[float, float, float, float, float, f
         mean = torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
         # All frames as channels of one picture share one sampling grid, which is four times faster.
         channels = (values - mean).flatten(0, 1)[None]
-        warped: Tensor = kornia.geometry.transform.warp_affine(
+        warped = kornia.geometry.transform.warp_affine(
             channels, torch.tensor([rows]), (height, width), mode="bilinear", padding_mode="zeros", align_corners=True
         )
-        moved: Tensor = warped[0].unflatten(0, (-1, 3)) + mean
-        return moved
+        return warped[0].unflatten(0, (-1, 3)) + mean
 
     return warp
 
@@ -222,11 +213,6 @@ def _affine(matrix: Callable[[float], tuple[float, float, float, float, float, f
 def _rotation(strength: float) -> tuple[float, float, float, float, float, float]:
     angle = math.radians(30 * strength)
     return math.cos(angle), math.sin(angle), -math.sin(angle), math.cos(angle), 0.0, 0.0
-
-
-def _sharpness(kornia: Any, values: Tensor, strength: float) -> Tensor:
-    sharpened: Tensor = kornia.enhance.sharpness(values, 1 + 0.9 * strength)
-    return sharpened
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -239,7 +225,7 @@ OPERATIONS: dict[str, Operation] = {
     "color": _whole(lambda kornia, x, s: kornia.enhance.adjust_saturation_with_gray_subtraction(x, 1 + 0.9 * s)),
     "contrast": _whole(lambda kornia, x, s: kornia.enhance.adjust_contrast_with_mean_subtraction(x, 1 + 0.9 * s)),
     "brightness": _whole(lambda kornia, x, s: kornia.enhance.adjust_brightness_accumulative(x, 1 + 0.9 * s)),
-    "sharpness": _sharpness,
+    "sharpness": lambda kornia, x, s: kornia.enhance.sharpness(x, 1 + 0.9 * s),
     "rotate": _affine(_rotation),
     "shear_x": _affine(lambda s: (1.0, 0.3 * s, 0.0, 1.0, 0.0, 0.0)),
     "shear_y": _affine(lambda s: (1.0, 0.0, 0.3 * s, 1.0, 0.0, 0.0)),

@@ -22,8 +22,8 @@ from rlt.data.clips import ClipConfig, ViewConfig, read_evaluation_clips, read_t
 from rlt.data.manifest import VideoEntry
 from rlt.data.sampler import SampleKey, derive_seed
 from rlt.errors import InvalidArgumentError, VideoError, VideoWarning
-from rlt.structures import RunLengthTokens
-from rlt.tokens.rules import TokenizerConfig, select
+from rlt.structures import PatchSpec, RunLengthTokens
+from rlt.tokens import Rule, tokenize_batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +62,6 @@ class EvaluationSample:
     """Time that reading and decoding took, in seconds."""
     seconds_tokenize: float
     """Time that selecting tokens took, in seconds."""
-    frames_shape: tuple[int, ...]
-    """(T, H, W, 3) of a view; empty if the video could not be decoded."""
     notes: tuple[str, ...] = ()
     """What deserves a look though all views are whole."""
 
@@ -136,10 +134,9 @@ class EvaluationDataset(Dataset[EvaluationSample]):
         entries: Sequence[VideoEntry],
         clip: ClipConfig,
         views: ViewConfig,
-        tokenizer: TokenizerConfig,
+        rule: Rule,
+        spec: PatchSpec,
         *,
-        tubelet_size: int = 2,
-        patch_size: int = 16,
         seed: int = 0,
     ) -> None:
         """Nothing is opened here.
@@ -148,10 +145,9 @@ class EvaluationDataset(Dataset[EvaluationSample]):
             entries: videos to evaluate on.
             clip: frames and size.
             views: clips and crops.
-            tokenizer: which tokens are kept.
-            tubelet_size: frames per token.
-            patch_size: height and width of a token in pixels.
-            seed: of the tokenizer "random". The choice for a view depends on this, the name of the file and the
+            rule: which tokens are kept.
+            spec: how clips are cut into tokens.
+            seed: of rules that draw. The choice for a view depends on this, the name of the file and the
                 number of the view, not on which other videos there are or which machine reads them.
 
         Raises:
@@ -160,9 +156,8 @@ class EvaluationDataset(Dataset[EvaluationSample]):
         self.entries = _not_empty(entries)
         self.clip = clip
         self.views = views
-        self.tokenizer = tokenizer
-        self.tubelet_size = tubelet_size
-        self.patch_size = patch_size
+        self.rule = rule
+        self.spec = spec
         self.seed = seed
 
     def __len__(self) -> int:
@@ -178,19 +173,13 @@ class EvaluationDataset(Dataset[EvaluationSample]):
                 clips = read_evaluation_clips(entry.path, self.clip, self.views)
         except VideoError as error:
             seconds = time.perf_counter() - begin
-            return EvaluationSample(index, [], entry.label_id, entry.path, str(error), seconds, 0.0, ())
+            return EvaluationSample(index, [], entry.label_id, entry.path, str(error), seconds, 0.0)
         decoded = time.perf_counter()
-        tokens = select(
-            torch.stack([clip.frames for clip in clips]),
-            self.tokenizer,
-            tubelet_size=self.tubelet_size,
-            patch_size=self.patch_size,
-            seeds=[derive_seed(self.seed, _name_number(entry.path), view) for view in range(len(clips))],
-        )
+        seeds = [derive_seed(self.seed, _name_number(entry.path), view) for view in range(len(clips))]
+        tokens = tokenize_batch(torch.stack([clip.frames for clip in clips]), self.rule, self.spec, seeds)
         done = time.perf_counter()
-        shape = tuple(clips[0].frames.shape)
         return EvaluationSample(
-            index, tokens, entry.label_id, entry.path, None, decoded - begin, done - decoded, shape, tuple(notes)
+            index, tokens, entry.label_id, entry.path, None, decoded - begin, done - decoded, tuple(notes)
         )
 
 

@@ -8,6 +8,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
+from rlt.checks import one_of, some
 from rlt.data.manifest import MANIFEST_EXTENSIONS, read_manifest
 from rlt.errors import InvalidArgumentError
 
@@ -25,8 +26,7 @@ def class_names(name: str) -> tuple[str, ...]:
     Raises:
         InvalidArgumentError: for any other name.
     """
-    if name not in CLASS_LISTS:
-        raise InvalidArgumentError(f"no class names for {name!r}; there are lists for {', '.join(CLASS_LISTS)}")
+    one_of(CLASS_LISTS, name=name)
     text = (resources.files("rlt.data") / "class_names" / f"{name}.txt").read_text(encoding="utf-8")
     return tuple(text.splitlines())
 
@@ -111,7 +111,8 @@ class ClassIndex:
         unknown = sorted(name for name, label_id in found.items() if label_id is None)
         if unknown:
             raise InvalidArgumentError(
-                f"{source}: {some(unknown)} not among the {len(self.names)} classes of {self._origin}; "
+                f"{source}: {some([repr(name) for name in unknown], 3)} {'is' if len(unknown) == 1 else 'are'} not "
+                f"among the {len(self.names)} classes of {self._origin}; "
                 "correct the names, or give the right list with --labels"
             )
         return {name: label_id for name, label_id in found.items() if label_id is not None}
@@ -128,13 +129,6 @@ class ClassIndex:
                 f"(0 to {len(self.names) - 1}); give the right list with --labels"
             )
         return self.names[label_id]
-
-
-def some(names: Sequence[str], count: int = 3) -> str:
-    """The first few names for a message: "'a', 'b', 'c' and 7 more are"."""
-    shown = ", ".join(map(repr, names[:count]))
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return f"{shown}{more} {'is' if len(names) == 1 else 'are'}"
 
 
 def _letters(name: str) -> str:

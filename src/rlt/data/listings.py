@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from rlt.data.labels import ClassIndex, read_text, some
-from rlt.data.manifest import absolute_path
+from rlt.checks import some
+from rlt.data.labels import ClassIndex, read_text
+from rlt.data.manifest import MAX_LABEL_ID, absolute_path
 from rlt.errors import InvalidArgumentError
 from rlt.video import VIDEO_EXTENSIONS
 
 _SPLITS = frozenset({"train", "training", "val", "valid", "validate", "validation", "test", "testing"})
-_MAX_LABEL_ID = 99_999  # larger ones are numbers of something else
 _LIST_HEADERS = frozenset({"path", "video", "video_path", "file", "filename", "video_name"})
 _RAW_FRAMES = re.compile(r"(.+?)[ ,\t](\d+)[ ,\t](\d+)")
 
@@ -43,6 +43,12 @@ class Listing:
     """Its videos in the order of the source; class folders are sorted."""
     class_names: tuple[str, ...]
     """Name of each class, by label id."""
+
+
+def make_listing(source: Path, index: ClassIndex, videos: Iterable[tuple[Path, int]]) -> Listing:
+    """The listing of `source`, which gives these videos these label ids of `index`."""
+    candidates = (Candidate(str(path), label_id, index.names[label_id]) for path, label_id in videos)
+    return Listing(str(source), tuple(candidates), index.names)
 
 
 def folder_listing(
@@ -101,12 +107,7 @@ def class_folder_listing(root: Path, *, index: ClassIndex | None = None, undersc
         label_ids = {name: label_ids[label] for name, label in zip(found, shown, strict=True)}
     else:
         label_ids = index.find_all(found, source=str(root))
-    candidates = [
-        Candidate(str(path), label_ids[name], index.names[label_ids[name]])
-        for name, paths in found.items()
-        for path in paths
-    ]
-    return Listing(str(root), tuple(candidates), index.names)
+    return make_listing(root, index, ((path, label_ids[name]) for name, paths in found.items() for path in paths))
 
 
 def list_file_listing(file: Path, *, videos: str | Path | None = None, index: ClassIndex | None = None) -> Listing:
@@ -132,8 +133,8 @@ def list_file_listing(file: Path, *, videos: str | Path | None = None, index: Cl
     if index is None:
         found = sorted({row.label for row in rows})
         highest = max(int(name) for name in found) if by_number else 0
-        if highest > _MAX_LABEL_ID:
-            raise InvalidArgumentError(f"{file}: label {highest} is no label id; 0 to {_MAX_LABEL_ID} is allowed")
+        if highest > MAX_LABEL_ID:
+            raise InvalidArgumentError(f"{file}: label {highest} is no label id; 0 to {MAX_LABEL_ID} is allowed")
         names = [f"class {label_id}" for label_id in range(highest + 1)] if by_number else found
         index = ClassIndex(names, origin=str(file))
     if by_number:
@@ -143,15 +144,8 @@ def list_file_listing(file: Path, *, videos: str | Path | None = None, index: Cl
     else:
         label_ids = index.find_all({row.label for row in rows}, source=str(file))
     folder = file.parent if videos is None else check_folder(videos)
-    candidates = [
-        Candidate(
-            str(absolute_path(find_by_end(folder, row.path) if videos is not None else folder / row.path)),
-            label_ids[row.label],
-            index.names[label_ids[row.label]],
-        )
-        for row in rows
-    ]
-    return Listing(str(file), tuple(candidates), index.names)
+    find = Path.joinpath if videos is None else find_by_end
+    return make_listing(file, index, ((absolute_path(find(folder, row.path)), label_ids[row.label]) for row in rows))
 
 
 class _ListRow(NamedTuple):
@@ -263,6 +257,6 @@ def check_some_exist(listing: Listing) -> None:
     if not any(os.path.exists(candidate.path) for candidate in listing.candidates):  # noqa: PTH110 (100,000s of files)
         paths = [candidate.path for candidate in listing.candidates]
         raise InvalidArgumentError(
-            f"{listing.source}: {some(paths, 1)} missing, no video of {len(paths)} exists; "
+            f"{listing.source}: no video of {len(paths)} exists (looked for {some(paths, 1)}); "
             "give the folder of the videos with --videos"
         )

@@ -1,8 +1,9 @@
 """The manifest of a data set: one row per video with its label and what a look into the file found.
 
-A manifest is a Parquet or a CSV file, by its extension. Parquet keeps the class names in the metadata of the file; in
-CSV they are the columns label_id and label, and a class without any video has a row with an empty path, so that both
-forms give back exactly what was written.
+A manifest is a Parquet or a CSV file, by its extension, and `VideoEntry` is the schema of both. Parquet keeps the class
+names in the metadata of the file; in CSV they are the columns label_id and label, and a class without any video has a
+row with an empty path, so that both forms give back exactly what was written. CSV is written and read without pyarrow,
+whose writer refuses names of files that are no Unicode and whose reader knows no line numbers.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +28,9 @@ MANIFEST_EXTENSIONS = (".parquet", ".csv")
 OK = "ok"
 """`VideoEntry.status` of a video that can be used."""
 
+MAX_LABEL_ID = 99_999
+"""Largest label id where no list of classes says how many there are; larger ones are numbers of something else."""
+
 _CLASS_NAMES_KEY = "class_names"
 _REMEDY = "write the manifest with `rlt prepare`"
 
@@ -41,15 +45,15 @@ class VideoEntry:
     """Number of the class, the position of its name in `Manifest.class_names`."""
     label: str
     """Name of the class."""
-    frames: int
+    frames: int = 0
     """Frames in the video, at a constant rate of `fps`."""
-    fps: float
+    fps: float = 0
     """Frames a second; the average if the rate varies."""
-    width: int
+    width: int = 0
     """Width of the picture as displayed, in pixels."""
-    height: int
+    height: int = 0
     """Height of the picture as displayed, in pixels."""
-    duration: float
+    duration: float = 0
     """Length of the video stream in seconds."""
     status: str = OK
     """"ok", "missing", or one line that says why the file cannot be used."""
@@ -68,7 +72,11 @@ COLUMNS = tuple(field.name for field in fields(VideoEntry))
 
 @dataclass(frozen=True)
 class Manifest:
-    """The videos of a data set and the names of its classes."""
+    """The videos of a data set and the names of its classes.
+
+    Raises:
+        InvalidArgumentError: naming the row (counted from 1), if its label is not that of `class_names`.
+    """
 
     entries: tuple[VideoEntry, ...]
     """All videos in the order of the source, those that cannot be used too."""
@@ -76,11 +84,6 @@ class Manifest:
     """Name of each class, by label id."""
 
     def __post_init__(self) -> None:
-        """Hold that every label exists.
-
-        Raises:
-            InvalidArgumentError: naming the row (counted from 1), if its label is not that of `class_names`.
-        """
         for row, entry in enumerate(self.entries, 1):
             if not 0 <= entry.label_id < len(self.class_names):
                 raise InvalidArgumentError(
@@ -94,7 +97,6 @@ class Manifest:
                 )
 
     def __len__(self) -> int:
-        """Number of videos, those that cannot be used too."""
         return len(self.entries)
 
     @cached_property
@@ -128,6 +130,21 @@ def check_manifest_path(path: str | Path) -> Path:
     return file
 
 
+def check_unicode(file: Path, texts: Iterable[str]) -> None:
+    """Hold that a manifest can hold these texts: names of files need not be Unicode, but Parquet needs it.
+
+    Raises:
+        InvalidArgumentError: naming the first that is not.
+    """
+    for text in texts if file.suffix.lower() == ".parquet" else ():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidArgumentError(
+                f"{text!r}: a name that is not valid UTF-8, which Parquet needs; rename it, or write a .csv manifest"
+            ) from None
+
+
 def write_manifest(manifest: Manifest, path: str | Path) -> None:
     """Write a manifest, as Parquet or CSV by the extension of `path`, completely or not at all.
 
@@ -135,17 +152,39 @@ def write_manifest(manifest: Manifest, path: str | Path) -> None:
         InvalidArgumentError: if it has no entry, or the file cannot be written.
         MissingDependencyError: for Parquet without pyarrow.
     """
-    target = check_manifest_path(path)
-    if not manifest.entries:
+    file = check_manifest_path(path)
+    entries = manifest.entries
+    if not entries:
         raise InvalidArgumentError(f"{path}: the manifest would hold no video; give a source with videos")
-    if target.suffix.lower() == ".csv":
-        _write_csv(manifest, target)
-    else:
-        _write_parquet(manifest, target)
+    check_unicode(file, (text for entry in entries for text in (entry.path, entry.label, entry.status)))
+    if file.suffix.lower() == ".csv":
+        _write_csv(manifest, file)
+        return
+    columns = {name: [getattr(entry, name) for entry in entries] for name in COLUMNS}
+    if all(share is None for share in columns["tokens_kept"]):
+        del columns["tokens_kept"]  # a column of nothing has no type
+    write_table(file, columns, {_CLASS_NAMES_KEY: json.dumps(manifest.class_names)})
+
+
+def _write_csv(manifest: Manifest, file: Path) -> None:
+    used = {entry.label_id for entry in manifest.entries}
+    empty = [
+        VideoEntry("", label_id, label, 0, 0.0, 0, 0, 0.0, "class without videos")
+        for label_id, label in enumerate(manifest.class_names)
+        if label_id not in used
+    ]
+    with (
+        replacing(file) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream,
+    ):
+        # All texts are quoted, since names may hold commas, quotes and line breaks.
+        writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([getattr(entry, name) for name in COLUMNS] for entry in (*manifest.entries, *empty))
 
 
 def read_manifest(path: str | Path) -> Manifest:
-    """Read a manifest. Relative paths of videos start at the folder of the manifest.
+    """Read a manifest. Relative paths of videos start at the folder of the manifest; other columns are passed over.
 
     Raises:
         InvalidArgumentError: naming file, row and column, if it is no manifest or holds no video.
@@ -154,12 +193,7 @@ def read_manifest(path: str | Path) -> Manifest:
     file = check_manifest_path(path)
     if not file.exists():
         raise InvalidArgumentError(f"{path}: no such file; {_REMEDY} first")
-    class_names: tuple[str, ...] | None = None
-    rows: Iterable[tuple[str, Mapping[str, object]]]
-    if file.suffix.lower() == ".csv":
-        rows = _csv_rows(file)
-    else:
-        rows, class_names = _parquet_rows(file)
+    rows, class_names = (_csv_rows(file), None) if file.suffix.lower() == ".csv" else _parquet_rows(file)
     entries: list[VideoEntry] = []
     labels: dict[int, str] = {}
     for place, row in rows:
@@ -170,113 +204,27 @@ def read_manifest(path: str | Path) -> Manifest:
                 f"{labels[entry.label_id]!r} before; one label_id stands for one label"
             )
         if entry.path:
-            entries.append(_absolute(entry, file.parent))
+            whole = os.path.isabs(entry.path)  # noqa: PTH117 (100,000s of files)
+            entries.append(entry if whole else replace(entry, path=str(absolute_path(file.parent / entry.path))))
     if not entries:
         raise InvalidArgumentError(f"{path}: the manifest holds no video; {_REMEDY} from a source with videos")
+    if class_names is None:
+        if max(labels) > MAX_LABEL_ID:
+            raise InvalidArgumentError(
+                f"{path}: column label_id: {max(labels)} is no label id; 0 to {MAX_LABEL_ID} is allowed, {_REMEDY}"
+            )
+        class_names = tuple(labels.get(label_id, f"class {label_id}") for label_id in range(max(labels) + 1))
     try:
-        return Manifest(tuple(entries), _names_by_id(labels) if class_names is None else class_names)
+        return Manifest(tuple(entries), class_names)
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"{path}: {error}") from None
 
 
-def _absolute(entry: VideoEntry, folder: Path) -> VideoEntry:
-    if os.path.isabs(entry.path):  # noqa: PTH117 (100,000s of files)
-        return entry
-    values = {name: getattr(entry, name) for name in COLUMNS}
-    return VideoEntry(**values | {"path": str(absolute_path(folder / entry.path))})
+Rows = Iterator[tuple[str, Mapping[str, object]]]
+"""For each row of a file its place, for messages, and its values by column."""
 
 
-def _names_by_id(labels: Mapping[int, str]) -> tuple[str, ...]:
-    return tuple(labels.get(index, f"class {index}") for index in range(max(labels) + 1))
-
-
-# ---- one row -----------------------------------------------------------------------------------------------------
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError("a text is needed")
-    return value
-
-
-def _whole(value: object) -> int:
-    message = "a whole number of 0 or more is needed"
-    try:
-        number = int(value) if isinstance(value, str | int | float) else -1
-    except (ValueError, OverflowError):
-        raise ValueError(message) from None
-    if number < 0 or (isinstance(value, float) and number != value):
-        raise ValueError(message)
-    return number
-
-
-def _number(value: object) -> float:
-    try:
-        number = float(value) if isinstance(value, str | int | float) else -1.0
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < float("inf"):
-        raise ValueError("a number of 0 or more is needed")
-    return number
-
-
-def _optional_number(value: object) -> float | None:
-    return None if value is None or value == "" else _number(value)
-
-
-_CONVERTERS: dict[str, Callable[[object], Any]] = {
-    "path": _text,
-    "label_id": _whole,
-    "label": _text,
-    "frames": _whole,
-    "fps": _number,
-    "width": _whole,
-    "height": _whole,
-    "duration": _number,
-    "status": _text,
-    "tokens_kept": _optional_number,
-}
-
-
-def _to_entry(row: Mapping[str, object], place: str) -> VideoEntry:
-    values: dict[str, Any] = {}
-    for name, convert in _CONVERTERS.items():
-        try:
-            values[name] = convert(row.get(name))
-        except ValueError as error:
-            raise InvalidArgumentError(f"{place}, column {name}: {row.get(name)!r}; {error}, {_REMEDY}") from None
-    return VideoEntry(**values)
-
-
-def _check_columns(found: Sequence[str], file: Path) -> None:
-    missing = [name for name in COLUMNS if name not in found and name != "tokens_kept"]
-    if missing:
-        raise InvalidArgumentError(
-            f"{file}: no column {', '.join(missing)}; a manifest has {', '.join(COLUMNS)}, {_REMEDY}"
-        )
-
-
-# ---- CSV ---------------------------------------------------------------------------------------------------------
-
-
-def _write_csv(manifest: Manifest, file: Path) -> None:
-    with (
-        replacing(file) as temporary,
-        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream,
-    ):
-        # All texts are quoted, since names may hold commas, quotes and line breaks.
-        writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for entry in manifest.entries:
-            values = [getattr(entry, name) for name in COLUMNS]
-            writer.writerow(["" if value is None else value for value in values])
-        used = {entry.label_id for entry in manifest.entries}
-        for label_id, label in enumerate(manifest.class_names):
-            if label_id not in used:
-                writer.writerow(["", label_id, label, 0, 0.0, 0, 0, 0.0, "class without videos", ""])
-
-
-def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, object]]]:
+def _csv_rows(file: Path) -> Rows:
     try:
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             reader = csv.reader(stream)
@@ -285,44 +233,60 @@ def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, object]]]:
             for number, row in enumerate(reader, 1):
                 if not row:
                     continue
+                place = f"row {number} (line {reader.line_num})"
                 if len(row) != len(header):
                     raise InvalidArgumentError(
-                        f"{file}: row {number} (line {reader.line_num}) has {len(row)} columns; "
-                        f"{len(header)} are needed, quote texts that hold commas"
+                        f"{file}: {place} has {len(row)} columns; {len(header)} are needed, "
+                        "quote texts that hold commas"
                     )
-                yield f"row {number} (line {reader.line_num})", dict(zip(header, row, strict=True))
+                yield place, dict(zip(header, row, strict=True))
     except (OSError, csv.Error) as error:
         raise InvalidArgumentError(f"{file}: not a CSV file that can be read ({error}); {_REMEDY}") from None
 
 
-# ---- Parquet -----------------------------------------------------------------------------------------------------
-
-
-def _write_parquet(manifest: Manifest, file: Path) -> None:
-    columns: dict[str, list[Any]] = {
-        name: [convert(getattr(entry, name)) for entry in manifest.entries] for name, convert in _CONVERTERS.items()
-    }
-    if not any(share is not None for share in columns["tokens_kept"]):
-        del columns["tokens_kept"]  # a column of nothing has no type
-    try:
-        write_table(file, columns, {_CLASS_NAMES_KEY: json.dumps(manifest.class_names)})
-    except UnicodeEncodeError as error:
-        raise InvalidArgumentError(
-            f"{error.object!r} is not valid Unicode, which Parquet needs; rename the file, or write a .csv manifest"
-        ) from None
-
-
-def _parquet_rows(file: Path) -> tuple[Iterator[tuple[str, dict[str, object]]], tuple[str, ...] | None]:
+def _parquet_rows(file: Path) -> tuple[Rows, tuple[str, ...] | None]:
     columns, metadata = read_table(file)
-    _check_columns(list(columns), file)
+    _check_columns(columns, file)
     try:
         stored = metadata.get(_CLASS_NAMES_KEY)
         class_names = None if stored is None else tuple(map(str, json.loads(stored)))
     except (ValueError, TypeError):
         raise InvalidArgumentError(f"{file}: its class names cannot be read; {_REMEDY}") from None
-    names = [name for name in COLUMNS if name in columns]
-    rows = (
-        (f"row {number}", dict(zip(names, values, strict=True)))
-        for number, values in enumerate(zip(*(columns[name] for name in names), strict=True), 1)
-    )
-    return rows, class_names
+    rows = enumerate(zip(*columns.values(), strict=True), 1)
+    return ((f"row {number}", dict(zip(columns, values, strict=True))) for number, values in rows), class_names
+
+
+def _check_columns(found: Iterable[str], file: Path) -> None:
+    missing = set(COLUMNS) - set(found) - {"tokens_kept"}
+    if missing:
+        names = ", ".join(name for name in COLUMNS if name in missing)
+        raise InvalidArgumentError(f"{file}: no column {names}; a manifest has {', '.join(COLUMNS)}, {_REMEDY}")
+
+
+_NEEDED = {"str": "a text", "int": "a whole number of 0 or more"}
+
+
+def _to_entry(row: Mapping[str, object], place: str) -> VideoEntry:
+    values: dict[str, Any] = {}
+    for field in fields(VideoEntry):
+        value, kind = row.get(field.name), str(field.type)
+        try:
+            values[field.name] = _convert(value, kind)
+        except (TypeError, ValueError, OverflowError):
+            needed = _NEEDED.get(kind, "a number of 0 or more")
+            raise InvalidArgumentError(
+                f"{place}, column {field.name}: {value!r}; {needed} is needed, {_REMEDY}"
+            ) from None
+    return VideoEntry(**values)
+
+
+def _convert(value: Any, kind: str) -> Any:
+    """A value of a file, text in CSV, as the kind of a field: "str", "int", "float" or "float | None"."""
+    if kind == "str" and isinstance(value, str):
+        return value
+    if kind == "float | None" and value in (None, ""):
+        return None
+    number = int(value) if kind == "int" else float(value)
+    if kind == "str" or number != float(value) or not 0 <= number < float("inf"):
+        raise ValueError
+    return number

@@ -8,14 +8,13 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
-from rlt.data.manifest import OK
-from rlt.errors import InvalidArgumentError, VideoError, VideoWarning
+from rlt.data.manifest import VideoEntry
+from rlt.errors import InvalidArgumentError, VideoError, VideoWarning, one_line
 from rlt.tokens import keep_mask
 from rlt.video import probe, read_clip
 
@@ -23,40 +22,22 @@ Progress = Callable[[int, int, str], None]
 """Called with the number of finished videos, the number of all, and the name of the last one."""
 
 MISSING = "missing"
-"""`Probe.status` where there is no file."""
+"""`VideoEntry.status` where there is no file."""
 
 _WAITING_PER_WORKER = 16
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a look into a video file found. Numbers that are not known are 0."""
+    """What a look into a video file found."""
 
-    path: str
-    """Absolute path of the file."""
+    entry: VideoEntry
+    """The row of a manifest, with the status "ok", "missing", or one line that says why the file cannot be used. Its
+    label is not known here."""
     size: int = 0
     """Size of the file in bytes."""
     modified: int = 0
     """When the file was changed last, in nanoseconds since 1970."""
-    status: str = OK
-    """"ok", "missing", or one line that says why the file cannot be used."""
-    frames: int = 0
-    """Frames in the video, at a constant rate of `fps`."""
-    fps: float = 0.0
-    """Frames a second; the average if the rate varies."""
-    width: int = 0
-    """Width of the picture as displayed, in pixels."""
-    height: int = 0
-    """Height of the picture as displayed, in pixels."""
-    duration: float = 0.0
-    """Length of the video stream in seconds."""
-    measured: bool = False
-    """Whether the tokens were to be measured."""
-    tokens_kept: float | None = None
-    """Share of the tokens that the clip in the middle keeps at threshold 0.1, 0 to 1."""
-
-
-_FIELDS = frozenset(field.name for field in fields(Probe))
 
 
 def probe_video(path: str, *, measure_tokens: bool = False) -> Probe:
@@ -67,28 +48,24 @@ def probe_video(path: str, *, measure_tokens: bool = False) -> Probe:
         measure_tokens: also decode the clip in the middle (16 frames, stride 4, 224 px) and count the tokens that it
             keeps at threshold 0.1.
     """
+    entry = VideoEntry(path, 0, "")
     try:
         stat = os.stat(path)  # noqa: PTH116 (100,000s of files)
     except (OSError, ValueError):
-        return Probe(path, status=MISSING)
-    found = Probe(path, stat.st_size, stat.st_mtime_ns, measured=measure_tokens)
+        return Probe(replace(entry, status=MISSING))
     try:
         info = probe(path)
         if info.truncated:
-            return replace(found, status="the file is cut off; download or copy it again")
-        found = replace(
-            found,
-            frames=info.num_frames,
-            fps=info.fps,
-            width=info.width,
-            height=info.height,
-            duration=info.duration,
-        )
-        return replace(found, tokens_kept=_tokens_kept(path)) if measure_tokens else found
+            entry = replace(entry, status="the file is cut off; download or copy it again")
+        else:
+            entry = VideoEntry(path, 0, "", info.num_frames, info.fps, info.width, info.height, info.duration)
+            if measure_tokens:
+                entry = replace(entry, tokens_kept=_tokens_kept(path))
     except VideoError as error:
-        return replace(found, status=_one_line(str(error).removeprefix(f"{path}: ")))
+        entry = replace(entry, status=one_line(str(error).removeprefix(f"{path}: ")))
     except Exception as error:  # one strange file must not end the work on 200,000 others
-        return replace(found, status=_one_line(f"{type(error).__name__}: {error}"))
+        entry = replace(entry, status=one_line(f"{type(error).__name__}: {error}"))
+    return Probe(entry, stat.st_size, stat.st_mtime_ns)
 
 
 def _tokens_kept(path: str) -> float:
@@ -96,23 +73,16 @@ def _tokens_kept(path: str) -> float:
     return float(keep_mask(clip.frames[None], threshold=0.1).to(torch.float64).mean())
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
 class ProbeRecord:
     """The file `<output>.partial`: one JSON line per video, appended and flushed as soon as it is done.
 
-    Use it as a context manager.
+    Use it as a context manager. It begins with what an interrupted run left.
+
+    Raises:
+        InvalidArgumentError: if the file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
-        """Read what an interrupted run left, and open the file to append to it.
-
-        Raises:
-            InvalidArgumentError: if the file cannot be written.
-        """
-        self.path = path
         self._known: dict[str, Probe] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,31 +92,31 @@ class ProbeRecord:
             text = self._stream.read()
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidArgumentError(
-                f"{path} cannot be used ({_one_line(str(error))}); choose another --output, or remove it"
+                f"{path} cannot be used ({one_line(error)}); choose another --output, or remove it"
             ) from None
         for line in text.splitlines():
-            seen = _parse(line)
-            if seen is not None:
-                self._known[seen.path] = seen
+            try:
+                values = json.loads(line)
+                size, modified = values.pop("size"), values.pop("modified")
+                self._known[values["path"]] = Probe(VideoEntry(**values), size, modified)
+            except (ValueError, TypeError, LookupError, AttributeError):  # a line of something else
+                continue
         if text and not text.endswith("\n"):
             self._stream.write("\n")
 
     def __enter__(self) -> ProbeRecord:
-        """The record itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the file, which stays."""
         self._stream.close()
 
     def __len__(self) -> int:
-        """Number of videos on record."""
         return len(self._known)
 
     def find(self, path: str, *, measure_tokens: bool) -> Probe | None:
         """What is known of a file; None if nothing is, if it was changed since, or if its tokens are to be measured."""
         known = self._known.get(path)
-        if known is None or (measure_tokens and not known.measured):
+        if known is None or (measure_tokens and known.entry.usable and known.entry.tokens_kept is None):
             return None
         try:
             stat = os.stat(path)  # noqa: PTH116 (100,000s of files)
@@ -156,18 +126,11 @@ class ProbeRecord:
 
     def add(self, seen: Probe) -> None:
         """Remember a file. One that is missing is not remembered: it may come."""
-        if seen.status != MISSING:
-            self._known[seen.path] = seen
-            self._stream.write(json.dumps(asdict(seen)) + "\n")
+        if seen.entry.status != MISSING:
+            self._known[seen.entry.path] = seen
+            values = asdict(seen.entry) | {"size": seen.size, "modified": seen.modified}
+            self._stream.write(json.dumps(values) + "\n")
             self._stream.flush()
-
-
-def _parse(line: str) -> Probe | None:
-    try:
-        values = json.loads(line)
-    except ValueError:
-        return None
-    return Probe(**values) if isinstance(values, dict) and values.keys() == _FIELDS else None
 
 
 def probe_videos(
@@ -202,12 +165,13 @@ def probe_videos(
         else:
             found[path] = known
     total = len(found) + len(unknown)
-    with _without_video_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VideoWarning)  # of no use among thousands; what matters becomes the status
         for seen in _in_threads(unknown, workers, measure_tokens):
             record.add(seen)
-            found[seen.path] = seen
+            found[seen.entry.path] = seen
             if on_progress is not None:
-                on_progress(len(found), total, Path(seen.path).name)
+                on_progress(len(found), total, Path(seen.entry.path).name)
     return found, len(unknown)
 
 
@@ -224,11 +188,3 @@ def _in_threads(paths: Iterable[str], workers: int, measure_tokens: bool) -> Ite
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _without_video_warnings() -> Iterator[None]:
-    """What a warning says about a video is of no use among thousands; what matters becomes its status."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", VideoWarning)
-        yield

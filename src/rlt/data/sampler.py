@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch.utils.data import Sampler
 
+from rlt.checks import at_least
 from rlt.errors import InvalidArgumentError
 
 
@@ -55,10 +56,10 @@ def derive_seed(*integers: int) -> int:
 def epoch_order(num_samples: int, seed: int, epoch: int) -> list[int]:
     """The order of epoch `epoch` (from 0): a permutation of 0..num_samples-1."""
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
-    order: list[int] = torch.randperm(num_samples, generator=generator).tolist()
-    return order
+    return torch.randperm(num_samples, generator=generator).tolist()
 
 
+@dataclass(kw_only=True, eq=False)
 class StepSampler(Sampler[list[SampleKey]]):
     """Batches of one rank for step `start_step`, `start_step` + 1, ...: a `batch_sampler` for a DataLoader.
 
@@ -66,71 +67,47 @@ class StepSampler(Sampler[list[SampleKey]]):
     they are expected to hold that many tokens per rank, and deals them out so that ranks are balanced (the longest
     first, each to the rank with the fewest tokens so far). In both cases the samples of a step over all ranks depend
     only on `batch_size * world_size` or `token_budget * world_size`, and all ranks have the same number of steps.
+
+    Raises:
+        InvalidArgumentError: naming the argument that is out of range.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        *,
-        batch_size: int | None = None,
-        token_budget: float | None = None,
-        expected_tokens: Sequence[float] | None = None,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        start_step: int = 0,
-        num_steps: int | None = None,
-    ) -> None:
-        """Nothing is read here but numbers.
+    num_samples: int = field(kw_only=False)
+    """Size of the data set, at least 1."""
+    batch_size: int | None = None
+    """Samples per rank and step, at least 1; give this or `token_budget`."""
+    token_budget: float | None = None
+    """Expected kept tokens per rank and step, above 0. A step holds at least one sample per rank."""
+    expected_tokens: Sequence[float] | None = None
+    """For `token_budget`: expected kept tokens of each sample, above 0."""
+    seed: int = 0
+    """Of the order."""
+    rank: int = 0
+    """Number of this process, 0..world_size-1."""
+    world_size: int = 1
+    """Number of processes."""
+    start_step: int = 0
+    """First step to give, 0 or more: how many steps of the run have been made."""
+    num_steps: int | None = None
+    """Number of steps of the whole run; None = endless."""
 
-        Args:
-            num_samples: size of the data set, at least 1.
-            batch_size: samples per rank and step, at least 1; give this or `token_budget`.
-            token_budget: expected kept tokens per rank and step, above 0. A step holds at least one sample per rank.
-            expected_tokens: for `token_budget`: expected kept tokens of each sample, above 0.
-            seed: of the order.
-            rank: number of this process, 0..world_size-1.
-            world_size: number of processes.
-            start_step: first step to give, 0 or more: how many steps of the run have been made.
-            num_steps: number of steps of the whole run; None = endless.
-
-        Raises:
-            InvalidArgumentError: naming the argument that is out of range.
-        """
-        _check("num_samples", num_samples, 1)
-        _check("world_size", world_size, 1)
-        _check("start_step", start_step, 0)
-        if not 0 <= rank < world_size:
-            raise InvalidArgumentError(f"rank is {rank}; 0 to {world_size - 1} (world_size - 1) is needed")
-        if (batch_size is None) == (token_budget is None):
+    def __post_init__(self) -> None:
+        at_least(1, num_samples=self.num_samples, world_size=self.world_size, batch_size=self.batch_size)
+        at_least(0, start_step=self.start_step)
+        if not 0 <= self.rank < self.world_size:
+            raise InvalidArgumentError(f"rank is {self.rank}; 0 to {self.world_size - 1} (world_size - 1) is needed")
+        if (self.batch_size is None) == (self.token_budget is None):
             raise InvalidArgumentError(
-                f"batch_size is {batch_size} and token_budget is {token_budget}; give exactly one of them"
+                f"batch_size is {self.batch_size} and token_budget is {self.token_budget}; give exactly one of them"
             )
-        if batch_size is not None:
-            _check("batch_size", batch_size, 1)
-        if token_budget is not None:
-            _check_tokens(token_budget, expected_tokens, num_samples)
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.token_budget = token_budget
-        self.expected_tokens = None if expected_tokens is None else [float(tokens) for tokens in expected_tokens]
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.start_step = start_step
-        self.num_steps = num_steps
+        if self.token_budget is not None:
+            _check_tokens(self.token_budget, self.expected_tokens, self.num_samples)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        """Batches of this rank from `start_step` on."""
         for shares in self._steps():
             yield shares[self.rank]
 
     def __len__(self) -> int:
-        """Number of batches that an iteration gives.
-
-        Raises:
-            TypeError: if the sampler is endless.
-        """
         if self.num_steps is None:
             raise TypeError("an endless sampler has no length; give num_steps")
         return max(self.num_steps - self.start_step, 0)
@@ -190,11 +167,6 @@ class StepSampler(Sampler[list[SampleKey]]):
 
     def _tokens(self, key: SampleKey) -> float:
         return 1.0 if self.expected_tokens is None else self.expected_tokens[key.index]
-
-
-def _check(name: str, value: int, minimum: int) -> None:
-    if value < minimum:
-        raise InvalidArgumentError(f"{name} is {value}; a whole number of at least {minimum} is needed")
 
 
 def _check_tokens(token_budget: float, expected_tokens: Sequence[float] | None, num_samples: int) -> None:

@@ -8,13 +8,14 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rlt.data.labels import ClassIndex, class_names, read_text
+from rlt.checks import one_of
+from rlt.data.labels import CLASS_LISTS, ClassIndex, class_names, read_text
 from rlt.data.listings import (
-    Candidate,
     Listing,
     check_folder,
     class_folder_listing,
     list_file_listing,
+    make_listing,
     sorted_index,
     videos_by_stem,
 )
@@ -49,13 +50,10 @@ def kinetics_listing(
     Raises:
         InvalidArgumentError: if a file or folder cannot be read, or names a class that does not exist.
     """
-    if dataset not in KINETICS:
-        raise InvalidArgumentError(f"dataset is {dataset!r}; allowed are {', '.join(KINETICS)}")
+    one_of(KINETICS, dataset=dataset)
     folder = check_folder(videos)
-    index = None
-    if names is not None:
-        index = ClassIndex(names, origin="--labels")
-    elif dataset == "kinetics400":
+    index = None if names is None else ClassIndex(names, origin="--labels")
+    if index is None and dataset in CLASS_LISTS:
         index = ClassIndex(class_names(dataset), origin=dataset)
     if csv_file is None:
         return class_folder_listing(folder, index=index, underscores=False)
@@ -68,13 +66,12 @@ def kinetics_listing(
         index = sorted_index((row["label"] for row in rows), origin=str(file))
     label_ids = index.find_all({row["label"] for row in rows}, source=str(file))
     found = videos_by_stem(folder)
-    candidates = []
-    for row in rows:
-        label_id = label_ids[row["label"]]
+
+    def find(row: Mapping[str, str]) -> Path:
         stem = _kinetics_stem(row, file)
-        path = found.get(stem) or found.get(row["youtube_id"]) or folder / f"{stem}.mp4"
-        candidates.append(Candidate(str(path), label_id, index.names[label_id]))
-    return Listing(str(file), tuple(candidates), index.names)
+        return found.get(stem) or found.get(row["youtube_id"]) or folder / f"{stem}.mp4"
+
+    return make_listing(file, index, ((find(row), label_ids[row["label"]]) for row in rows))
 
 
 def _official_rows(file: Path) -> list[dict[str, str]] | None:
@@ -142,13 +139,9 @@ def ssv2_listing(annotations: str | Path, videos: str | Path, *, names: Sequence
     entries = _ssv2_entries(text, file)
     label_ids = index.find_all({template for _, template in entries}, source=str(file))
     found = videos_by_stem(folder)
-    candidates = [
-        Candidate(
-            str(found.get(name) or folder / f"{name}.webm"), label_ids[template], index.names[label_ids[template]]
-        )
-        for name, template in entries
-    ]
-    return Listing(str(file), tuple(candidates), index.names)
+    return make_listing(
+        file, index, ((found.get(name) or folder / f"{name}.webm", label_ids[template]) for name, template in entries)
+    )
 
 
 def _ssv2_entries(text: str, file: Path) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlt.errors import InvalidArgumentError, MissingDependencyError
+from rlt.errors import InvalidArgumentError, MissingDependencyError, one_line
 from rlt.files import replacing
 
 
@@ -32,7 +32,7 @@ def write_table(
     try:
         table = arrow.table({name: list(values) for name, values in columns.items()})
     except arrow.ArrowException as error:
-        raise InvalidArgumentError(f"{path} cannot hold these columns: {_one_line(error)}") from error
+        raise InvalidArgumentError(f"{path} cannot hold these columns: {one_line(error)}") from error
     table = table.replace_schema_metadata(dict(metadata or {}))
     with replacing(path) as temporary:
         parquet.write_table(table, temporary)
@@ -53,13 +53,9 @@ def read_table(path: str | Path) -> tuple[dict[str, list[Any]], dict[str, str]]:
     try:
         table = parquet.read_table(io.BytesIO(content))
     except (OSError, arrow.ArrowException) as error:
-        raise InvalidArgumentError(f"{path} is not a whole Parquet file: {_one_line(error)}") from error
+        raise InvalidArgumentError(f"{path} is not a whole Parquet file: {one_line(error)}") from error
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     return table.to_pydict(), {key: value for key, value in metadata.items() if key != "ARROW:schema"}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _load_pyarrow() -> tuple[Any, Any]:

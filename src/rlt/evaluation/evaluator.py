@@ -23,11 +23,9 @@ from rlt.evaluation.predictions import VideoPrediction
 from rlt.evaluation.results import EvaluationResult, EvaluationSettings, PeakMemory, Seconds
 from rlt.measure import machine_info, stopwatch
 from rlt.network.flops import forward_flops
-from rlt.network.tome import TokenMergingTransformer, with_token_merging
 from rlt.network.vit import VisionTransformer
 from rlt.structures import PackedTokens, pack
-from rlt.tokens import token_grid
-from rlt.tokens.rules import TokenizerConfig
+from rlt.tokens import Rule
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Precisions of the forward pass."""
@@ -39,7 +37,7 @@ def evaluate(
     *,
     clip: ClipConfig,
     views: ViewConfig,
-    tokenizer: TokenizerConfig,
+    rule: Rule,
     batch_videos: int = 1,
     num_workers: int = 0,
     device: torch.device | str = "cpu",
@@ -59,12 +57,12 @@ def evaluate(
         manifest: videos and classes; classes are those of the model, in the same order.
         clip: frames and size.
         views: clips and crops per video.
-        tokenizer: which tokens the network gets.
+        rule: which tokens the network gets.
         batch_videos: videos whose views go through the network together, at least 1.
         num_workers: processes that decode and tokenize, 0 or more; 0 = this one.
         device: where the network runs.
         dtype: float32; bfloat16 or float16 run under torch's autocast, with weights in their own precision.
-        seed: of the tokenizer "random".
+        seed: of rules that draw.
         max_videos: evaluate only so many, evenly spread over the manifest, which may be sorted by class.
         on_progress: called with (videos done, videos in all).
 
@@ -74,14 +72,14 @@ def evaluate(
         MissingDependencyError: if torchmetrics cannot be imported.
     """
     _check(model, manifest, batch_videos=batch_videos, num_workers=num_workers, dtype=dtype, max_videos=max_videos)
-    token_grid((clip.num_frames, clip.size, clip.size, 3), **_token_size(model))  # told before any video is read
+    model.config.patches.grid((clip.num_frames, clip.size, clip.size, 3))  # told before any video is read
     metrics = ClassificationMetrics(model.config.num_classes)
     entries = _spread(manifest.entries, max_videos)
     failed = [(entry.path, entry.status) for entry in entries if not entry.usable]
     usable = [entry for entry in entries if entry.usable]
     if not usable:
         raise VideoError(f"none of {len(entries)} videos can be used; the first: {failed[0][0]}: {failed[0][1]}")
-    dataset = EvaluationDataset(usable, clip, views, tokenizer, seed=seed, **_token_size(model))
+    dataset = EvaluationDataset(usable, clip, views, rule, model.config.patches, seed=seed)
     loader: DataLoader[EvaluationSample] = DataLoader(
         dataset,
         batch_size=batch_videos,
@@ -89,7 +87,7 @@ def evaluate(
         collate_fn=collate_evaluation,
         pin_memory=torch.device(device).type == "cuda",
     )
-    forward = _Forward(_network(model, tokenizer).to(device), torch.device(device), dtype)
+    forward = _Forward(model.to(device), torch.device(device), dtype)
     tally = _Tally(metrics, failed=failed)
     was_training = model.training
     forward.network.eval()
@@ -99,8 +97,9 @@ def evaluate(
         model.train(was_training)
     if not tally.predictions:
         raise VideoError(f"none of {len(entries)} videos could be evaluated; the first: {failed[0][0]}: {failed[0][1]}")
+    merges = getattr(model, "merge_per_block", 0)
     settings = EvaluationSettings(
-        clip, views, tokenizer, batch_videos, num_workers, str(device), str(dtype).removeprefix("torch."), seed
+        clip, views, rule, merges, batch_videos, num_workers, str(device), str(dtype).removeprefix("torch."), seed
     )
     return _result(settings, model, manifest, tally, forward, wall, peak)
 
@@ -147,19 +146,9 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def _token_size(model: VisionTransformer) -> dict[str, int]:
-    return {"tubelet_size": model.config.tubelet_size, "patch_size": model.config.patch_size}
-
-
 def _spread(entries: tuple[VideoEntry, ...], max_videos: int | None) -> list[VideoEntry]:
     count = len(entries) if max_videos is None else min(max_videos, len(entries))
     return [entries[position * len(entries) // count] for position in range(count)]
-
-
-def _network(model: VisionTransformer, tokenizer: TokenizerConfig) -> VisionTransformer:
-    if tokenizer.policy == "tome":
-        return with_token_merging(model, tokenizer.merge_per_block)
-    return with_token_merging(model, 0) if isinstance(model, TokenMergingTransformer) else model
 
 
 @dataclass
@@ -286,7 +275,7 @@ def _result(
     peak: PeakMemory | None,
 ) -> EvaluationResult:
     top1, top5, confusion = tally.metrics.compute()
-    merges = settings.tokenizer.merge_per_block if settings.tokenizer.policy == "tome" else 0
+    merges = settings.merge_per_block
     clips = Counter(count for video in tally.predictions for count in video.tokens)
     dense = Counter(video.tokens_dense for video in tally.predictions for _ in video.tokens)
     return EvaluationResult(

@@ -10,6 +10,7 @@ import numpy as np
 from rlt.evaluation.results import HISTOGRAM_BINS, EvaluationResult
 from rlt.files import replacing
 from rlt.plots import new_figure, save_figure
+from rlt.tokens import rule_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +49,7 @@ def draw_confusion(result: EvaluationResult) -> Figure:
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
     axes.set_xlabel("predicted class", color=_QUIET_INK)
     axes.set_ylabel("class of the video", color=_QUIET_INK)
-    title = f"Top-1 {result.top1:.1%} of {result.num_videos:,} videos, tokenizer {result.settings.tokenizer.policy}"
+    title = f"Top-1 {result.top1:.1%} of {result.num_videos:,} videos, tokenizer {rule_name(result.settings.rule)}"
     axes.set_title(title, fontsize=11, color=_INK, loc="left")
     axes.tick_params(colors=_QUIET_INK, length=0)
     if classes <= _MAX_NAMED_CLASSES:

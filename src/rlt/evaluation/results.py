@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from rlt.data.clips import ClipConfig, ViewConfig
 from rlt.evaluation.predictions import VideoPrediction
 from rlt.evaluation.statistics import Interval, wilson_interval
-from rlt.tokens.rules import TokenizerConfig
+from rlt.tokens import Rule, rule_options
 
 HISTOGRAM_BINS = 20
 """Bins of equal width, 0.05, over the share of the tokens that a clip keeps: fixed, so that runs can be laid side by
@@ -24,8 +24,10 @@ class EvaluationSettings:
     """Frames and size of a clip."""
     views: ViewConfig
     """Clips and crops per video."""
-    tokenizer: TokenizerConfig
+    rule: Rule
     """Which tokens the network got."""
+    merge_per_block: int
+    """Tokens that each block of the network merged away."""
     batch_videos: int
     """Videos whose views went through the network together."""
     num_workers: int
@@ -35,7 +37,22 @@ class EvaluationSettings:
     dtype: str
     """Precision of the forward pass: "float32", or that of autocast."""
     seed: int
-    """Of the tokenizer "random"."""
+    """Of rules that draw."""
+
+    def to_json(self) -> dict[str, object]:
+        """As JSON values."""
+        content = asdict(self)
+        options = rule_options(self.rule)
+        tokenizer = {
+            "policy": options.pop("rule"),
+            "threshold": options.pop("threshold", None),
+            "keep_ratio": options.pop("keep_ratio", None),
+            "merge_per_block": content.pop("merge_per_block"),
+            **options,
+        }
+        return {
+            "tokenizer" if name == "rule" else name: value for name, value in (content | {"rule": tokenizer}).items()
+        }
 
 
 @dataclass(frozen=True)
@@ -194,7 +211,7 @@ class EvaluationResult:
             "peak_memory": asdict(self.peak_memory) if self.peak_memory else None,
             "failed": [{"path": path, "error": error} for path, error in self.failed],
             "notes": [{"path": path, "note": note} for path, note in self.notes],
-            "settings": asdict(self.settings),
+            "settings": self.settings.to_json(),
             "machine": self.machine,
             "per_class": self.per_class(),
             "confusion": [list(row) for row in self.confusion],

@@ -20,6 +20,7 @@ from rlt.evaluation.pictures import write_pictures
 from rlt.evaluation.predictions import write_predictions
 from rlt.evaluation.results import EvaluationResult
 from rlt.files import write_json
+from rlt.network.tome import with_token_merging
 from rlt.network.vit import VisionTransformer
 
 _ONLY_FOR_TRAINING = (
@@ -76,13 +77,15 @@ def evaluate_config(config: Config, *, on_progress: Callable[[int, int, str], No
         raise InvalidArgumentError("compare_with needs the predictions of this run too; add predictions=FILE.parquet")
     manifest = read_manifest(path)
     model = _load_model(config)
+    if config.model.merge_per_block:
+        model = with_token_merging(model, config.model.merge_per_block)
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     result = evaluate(
         model,
         manifest,
         clip=config.data.clip,
         views=config.data.views,
-        tokenizer=config.tokenizer,
+        rule=config.tokenizer.build(),
         num_workers=config.data.num_workers,
         device=device,
         dtype=getattr(torch, config.trainer.precision),

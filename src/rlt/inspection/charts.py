@@ -10,7 +10,7 @@ from torch import Tensor
 from rlt.inspection.scan import ScanResult
 from rlt.inspection.views import ClipView
 from rlt.plots import new_figure
-from rlt.tokens import IMAGENET_STD
+from rlt.structures import IMAGENET_STD
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from rlt.errors import InvalidArgumentError, VideoError
-from rlt.structures import Clip, TokenGrid
-from rlt.tokens import token_differences, token_grid
+from rlt.structures import Clip, PatchSpec, TokenGrid
+from rlt.tokens import token_differences
 
 _CURVE_END = 0.5  # normalised units; beyond it hardly any real video keeps more than the first step of a clip
 _CURVE_POINTS = 101
@@ -136,7 +136,7 @@ class ClipScanner:
             InvalidArgumentError: if the clip does not divide into tokens.
             VideoError: if the clip's size differs from that of the clips before.
         """
-        grid = token_grid(clip.frames.shape, tubelet_size=self._tubelet_size, patch_size=self._patch_size)
+        grid = PatchSpec(self._tubelet_size, self._patch_size).grid(clip.frames.shape)
         if self._clips and grid != self._clips[0].grid:
             raise VideoError(f"{clip.source}: its frames change their size in the middle; give a size in pixels")
         steps = _real_steps(clip, self._tubelet_size)

@@ -6,7 +6,7 @@ Shape legend: T tokens of all clips, D model width.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rlt import weights
+from rlt.checks import named_options
 from rlt.errors import CheckpointError, InvalidArgumentError
 from rlt.network.backends import Backend
 from rlt.network.blocks import Block, mean_per_clip
 from rlt.network.embedding import PatchEmbedding
 from rlt.network.positions import SinusoidPositions
-from rlt.structures import PackedTokens, Segments
-from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
+from rlt.structures import IMAGENET_MEAN, IMAGENET_STD, PackedTokens, PatchSpec, Segments, pack
+from rlt.tokens import Frames, Rule, tokenize
 
 MODEL_TYPE = "rlt_vit"
 """What `model_type` in config.json says of our checkpoints."""
@@ -88,6 +89,11 @@ class ViTConfig:
         if self.labels and len(self.labels) != self.num_classes:
             raise InvalidArgumentError(f"{len(self.labels)} labels for {self.num_classes} classes; give one per class")
 
+    @property
+    def patches(self) -> PatchSpec:
+        """How the network wants frames to be cut into tokens."""
+        return PatchSpec(self.tubelet_size, self.patch_size, self.pixel_mean, self.pixel_std)
+
     def replace(self, **changes: object) -> ViTConfig:
         """A copy with some fields changed; unknown names are a TypeError."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
@@ -144,7 +150,7 @@ A video classifier for [run-length tokens](https://arxiv.org/abs/2411.05222).
     import rlt
 
     model = rlt.VisionTransformer.from_pretrained("path or hub id")
-    logits = model(rlt.pack([rlt.tokenize(rlt.read_clip("video.mp4"))]))
+    logits = model(model.tokenize(rlt.read_clip("video.mp4")))
 """
 
 
@@ -191,6 +197,44 @@ class VisionTransformer(
         self.activation_checkpointing = False
         self._traced: Callable[..., Tensor] | None = None
         self.apply(_init_linear)
+
+    @named_options(policy="give rule=rlt.Everything(), rlt.Random() or another rule")
+    def tokenize(
+        self,
+        frames: Frames,
+        *,
+        threshold: float | None = None,
+        keep_ratio: float | None = None,
+        max_tokens: int | None = None,
+        rule: Rule | str | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> PackedTokens:
+        """Cut frames into tokens as this network wants them, drop those that repeat, and pack the others.
+
+        Args:
+            frames: one clip or several of one size, see `rlt.tokenize`, on any device.
+            threshold: see `rlt.tokenize`, as the other options.
+            keep_ratio: share of each clip's tokens to keep instead.
+            max_tokens: number of each clip's tokens to keep at most instead.
+            rule: any rule, or the name of one.
+            seeds: one number per clip for rules that draw.
+
+        Returns:
+            The tokens on the device of the network.
+
+        Raises:
+            InvalidArgumentError: as `rlt.tokenize`.
+        """
+        tokens = tokenize(
+            frames,
+            threshold=threshold,
+            keep_ratio=keep_ratio,
+            max_tokens=max_tokens,
+            rule=rule,
+            seeds=seeds,
+            spec=self.config.patches,
+        )
+        return pack(tokens).to(self.fc_norm.weight.device)
 
     def forward(self, packed: PackedTokens) -> Tensor:
         """Classify clips.
@@ -354,11 +398,11 @@ class VisionTransformer(
         return model.eval()
 
     def _check_token_size(self, packed: PackedTokens) -> None:
-        ours = (self.config.tubelet_size, self.config.patch_size)
-        if (packed.tubelet_size, packed.patch_size) != ours:
+        ours, theirs = self.config.patches, packed.spec
+        if (theirs.tubelet_size, theirs.patch_size) != (ours.tubelet_size, ours.patch_size):
             raise InvalidArgumentError(
-                f"tokens have tubelet_size={packed.tubelet_size}, patch_size={packed.patch_size}; the model needs "
-                f"tubelet_size={ours[0]}, patch_size={ours[1]}, give these to rlt.tokenize"
+                f"tokens have tubelet_size={theirs.tubelet_size}, patch_size={theirs.patch_size}; the model needs "
+                f"tubelet_size={ours.tubelet_size}, patch_size={ours.patch_size}: cut them by model.tokenize"
             )
 
 

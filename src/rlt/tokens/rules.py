@@ -1,104 +1,302 @@
-"""Which tokens a network gets: run-length tokenization, and the rules that it is measured against.
+"""Rules: which tokens a network gets. A rule is a value, found in a table by its name, and the table is open to users.
 
-Every rule has the same signature, so that an experiment changes one word. A claim about quality needs "random" at the
-same token count and "uniform_frames" beside "rlt".
+The same rule goes through every door: `rlt.tokenize(..., rule=)`, `rlt.patch(model, rule=)`, `tokenizer=` of training
+and evaluation, `--rule` of the commands. A claim about quality needs `Random` at the same token count and
+`UniformFrames` beside `Threshold`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from rlt.checks import at_least, exclusive, nearest, one_of, share
 from rlt.errors import InvalidArgumentError
-from rlt.structures import RunLengthTokens
-from rlt.tokens import check_threshold, keep_mask, select_tokens, token_grid
+from rlt.structures import TokenGrid
+from rlt.tokens.differences import PatchView
 
-POLICIES = ("none", "rlt", "random", "uniform_frames", "tome")
-"""Values of `TokenizerConfig.policy`."""
+PAPER_THRESHOLD = 0.1
+"""The paper's, about 5.7 grey levels."""
 
 
-@dataclass
-class TokenizerConfig:
-    """How clips become tokens."""
+class Rule(Protocol):
+    """What a class needs to be a rule; `register_rule` puts it into the table."""
 
-    policy: str = "rlt"
-    """One of `POLICIES`: "none" keeps all tokens, "rlt" drops repeats, "random" keeps a random subset,
-    "uniform_frames" keeps all tokens of evenly spread time steps, "tome" keeps all and merges them in the network."""
-    threshold: float = 0.1
-    """For "rlt", and for the count that "random" and "uniform_frames" match: see `rlt.keep_mask`; 0 or more."""
-    keep_ratio: float | None = None
-    """For "random" and "uniform_frames": share of the tokens to keep, above 0 and up to 1. None keeps as many as "rlt"
-    would keep of the same clip at `threshold`."""
-    merge_per_block: int = 0
-    """For "tome": tokens that each block merges away, 0 or more."""
+    runs: ClassVar[bool]
+    """Whether a kept token stands for what follows it at its place, until the next kept one. Such a rule keeps the
+    first time step whole."""
+
+    def __call__(self, frames: PatchView, *, seeds: Sequence[int]) -> Tensor:
+        """Which tokens to keep.
+
+        Args:
+            frames: B clips.
+            seeds: B numbers; what is random for a clip is a function of its number alone.
+
+        Returns:
+            bool [B, T', H', W'] on the device of the frames, True where a token is kept; at least one of each clip.
+        """
+
+
+RuleT = TypeVar("RuleT", bound=type)
+RULES: dict[str, type[Any]] = {}
+"""All rules by name."""
+
+
+def register_rule(name: str) -> Callable[[RuleT], RuleT]:
+    """Decorate a frozen dataclass to make it a rule of this name; its fields are what commands can set.
+
+    Without `runs` of its own it is taken for a rule whose kept tokens stand for what follows.
+
+    Raises:
+        InvalidArgumentError: for a name that is taken, or no name for a command line.
+    """
+
+    def register(cls: RuleT) -> RuleT:
+        known = RULES.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise InvalidArgumentError(f"rule {name!r} is {known.__qualname__} already; choose another name")
+        if not name.isidentifier():
+            raise InvalidArgumentError(f"rule name is {name!r}; letters, digits and underscores are needed")
+        if not hasattr(cls, "runs"):
+            cls.runs = True  # type: ignore[attr-defined]
+        RULES[name] = cls
+        return cls
+
+    return register
+
+
+@register_rule("rlt")
+@dataclass(frozen=True)
+class Threshold(Rule):
+    """Keep what differs from the token before it (paper, section 3.1)."""
+
+    threshold: float = PAPER_THRESHOLD
+    """Mean absolute difference of the ImageNet-normalised picture above which a token is kept, 0 or more. 0 drops exact
+    repeats only."""
+    runs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Hold values.
+        if not self.threshold >= 0:
+            raise InvalidArgumentError(f"threshold is {self.threshold}; 0 or more is needed (0.1 is the paper's)")
 
-        Raises:
-            InvalidArgumentError: naming the field.
-        """
-        if self.policy not in POLICIES:
-            raise InvalidArgumentError(f"tokenizer is {self.policy!r}; allowed are {', '.join(POLICIES)}")
-        check_threshold(self.threshold)
-        if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
-            raise InvalidArgumentError(f"keep_ratio is {self.keep_ratio}; above 0 and up to 1 is needed")
-        if self.keep_ratio is not None and self.policy not in ("random", "uniform_frames"):
+    @override
+    def __call__(self, frames: PatchView, *, seeds: Sequence[int]) -> Tensor:
+        return frames.differ(self.threshold)
+
+
+@register_rule("budget")
+@dataclass(frozen=True)
+class Budget(Rule):
+    """Keep those that differ most from the token before them, so many of each clip; of equal ones the earlier."""
+
+    keep_ratio: float | None = None
+    """Share of each clip's tokens, above 0 and up to 1; or"""
+    max_tokens: int | None = None
+    """number of each clip's tokens at most, at least 1. The first time step is always kept."""
+    runs: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        share(keep_ratio=self.keep_ratio)
+        at_least(1, max_tokens=self.max_tokens)
+        exclusive(keep_ratio=self.keep_ratio, max_tokens=self.max_tokens)
+        if self.keep_ratio is None and self.max_tokens is None:
+            raise InvalidArgumentError("rule 'budget' has neither keep_ratio nor max_tokens; give one of them")
+
+    def count(self, grid: TokenGrid) -> int:
+        """Tokens that are kept of a clip with this grid, at least 1."""
+        if self.max_tokens is not None:
+            return min(self.max_tokens, grid.num_tokens)
+        return max(round((self.keep_ratio or 0) * grid.num_tokens), 1)
+
+    @override
+    def __call__(self, frames: PatchView, *, seeds: Sequence[int]) -> Tensor:
+        grid, count = frames.grid, self.count(frames.grid)
+        first = grid.height * grid.width
+        if count < first:
+            name = "max_tokens" if self.keep_ratio is None else "keep_ratio"
+            given = f"{name} is {getattr(self, name)}"
+            raise InvalidArgumentError(f"{given}; the first time step is always kept and has {first} tokens")
+        order_BN = frames.differences.flatten(1).argsort(dim=1, descending=True, stable=True)[:, : count - first]
+        mask = torch.zeros(frames.shape, dtype=torch.bool, device=frames.device)
+        mask[:, 0] = True
+        mask.flatten(1).scatter_(1, order_BN + first, True)
+        return mask
+
+
+@register_rule("none")
+@dataclass(frozen=True)
+class Everything(Rule):
+    """Keep every token: the dense network."""
+
+    runs: ClassVar[bool] = True
+
+    @override
+    def __call__(self, frames: PatchView, *, seeds: Sequence[int]) -> Tensor:
+        return torch.ones(frames.shape, dtype=torch.bool, device=frames.device)
+
+
+@register_rule("random")
+@dataclass(frozen=True)
+class Random(Rule):
+    """Keep as many as another rule would, drawn at random. A token stands for itself only: every run length is 1."""
+
+    like: Rule = Threshold()
+    """The rule whose count is kept, clip by clip."""
+    seed: int = 0
+    """Added to the number of each clip."""
+    runs: ClassVar[bool] = False
+
+    @override
+    def __call__(self, frames: PatchView, *, seeds: Sequence[int]) -> Tensor:
+        counts = _counts(self.like, frames, seeds)
+        drawn = [
+            random_mask(frames.grid.num_tokens, count, self.seed + seed)
+            for count, seed in zip(counts, seeds, strict=True)
+        ]
+        return torch.stack(drawn).view(frames.shape).to(frames.device)
+
+
+@register_rule("uniform_frames")
+@dataclass(frozen=True)
+class UniformFrames(Rule):
+    """Keep all tokens of evenly spread time steps, about as many as another rule would: fewer frames."""
+
+    like: Rule = Threshold()
+    """The rule whose count is kept, clip by clip, to a whole number of time steps."""
+    runs: ClassVar[bool] = True
+
+    @override
+    def __call__(self, frames: PatchView, *, seeds: Sequence[int]) -> Tensor:
+        mask = torch.zeros(frames.shape, dtype=torch.bool, device=frames.device)
+        tokens_per_step = frames.grid.height * frames.grid.width
+        for clip, count in zip(mask, _counts(self.like, frames, seeds), strict=True):
+            clip[even_steps(frames.grid.time, max(round(count / tokens_per_step), 1))] = True
+        return mask
+
+
+_PLAIN = ("threshold", "keep_ratio", "max_tokens")
+"""Fields that every door spells out. A rule that keeps as many as another hands them on to that one."""
+
+
+def make_rule(name: str, **fields: Any) -> Rule:
+    """A rule by its name; fields that are None are left at their defaults.
+
+    Where the rule has a field `like` and not these fields, `threshold`, `keep_ratio` and `max_tokens` say what `like`
+    is: `make_rule("random", keep_ratio=0.5)` is `Random(like=Budget(keep_ratio=0.5))`.
+
+    Raises:
+        InvalidArgumentError: for an unknown name or field, listing the known ones, or a value out of range.
+    """
+    if name == "tome":
+        raise InvalidArgumentError("tome is no rule, since all tokens go in; use rule none and model.merge_per_block=N")
+    one_of(RULES, rule=name)
+    kind = RULES[name]
+    known = [field.name for field in dataclasses.fields(kind)]
+    given = {field: value for field, value in fields.items() if value is not None}
+    if "like" in known and "like" not in given:
+        plain = {field: given.pop(field) for field in _PLAIN if field in given and field not in known}
+        if plain:
+            given["like"] = choose_rule(**plain)
+    required = [field.name for field in dataclasses.fields(kind) if _is_required(field)]
+    if missing := [field for field in required if field not in given]:
+        raise InvalidArgumentError(f"rule {name!r} needs {', '.join(missing)}; give a value")
+    allowed = [*known, *(field for field in _PLAIN if "like" in known)]
+    for field, value in given.items():
+        if field not in known:
+            listed = f"allowed are {', '.join(allowed)}" if allowed else "it has none"
             raise InvalidArgumentError(
-                f"keep_ratio is {self.keep_ratio}, but tokenizer {self.policy!r} does not use it; leave it out"
+                f"{field} is {value}, but rule {name!r} has no such option; {listed}{nearest(field, allowed)}"
             )
-        if self.merge_per_block < 0:
-            raise InvalidArgumentError(f"merge_per_block is {self.merge_per_block}; 0 or more is needed")
+    rule: Rule = kind(**given)
+    return rule
 
 
-def select(
-    frames: Tensor,
-    config: TokenizerConfig,
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def choose_rule(
+    rule: Rule | str | None = None,
     *,
-    tubelet_size: int = 2,
-    patch_size: int = 16,
-    seeds: Sequence[int] | None = None,
-) -> list[RunLengthTokens]:
-    """Cut clips into tokens by the configured rule.
+    threshold: float | None = None,
+    keep_ratio: float | None = None,
+    max_tokens: int | None = None,
+) -> Rule:
+    """What the plain spelling means: a rule, its name with these options, or the options alone.
 
     Args:
-        frames: uint8 [B, T, H, W, 3].
-        config: the rule.
-        tubelet_size: frames per token.
-        patch_size: height and width of a token in pixels.
-        seeds: one integer per clip for "random"; the choice is a function of it alone. None means 0, 1, 2, ...
+        rule: a rule, which takes no further option; or the name of one. None is `Budget` where keep_ratio or max_tokens
+            is given, else `Threshold`.
+        threshold: see `Threshold`; 0.1 where nothing else is given.
+        keep_ratio: see `Budget`.
+        max_tokens: see `Budget`.
 
-    Returns:
-        One `RunLengthTokens` per clip. Under "random" every run length is 1, since a token stands for itself only.
+    Raises:
+        InvalidArgumentError: for two of the options at once, an option that the rule does not have, or a class.
     """
-    grid = token_grid(frames.shape, tubelet_size=tubelet_size, patch_size=patch_size)
-    cut = partial(select_tokens, tubelet_size=tubelet_size, patch_size=patch_size)
-    if config.policy in ("none", "tome"):
-        mask = torch.ones(len(frames), *grid, dtype=torch.bool, device=frames.device)
-        return cut(frames, mask)
-    if config.policy == "rlt" or config.keep_ratio is None:
-        mask = keep_mask(frames, threshold=config.threshold, tubelet_size=tubelet_size, patch_size=patch_size)
-        if config.policy == "rlt":
-            return cut(frames, mask)
-        counts = mask.flatten(1).sum(1).tolist()
-    else:
-        counts = [max(round(config.keep_ratio * grid.num_tokens), 1)] * len(frames)
-    if config.policy == "random":
-        chosen = range(len(frames)) if seeds is None else seeds
-        mask = torch.stack(
-            [random_mask(grid.num_tokens, count, seed) for count, seed in zip(counts, chosen, strict=True)]
-        ).view(-1, *grid)
-        mask = mask.to(frames.device)
-        lengths = torch.ones(int(mask.sum()), dtype=torch.int64, device=frames.device)
-        return cut(frames, mask, lengths=lengths)
-    mask = torch.zeros(len(frames), *grid, dtype=torch.bool, device=frames.device)
-    for clip, count in zip(mask, counts, strict=True):
-        clip[even_steps(grid.time, max(round(count / (grid.height * grid.width)), 1))] = True
-    return cut(frames, mask)
+    plain = {"threshold": threshold, "keep_ratio": keep_ratio, "max_tokens": max_tokens}
+    exclusive(**plain)
+    if isinstance(rule, str):
+        return make_rule(rule, **plain)
+    if isinstance(rule, type):
+        raise InvalidArgumentError(f"rule is the class {rule.__name__}; give a value of it: {rule.__name__}()")
+    if rule is not None:
+        exclusive(rule=rule, **plain)
+        return rule
+    return make_rule("rlt" if keep_ratio is None and max_tokens is None else "budget", **plain)
+
+
+def rule_name(rule: Rule) -> str:
+    """Its name in the table, or that of its class if it is not there."""
+    return next((name for name, kind in RULES.items() if type(rule) is kind), type(rule).__name__)
+
+
+def rule_options(rule: Any) -> dict[str, object]:
+    """The name of a rule as `rule` and its fields, ready for JSON; those of `like` stand beside its own."""
+    options: dict[str, object] = {}
+    for field in dataclasses.fields(rule) if dataclasses.is_dataclass(rule) else ():
+        value = getattr(rule, field.name)
+        options |= rule_options(value) if field.name == "like" else {field.name: value}
+    return {**options, "rule": rule_name(rule)}
+
+
+def apply_rule(rule: Rule, frames: PatchView, seeds: Sequence[int] | None = None) -> Tensor:
+    """The mask of a rule, looked at before anything is cut by it: bool [B, T', H', W'].
+
+    Args:
+        rule: any.
+        frames: B clips.
+        seeds: B numbers; None means 0, 1, 2, ...
+
+    Raises:
+        InvalidArgumentError: for another number of seeds, or a mask of another dtype, shape or device.
+    """
+    numbers = range(len(frames)) if seeds is None else seeds
+    if len(numbers) != len(frames):
+        raise InvalidArgumentError(f"{len(numbers)} seeds for {len(frames)} clips; one per clip is needed")
+    with torch.no_grad():
+        mask = rule(frames, seeds=numbers)
+    if mask.dtype != torch.bool or tuple(mask.shape) != frames.shape or mask.device != frames.device:
+        raise InvalidArgumentError(
+            f"rule {rule} gave {mask.dtype} {list(mask.shape)} on {mask.device}; bool {list(frames.shape)} on "
+            f"{frames.device} is needed"
+        )
+    return mask
+
+
+def _counts(like: Rule, frames: PatchView, seeds: Sequence[int]) -> list[int]:
+    """Tokens of each clip under another rule. A budget below the first time step is no hindrance here."""
+    if isinstance(like, Budget):
+        return [like.count(frames.grid)] * len(frames)
+    counts: list[int] = like(frames, seeds=seeds).flatten(1).sum(1).tolist()
+    return counts
 
 
 def random_mask(num_tokens: int, count: int, seed: int) -> Tensor:

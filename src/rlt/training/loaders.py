@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from rlt.checks import some
 from rlt.conf.schema import Config
 from rlt.data.batch import Collate, collate_evaluation
 from rlt.data.clips import ViewConfig
@@ -13,6 +14,7 @@ from rlt.data.manifest import Manifest
 from rlt.data.sampler import StepSampler
 from rlt.errors import InvalidArgumentError
 from rlt.network.vit import ViTConfig
+from rlt.tokens import Budget, Everything
 
 
 class TrainingData(LightningDataModule):
@@ -44,8 +46,8 @@ class TrainingData(LightningDataModule):
             raise InvalidArgumentError(f"{config.data.train} has no usable video; see its status column")
         if validation is not None and validation.class_names != training.class_names:
             raise InvalidArgumentError(
-                f"{config.data.val} has the classes {_some(validation)}, {config.data.train} has {_some(training)}; "
-                "prepare both with the same labels"
+                f"{config.data.val} has the classes {some(validation.class_names)}, {config.data.train} has "
+                f"{some(training.class_names)}; prepare both with the same labels"
             )
         self.config = config
         self.model = model
@@ -92,11 +94,10 @@ class TrainingData(LightningDataModule):
             TrainingDataset(self.training, data.clip, data.augment, seed=self.config.seed),
             batch_sampler=self.sampler(rank, world_size),
             collate_fn=Collate(
-                self.config.tokenizer,
+                self.config.tokenizer.build(),
                 data.augment,
                 len(self.class_names),
-                self.model.tubelet_size,
-                self.model.patch_size,
+                self.model.patches,
                 seed=self.config.seed,
             ),
             num_workers=data.num_workers,
@@ -114,9 +115,8 @@ class TrainingData(LightningDataModule):
             self.validation[rank::world_size],
             data.clip,
             ViewConfig(num_clips=1, num_crops=1),
-            self.config.tokenizer,
-            tubelet_size=self.model.tubelet_size,
-            patch_size=self.model.patch_size,
+            self.config.tokenizer.build(),
+            self.model.patches,
             seed=self.config.seed,
         )
         return DataLoader(
@@ -127,18 +127,15 @@ class TrainingData(LightningDataModule):
         )
 
     def _expected_tokens(self) -> list[float]:
-        clip, model = self.config.data.clip, self.model
-        places = clip.num_frames // model.tubelet_size * (clip.size // model.patch_size) ** 2
+        clip, rule = self.config.data.clip, self.config.tokenizer.build()
+        grid = self.model.patches.grid((clip.num_frames, clip.size, clip.size, 3))
+        like = getattr(rule, "like", rule)
+        if isinstance(like, Budget | Everything):
+            return [float(like.count(grid) if isinstance(like, Budget) else grid.num_tokens)] * len(self.training)
         unknown = [entry.path for entry in self.training if entry.tokens_kept is None]
         if unknown:
             raise InvalidArgumentError(
                 f"trainer.token_budget needs the tokens of every video, {self.config.data.train} lacks those of "
                 f"{len(unknown)}; prepare it with --measure-tokens"
             )
-        every = self.config.tokenizer.policy in ("none", "tome")
-        return [places * (1.0 if every else entry.tokens_kept or 1.0) for entry in self.training]
-
-
-def _some(manifest: Manifest) -> str:
-    names = manifest.class_names
-    return f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''} ({len(names)})"
+        return [grid.num_tokens * (entry.tokens_kept or 1.0) for entry in self.training]

@@ -146,8 +146,8 @@ def build_model(config: Config, manifest: Manifest) -> VisionTransformer:
         model.add_length_encoding()
     model.set_drop_path(config.model.drop_path)
     model.activation_checkpointing = config.trainer.activation_checkpointing
-    if config.tokenizer.policy == "tome":
-        model = with_token_merging(model, config.tokenizer.merge_per_block)
+    if config.model.merge_per_block:
+        model = with_token_merging(model, config.model.merge_per_block)
     return model
 
 

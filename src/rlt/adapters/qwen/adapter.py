@@ -27,10 +27,12 @@ from rlt.adapters.qwen.positions import (
     tower_arguments,
     vision_tools,
 )
+from rlt.adapters.statistics import Statistics, warn_unless_normalised
 from rlt.errors import InvalidArgumentError
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-HALVES = (0.5, 0.5, 0.5)
+CLIP: Statistics = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALVES: Statistics = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+"""Of Qwen3-VL; the others have those of CLIP."""
 
 
 class QwenVLAdapter(Patch):
@@ -45,8 +47,7 @@ class QwenVLAdapter(Patch):
     `generate` returns full prompts. A key-value cache that lost columns is used as any other: attention masks
     count the columns of the unpatched model.
 
-    `threshold` is in units of the processor's normalisation: 0.1 is 6.8 grey levels for Qwen2-VL and Qwen2.5-VL and
-    12.75 for Qwen3-VL. `max_tokens` and `keep_ratio` count groups of each video.
+    A token of a rule is a group, which differs as much as the patch in it that differs most.
     """
 
     library: ClassVar[str] = "transformers"
@@ -63,7 +64,15 @@ class QwenVLAdapter(Patch):
         super().__init__(model, options)
         if options.expand is not None:
             raise InvalidArgumentError(f"expand is {options.expand!r}; a Qwen-VL model takes None only, leave it out")
-        self.pixel_statistics = (HALVES, HALVES) if "Qwen3" in type(model).__name__ else (CLIP_MEAN, CLIP_STD)
+
+    @override
+    def default_statistics(self) -> Statistics:
+        return HALVES if "Qwen3" in type(self.model).__name__ else CLIP
+
+    @override
+    def token_size(self) -> tuple[int, int]:
+        embed = self.inner.visual.patch_embed
+        return _whole(embed.temporal_patch_size), _whole(embed.patch_size)
 
     @property
     def inner(self) -> Any:
@@ -92,9 +101,9 @@ class QwenVLAdapter(Patch):
     @override
     def run_static(self) -> None:
         visual, parameter = self.inner.visual, next(self.model.parameters())
-        embed, merge = visual.patch_embed, visual.spatial_merge_size
-        grid = (4, 2 * merge, 2 * merge)
-        values = _whole(embed.temporal_patch_size) * embed.in_channels * _whole(embed.patch_size) ** 2
+        merge = visual.spatial_merge_size
+        grid, spec = (4, 2 * merge, 2 * merge), self.spec
+        values = spec.tubelet_size * visual.patch_embed.in_channels * spec.patch_size**2
         zeros = torch.zeros(grid[0] * grid[1] * grid[2], values, dtype=parameter.dtype, device=parameter.device)
         groups = len(zeros) // merge**2
         deltas = self.inner.rope_deltas
@@ -156,17 +165,16 @@ class QwenVLAdapter(Patch):
 
     def choose(self, pixels: Tensor, grid_thw: Tensor | None) -> list[Tensor]:
         """Which groups to keep, bool [T', H', W'] of each video; also the record of the call."""
-        visual = self.inner.visual
-        embed = visual.patch_embed
-        tubelet_size, channels = _whole(embed.temporal_patch_size), embed.in_channels
-        values = tubelet_size * channels * _whole(embed.patch_size) ** 2
+        visual, spec = self.inner.visual, self.spec
+        values = spec.tubelet_size * visual.patch_embed.in_channels * spec.patch_size**2
         if pixels.ndim != 2 or pixels.shape[1] != values:
             raise InvalidArgumentError(
                 f"pixel_values_videos has shape {list(pixels.shape)}; the model needs [patches, {values}], as its "
                 "processor gives it"
             )
         grids = group_grids(grid_thw, pixels.shape[0], visual.spatial_merge_size)
-        masks = choose_groups(pixels, grids, self.options, channels=channels, tubelet_size=tubelet_size)
+        warn_unless_normalised(pixels, spec)
+        masks = choose_groups(pixels, grids, self.options.rule, spec)
         self.last = LastVideos.of(masks)
         return masks
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlt.tokens import difference_sums
+from rlt.tokens.differences import difference_sums
 
 PATCH = 16
 DifferenceSums = Callable[[Tensor], Tensor]

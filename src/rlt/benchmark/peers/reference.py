@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlt.tokens import IMAGENET_MEAN, IMAGENET_STD
+from rlt.structures import IMAGENET_MEAN, IMAGENET_STD
 
 
 def reference_mask(clips_BCTHW: Tensor, threshold: float, tubelet_size: int, patch_size: int) -> Tensor:

@@ -1,0 +1,194 @@
+"""Selection rules: the counts they promise, and randomness that is a function of the seed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+import rlt
+from rlt import Budget, Everything, PatchSpec, Random, Rule, RunLengthTokens, Threshold, UniformFrames, register_rule
+from rlt.errors import InvalidArgumentError
+from rlt.tokens import PatchView, choose_rule, make_rule, rule_name, rule_options, tokenize_batch
+
+
+def frames() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    clips = torch.randint(0, 256, (3, 16, 64, 96, 3), dtype=torch.uint8, generator=generator)
+    clips[:2, 1:, :32] = clips[:2, :1, :32]
+    return clips
+
+
+def select(clips: torch.Tensor, rule: Rule, seeds: Sequence[int] | None = None) -> list[RunLengthTokens]:
+    return tokenize_batch(clips, rule, PatchSpec(), seeds)
+
+
+def test_keep_all() -> None:
+    for tokens in select(frames(), Everything()):
+        assert tokens.share_kept == 1
+        assert torch.equal(tokens.lengths, torch.ones(192, dtype=torch.int64))
+
+
+def test_rlt_is_tokenize() -> None:
+    for ours, theirs in zip(select(frames(), Threshold(0.3)), rlt.tokenize(frames(), threshold=0.3), strict=True):
+        assert torch.equal(ours.coords, theirs.coords)
+        assert torch.equal(ours.lengths, theirs.lengths)
+
+
+def test_random_keeps_as_many_as_rlt_and_depends_on_its_seed_alone() -> None:
+    expected = [len(tokens) for tokens in rlt.tokenize(frames())]
+    config = Random()
+    torch.manual_seed(1)
+    state = torch.random.get_rng_state()
+    first = select(frames(), config, seeds=[5, 6, 7])
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert [len(tokens) for tokens in first] == expected
+    again = select(frames()[1:2], config, seeds=[6])[0]
+    assert torch.equal(first[1].coords, again.coords)
+    assert not torch.equal(first[0].coords[:20], first[1].coords[:20])
+    assert first[0].lengths.unique().tolist() == [1]
+    assert torch.equal(first[0].mask().nonzero(), first[0].coords)
+    with pytest.raises(InvalidArgumentError, match="no token at t=0"):
+        select(frames()[:1], Random(like=Budget(keep_ratio=0.05)), seeds=[0])[0].expand()
+
+
+@pytest.mark.parametrize("ratio", [0.001, 0.25, 0.5, 1.0])
+def test_keep_ratio_keeps_that_share(ratio: float) -> None:
+    for tokens in select(frames(), make_rule("random", keep_ratio=ratio)):
+        assert len(tokens) == max(round(ratio * 192), 1)
+    for tokens in select(frames(), make_rule("uniform_frames", keep_ratio=ratio)):
+        steps = tokens.coords[:, 0].unique()
+        assert len(tokens) == len(steps) * 24
+        assert len(steps) == max(round(ratio * 8), 1)
+        tokens.validate()
+
+
+def test_uniform_frames_are_even() -> None:
+    tokens = select(frames()[:1], make_rule("uniform_frames", keep_ratio=0.5))[0]
+    assert tokens.coords[:, 0].unique().tolist() == [0, 2, 4, 6]
+    assert tokens.lengths.unique().tolist() == [2]
+
+
+@pytest.mark.parametrize("budget", [Budget(keep_ratio=0.4), Budget(max_tokens=77), Budget(max_tokens=10**6)], ids=repr)
+def test_a_budget_keeps_what_differs_most(budget: Budget) -> None:
+    differences = rlt.tokens.token_differences(frames())
+    for tokens, of_clip in zip(select(frames(), budget), differences, strict=True):
+        count = min(budget.max_tokens or round(0.4 * 192), 192)
+        assert len(tokens) == count
+        mask = tokens.validate().mask()
+        assert mask[0].all()
+        kept, dropped = of_clip[mask[1:]], of_clip[~mask[1:]]
+        if len(dropped) and len(kept):
+            assert kept.min() >= dropped.max()
+
+
+def test_a_budget_of_equal_differences_keeps_the_earlier() -> None:
+    still = torch.zeros(1, 8, 32, 32, 3, dtype=torch.uint8)
+    tokens = select(still, Budget(max_tokens=6))[0]
+    assert tokens.coords.tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1], [1, 0, 0], [1, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        ({}, Threshold(0.1)),
+        ({"threshold": 0.3}, Threshold(0.3)),
+        ({"keep_ratio": 0.5}, Budget(keep_ratio=0.5)),
+        ({"max_tokens": 60}, Budget(max_tokens=60)),
+        ({"rule": "rlt"}, Threshold()),
+        ({"rule": "none"}, Everything()),
+        ({"rule": "budget", "max_tokens": 60}, Budget(max_tokens=60)),
+        ({"rule": "random"}, Random()),
+        ({"rule": "random", "threshold": 0.2}, Random(like=Threshold(0.2))),
+        ({"rule": "uniform_frames", "keep_ratio": 0.5}, UniformFrames(like=Budget(keep_ratio=0.5))),
+        ({"rule": Random(seed=3)}, Random(seed=3)),
+    ],
+)
+def test_the_plain_spelling(given: dict[str, Any], rule: Rule) -> None:
+    assert choose_rule(**given) == rule
+    options = rule_options(rule)
+    assert make_rule(str(options.pop("rule")), **options) == rule
+
+
+def test_names_of_rules() -> None:
+    assert [rule_name(rule) for rule in (Threshold(), Random(), Everything())] == ["rlt", "random", "none"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"rule": "best"}, "rule is 'best'; allowed are rlt, budget, none, random, uniform_frames"),
+        ({"rule": "radnom"}, "did you mean 'random'"),
+        ({"rule": "tome"}, "model.merge_per_block=N"),
+        ({"rule": Random}, r"rule is the class Random; give a value of it: Random\(\)"),
+        ({"rule": Random(), "threshold": 0.2}, r"rule is Random.* and threshold is 0.2; give one of them"),
+        ({"threshold": -1.0}, "threshold is -1.0"),
+        ({"threshold": float("nan")}, "threshold is nan"),
+        ({"rule": "random", "keep_ratio": 0.0}, "keep_ratio is 0.0"),
+        (
+            {"rule": "rlt", "keep_ratio": 0.5},
+            "keep_ratio is 0.5, but rule 'rlt' has no such option; allowed are thr",
+        ),
+        ({"rule": "none", "threshold": 0.5}, "rule 'none' has no such option; it has none"),
+        ({"rule": "budget"}, "neither keep_ratio nor max_tokens"),
+        ({"keep_ratio": 0.5, "max_tokens": 10}, "keep_ratio is 0.5 and max_tokens is 10; give one of them"),
+        ({"threshold": 0.1, "max_tokens": 10}, "threshold is 0.1 and max_tokens is 10; give one of them"),
+        ({"max_tokens": 0}, "max_tokens is 0; at least 1"),
+    ],
+)
+def test_bad_rules(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        choose_rule(**given)
+
+
+def test_a_budget_below_the_first_time_step() -> None:
+    with pytest.raises(InvalidArgumentError, match="max_tokens is 5; the first time step is always kept and has 24"):
+        select(frames(), Budget(max_tokens=5))
+
+
+def test_a_rule_from_outside_the_package() -> None:
+    @register_rule("every_other")
+    @dataclass(frozen=True)
+    class EveryOther:
+        offset: int = 0
+
+        def __call__(self, view: PatchView, *, seeds: Sequence[int]) -> torch.Tensor:
+            assert len(seeds) == len(view)
+            mask = torch.zeros(view.shape, dtype=torch.bool)
+            mask[:, self.offset % 2 :: 2] = True
+            return mask
+
+    try:
+        by_value, by_name = rlt.tokenize(frames(), rule=EveryOther()), rlt.tokenize(frames(), rule="every_other")
+        assert [len(tokens.validate()) for tokens in by_value] == [96, 96, 96]
+        assert torch.equal(by_value[0].coords, by_name[0].coords)
+        with pytest.raises(InvalidArgumentError, match="mask drops a token of the first time step"):
+            rlt.tokenize(frames(), rule=EveryOther(1))
+        with pytest.raises(InvalidArgumentError, match="rule 'rlt' is Threshold already"):
+            register_rule("rlt")(EveryOther)
+    finally:
+        del rlt.tokens.RULES["every_other"]
+
+
+def test_a_rule_that_gives_no_mask() -> None:
+    class Wrong:
+        runs = True
+
+        def __call__(self, view: PatchView, **_: object) -> torch.Tensor:
+            return view.differences
+
+    with pytest.raises(InvalidArgumentError, match=r"gave torch.float64 \[3, 7, 4, 6\]"):
+        rlt.tokenize(frames(), rule=Wrong())
+
+
+def test_floats_are_in_the_same_units_whatever_they_were_divided_by() -> None:
+    clips = frames()
+    exact = rlt.tokens.token_differences(clips)
+    for std in ((0.229, 0.224, 0.225), (0.5, 0.5, 0.5), (0.27, 0.26, 0.28)):
+        mean = torch.tensor([0.4, 0.5, 0.6])
+        floats = ((clips / 255 - mean) / torch.tensor(std)).permute(0, 1, 4, 2, 3)
+        view = PatchView(floats, PatchSpec(mean=(0.4, 0.5, 0.6), std=std))
+        assert torch.allclose(view.differences.double(), exact, atol=1e-5)
