@@ -24,9 +24,10 @@ from rlt.checkpoints.models import create_model
 from rlt.export import network_inputs
 from rlt.files import write_json
 from rlt.measure import machine_info
-from rlt.network.vit import VisionTransformer, trace_logits
+from rlt.network.vit import VisionTransformer, trace_features
 from rlt.structures import PackedTokens, pack
 from rlt.tokens import Everything, Threshold
+from rlt.video import ClipSpec
 
 MODELS = ("vit_base", "vit_large")
 FRAMES = (16, 32, 64, 128)
@@ -48,7 +49,7 @@ def main() -> None:
 
 def count_arms(name: str, num_frames: int, videos: tuple[Path, ...]) -> Iterator[dict[str, object]]:
     """One entry for each way, clip and pass."""
-    settings = BenchmarkSettings(videos, model=name, clips=len(videos), num_frames=num_frames, frame_stride=1)
+    settings = BenchmarkSettings(name, clip=ClipSpec(num_frames, 1), videos=videos, clips=len(videos))
     frames = read_frames(settings)
     for way, rule in (("dense", Everything()), ("rlt", Threshold())):
         packed = packed_by(rule, frames, settings)
@@ -69,7 +70,7 @@ def count_arms(name: str, num_frames: int, videos: tuple[Path, ...]) -> Iterator
 def count_peak(name: str, packed: PackedTokens, *, training: bool) -> int:
     """Bytes alive at once beyond weights, buffers and the optimizer's state, float32."""
     model = create_model(name).train(training)
-    model.prepare_trace(packed)
+    model.prepare(packed)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         _without_contents(model, mode)
         inputs = [mode.from_tensor(x) for x in network_inputs(packed)]
@@ -82,7 +83,7 @@ def count_peak(name: str, packed: PackedTokens, *, training: bool) -> int:
             if training:
                 _train_step(model, inputs, optimizer)
             else:
-                trace_logits(model, *inputs)
+                model.head(trace_features(model, *inputs))
         peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
     counted = {str(kind).rpartition(".")[2]: count for kind, count in peak.items()}
     return int(counted["Total"] - sum(counted[kind] for kind in ("PARAM", "BUFFER", "OPT")))
@@ -99,7 +100,7 @@ def _without_contents(model: nn.Module, mode: FakeTensorMode) -> None:
 
 
 def _train_step(model: VisionTransformer, inputs: list[Tensor], optimizer: torch.optim.Optimizer) -> None:
-    logits = trace_logits(model, *inputs)
+    logits = model.head(trace_features(model, *inputs))
     F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64)).backward()
     optimizer.step()
     optimizer.zero_grad()

@@ -6,6 +6,7 @@ Two clips of the bundled videos through ViT-B on the CPU, each arm after a pass 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 
 import torch
@@ -17,20 +18,22 @@ from rlt import assets
 from rlt.benchmark import BenchmarkSettings
 from rlt.benchmark.harness import packed_by, read_frames
 from rlt.measure import count_forward_flops, machine_info
-from rlt.network.tome import merge_for_flops, with_token_merging
+from rlt.network.flops import merge_for_flops
 from rlt.tokens import Everything
 
 
 def main() -> None:
     """Profile each arm and write one table of operators for it."""
-    settings = BenchmarkSettings(tuple(assets.path(name) for name in assets.names()), clips=2)
+    settings = BenchmarkSettings(videos=tuple(assets.path(name) for name in assets.names()), clips=2)
     frames, model = read_frames(settings), rlt.create_model("vit_base").eval()
     dense, kept = packed_by(Everything(), frames, settings), packed_by(settings.rule, frames, settings)
     merges = merge_for_flops(model.config, dense.segments.lengths, count_forward_flops(model.config, kept))
+    merging = copy(model)
+    merging.merge_per_block = merges
     arms: dict[str, Callable[[], object]] = {
         f"dense, {dense.num_tokens} tokens": partial(model, dense),
         f"RLT, {kept.num_tokens} tokens": partial(model, kept),
-        f"ToMe at RLT's FLOPs, {merges} merges per block": partial(with_token_merging(model, merges), dense),
+        f"ToMe at RLT's FLOPs, {merges} merges per block": partial(merging, dense),
     }
     text = f"{machine_info()}\n"
     for name, run in arms.items():

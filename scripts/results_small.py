@@ -27,7 +27,7 @@ from rlt.evaluation import evaluate
 from rlt.evaluation.run import evaluate_config
 from rlt.files import write_json
 from rlt.measure import interleave, machine_info
-from rlt.network.tome import merge_for_flops
+from rlt.network.flops import merge_for_flops
 from rlt.network.vit import VisionTransformer
 from rlt.training.loaders import TrainingData
 from rlt.training.optimizer import make_optimizer

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -41,16 +42,19 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_fixture_setup() -> None:
-    """What a fixture draws is the same whichever test asks for it first."""
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> Generator[None, object, object]:
+    """What a shared fixture draws is the same whichever test asks first, and that test draws what the others draw."""
+    if fixturedef.scope == "function":
+        return (yield)
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     _seed()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_call() -> None:
-    """What a test draws is the same whichever tests ran before."""
-    _seed()
+    try:
+        return (yield)
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -74,8 +78,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{NO_DATA}: {len(skipped)} tests of other videos were skipped", yellow=True)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """GPU tests skip without a GPU, and fail where one is required."""
+    """Start from fixed seeds. GPU tests skip without a GPU, and fail where one is required."""
+    _seed()
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         if os.environ.get("RLT_REQUIRE_GPU") == "1":
             pytest.fail("RLT_REQUIRE_GPU=1, but torch sees no CUDA device")

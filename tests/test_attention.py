@@ -11,7 +11,7 @@ import oracles
 from rlt.errors import InvalidArgumentError
 from rlt.network._clip_kernel import attention_per_clip
 from rlt.network.attention import choose_backend, packed_attention, packed_cross_attention
-from rlt.network.blocks import Block
+from rlt.network.blocks import Block, mean_per_clip
 from rlt.structures import Segments
 
 MIXED = [(5,), (1, 7, 3), (4, 4, 4), (1, 1, 30, 2)]
@@ -50,6 +50,21 @@ def test_the_choice_of_back_end_can_be_asked_for() -> None:
     assert choose_backend("cpu", torch.bfloat16) == "sdpa"
     assert choose_backend("cuda", torch.float32) == "sdpa"
     assert choose_backend("cuda", torch.bfloat16) == "varlen"
+
+
+def test_lengths_may_be_on_the_device_alone() -> None:
+    q, k, v = (x.detach() for x in random_qkv((6, 4)))
+    known = Segments.from_lengths((6, 4))
+    assert (known.bound, known.host, len(known), known.num_tokens) == (6, (6, 4), 2, 10)
+    for backend in ("sdpa", "nested"):
+        unknown = Segments(known.cu_seqlens, bound=10)
+        assert len(unknown) == 2
+        found = packed_attention(q, k, v, unknown, backend=backend)
+        torch.testing.assert_close(found, packed_attention(q, k, v, known))
+    x = q.flatten(1).float()
+    torch.testing.assert_close(mean_per_clip(x, unknown), mean_per_clip(x, known))
+    with pytest.raises(InvalidArgumentError, match=r"on the device only; use Segments\.from_lengths"):
+        _ = unknown.lengths
 
 
 def test_bad_requests_name_the_remedy() -> None:

@@ -24,9 +24,11 @@ from rlt.benchmark.peers.reference import reference_tokenize
 from rlt.checkpoints.models import create_model
 from rlt.errors import InvalidArgumentError
 from rlt.measure import peak_memory_bytes
+from rlt.structures import IMAGENET_MEAN, IMAGENET_STD
+from rlt.video import ClipSpec
 
 VIDEOS = (assets.path("traffic.mp4"), assets.path("animation.mp4"))
-SMALL = BenchmarkSettings(VIDEOS, model="vit_tiny", clips=2, num_frames=8, size=64, rounds=2)
+SMALL = BenchmarkSettings("vit_tiny", clip=ClipSpec(8, size=64), videos=VIDEOS, clips=2, rounds=2)
 
 
 @lru_cache
@@ -88,7 +90,7 @@ def test_compiled_arms_train_the_same_weights() -> None:
     forward, packs = by_name["rlt_compiled"]
     assert list(forward.parameters()) == list(model.parameters())
     torch.testing.assert_close(forward(packs[0]), model(packs[0]), rtol=1e-4, atol=1e-5)
-    assert model._traced is None
+    assert model._network is not forward._network
 
 
 def test_memory_of_a_training_step_holds_the_gradients() -> None:
@@ -165,13 +167,13 @@ def test_the_reference_finds_the_same_patches() -> None:
     tokens = rlt.tokenize(clip)
     assert torch.equal(mask[0], tokens.mask())
     pixels = tokens.patches.view(-1, 2, 16, 16, 3).permute(0, 4, 1, 2, 3).float() / 255
-    mean, std = (torch.tensor(x).view(3, 1, 1, 1) for x in (rlt.tokens.IMAGENET_MEAN, rlt.tokens.IMAGENET_STD))
+    mean, std = (torch.tensor(x).view(3, 1, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
     torch.testing.assert_close(patches, (pixels - mean) / std)
 
 
 def test_the_padded_network_gives_the_same_logits() -> None:
     frames = read_frames(SMALL)
-    packed = packed_by("rlt", frames, SMALL)
+    packed = packed_by(Threshold(), frames, SMALL)
     assert len(set(packed.segments.lengths)) == 2
     model = rlt.create_model("vit_tiny").double()
     with torch.inference_mode():
@@ -209,7 +211,7 @@ def test_rounds_run_every_work_once_more_than_counted() -> None:
 
 
 def test_tome_is_left_out_where_it_cannot_get_as_cheap() -> None:
-    settings = replace(SMALL, rule=Threshold(100.0), num_frames=32, rounds=1)  # keeps the first of 16 time steps
+    settings = replace(SMALL, rule=Threshold(100.0), clip=ClipSpec(32, size=64), rounds=1)
     names = {arm.name for arm in run_suite("forward", settings).arms}
     assert "tome" not in names
     assert {"dense", "rlt", "padded"} <= names
@@ -218,14 +220,12 @@ def test_tome_is_left_out_where_it_cannot_get_as_cheap() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("suite", SUITES)
 def test_suites_run_on_cuda_in_bfloat16(suite: str) -> None:
-    settings = BenchmarkSettings(
-        VIDEOS, model="vit_tiny", clips=2, size=64, rounds=1, device="cuda", dtype=torch.bfloat16
-    )
+    settings = replace(SMALL, clip=ClipSpec(size=64), rounds=1, device="cuda", dtype=torch.bfloat16)
     assert run_suite(suite, settings).to_json()["machine"]["driver"]  # type: ignore[index]
 
 
 def test_bfloat16_runs_on_the_cpu() -> None:
-    settings = BenchmarkSettings(VIDEOS, model="vit_tiny", clips=2, size=64, rounds=1, dtype=torch.bfloat16)
+    settings = replace(SMALL, clip=ClipSpec(size=64), rounds=1, dtype=torch.bfloat16)
     for suite in ("embed", "attention", "forward", "train-step", "end-to-end"):
         assert run_suite(suite, settings).to_json()["settings"]["dtype"] == "bfloat16"  # type: ignore[index]
 
@@ -233,13 +233,17 @@ def test_bfloat16_runs_on_the_cpu() -> None:
 @pytest.mark.parametrize(
     ("suite", "settings", "message"),
     [
-        ("speed", BenchmarkSettings(VIDEOS), "suite is 'speed'; allowed are tokenize, embed, attention, forward"),
-        ("tokenize", BenchmarkSettings(()), "no videos"),
-        ("decode", BenchmarkSettings(()), "no videos"),
-        ("end-to-end", BenchmarkSettings(()), "no videos"),
-        ("frames", BenchmarkSettings(()), "no videos"),
-        ("forward", BenchmarkSettings(VIDEOS, clips=0), "clips is 0; at least 1 is needed"),
-        ("forward", BenchmarkSettings(VIDEOS, dtype=torch.float64), "dtype is torch.float64; allowed are"),
+        (
+            "speed",
+            BenchmarkSettings(videos=VIDEOS),
+            "suite is 'speed'; allowed are tokenize, embed, attention",
+        ),
+        ("tokenize", BenchmarkSettings(), "no videos"),
+        ("decode", BenchmarkSettings(), "no videos"),
+        ("end-to-end", BenchmarkSettings(), "no videos"),
+        ("frames", BenchmarkSettings(), "no videos"),
+        ("forward", BenchmarkSettings(videos=VIDEOS, clips=0), "clips is 0; at least 1 is needed"),
+        ("forward", BenchmarkSettings(videos=VIDEOS, dtype=torch.float64), "dtype is torch.float64; allowed are"),
     ],
 )
 def test_bad_settings_are_named(suite: str, settings: BenchmarkSettings, message: str) -> None:
@@ -250,7 +254,7 @@ def test_bad_settings_are_named(suite: str, settings: BenchmarkSettings, message
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_told() -> None:
     with pytest.raises(InvalidArgumentError, match="device is 'cuda', but torch sees no GPU; use --device cpu"):
-        run_suite("forward", BenchmarkSettings(VIDEOS, device="cuda"))
+        run_suite("forward", BenchmarkSettings(videos=VIDEOS, device="cuda"))
 
 
 def test_counted_memory_is_what_is_measured() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ import video_factory
 from rlt import assets
 from rlt.compare import CompareSettings, compare
 from rlt.errors import InvalidArgumentError, VideoError
+from rlt.video import ClipSpec
 
-SMALL = {"model": "vit_tiny", "size": 64, "num_frames": 8, "repeats": 2}
+SMALL: dict[str, Any] = {"model": "vit_tiny", "clip": ClipSpec(8, size=64), "repeats": 2}
 REQUIRED = {
     "tokens_kept",
     "speedup_forward",
@@ -52,7 +54,7 @@ def test_nothing_dropped_means_full_agreement(tmp_path: Path) -> None:
     video_factory.write_video(
         noise, 8, codec="ffv1", pix_fmt="bgr0", picture=lambda _: rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
     )
-    result = compare([noise], CompareSettings(**SMALL, frame_stride=1))
+    result = compare([noise], CompareSettings(**{**SMALL, "clip": ClipSpec(8, 1, size=64)}))
     assert result.tokens_kept == 1
     assert result.speedup_flops == 1
     assert result.top1_agreement == 1
@@ -86,7 +88,7 @@ def test_bad_videos_do_not_stop_the_good_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 70}, "70x70 pixels are not a multiple of patch_size=16; resize or crop to 64x64"),
+        ({"clip": ClipSpec(size=70)}, "70x70 pixels are not a multiple of patch_size=16; resize or crop to 64x64"),
         ({"num_clips": 0}, "num_clips is 0"),
         ({"repeats": 0}, "repeats is 0"),
         ({"model": "vit_enormous"}, "model is 'vit_enormous'; allowed are vit_tiny"),

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from models import random_pack, tiny
+from rlt.errors import InvalidArgumentError
+from rlt.network import vit
 
 
 class CountingBackend:
@@ -88,6 +90,36 @@ def test_the_default_compiler_gives_the_same_logits() -> None:
             pytest.skip(f"no C++ compiler that works: {error}")
     for ours, expected in zip(compiled, eager, strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_features_run_through_the_same_graph_in_the_same_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vit, "_TOKENS_AT_ONCE_ON_CPU", 80)
+    model, packed, counting = tiny(), random_pack(0, num_clips=9), CountingBackend()
+    assert len(packed.chunks(80)) > 2
+    runs: list[int] = []
+    model.blocks[0].register_forward_pre_hook(lambda _, inputs: runs.append(len(inputs[0])))
+    with torch.no_grad():
+        logits, pieces = model(packed), runs.copy()
+        torch.testing.assert_close(model.head(model.forward_features(packed)), logits)
+        assert runs == 2 * pieces
+        model.forward_tokens(packed)
+        assert runs == 3 * pieces
+        model = tiny()
+        model.compile_network(backend=counting)
+        torch.testing.assert_close(model(packed), logits, atol=1e-5, rtol=1e-4)
+        graphs = counting.graphs
+        torch.testing.assert_close(model.head(model.forward_features(packed)), logits, atol=1e-5, rtol=1e-4)
+    assert counting.graphs == graphs > 0
+
+
+def test_a_compiled_network_merges_no_tokens() -> None:
+    model, packed = tiny(), random_pack(0, num_clips=2)
+    model.merge_per_block = 3
+    model.compile_network(backend="eager")
+    with pytest.raises(InvalidArgumentError, match="merge_per_block is 3, but the network is compiled; set it to 0"):
+        model(packed)
+    model.merge_per_block = 0
+    torch.testing.assert_close(model(packed), tiny()(packed), atol=1e-5, rtol=1e-4)
 
 
 def test_weights_keep_their_names() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -16,30 +17,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from rlt import PatchSpec, Random, Threshold
+from rlt import PatchSpec, Random, Threshold, assets
 from rlt.data.augment import AugmentConfig, no_augmentation
 from rlt.data.batch import Batch, Collate, collate_evaluation
-from rlt.data.clips import (
-    ClipConfig,
-    ViewConfig,
-    evaluation_places,
-    read_evaluation_clips,
-    read_training_clip,
-    training_places,
-)
+from rlt.data.clips import ViewConfig, read_evaluation_clips, read_training_clip, training_places
 from rlt.data.dataset import EvaluationDataset, TrainingDataset
 from rlt.data.manifest import VideoEntry
 from rlt.data.sampler import SampleKey, StepSampler, derive_seed
 from rlt.errors import InvalidArgumentError, VideoError
 from rlt.structures import TokenGrid
 from rlt.tokens import Budget, tokenize_batch
-from rlt.video import ClipPlan, list_videos, read_clip, read_clips, read_views
-from rlt.video._pyav import VideoFile
+from rlt.video import ClipPlan, ClipSpec, VideoFile, list_videos, read_clip, read_clips, read_views
 from rlt.video.geometry import CropBox, View, random_resized_box
 from rlt.video.sampling import segment_indices
 from video_factory import HEIGHT, WIDTH, read_number, write_video
 
 NUM_FRAMES = 80
+RATE = Fraction(25)
 
 
 @pytest.fixture(scope="session")
@@ -75,35 +69,42 @@ def numbers(frames: Tensor) -> list[int]:
 @settings(max_examples=60, deadline=None)
 def test_training_frames_lie_in_the_video(num_video_frames, num_frames, stride, seed):
     generator = torch.Generator().manual_seed(seed)
-    dense = training_places(num_video_frames, ClipConfig(num_frames, stride), generator)
+    dense = training_places(ClipSpec(num_frames, stride), num_video_frames, RATE, generator)
     assert dense == list(range(dense[0], dense[0] + num_frames * stride, stride))
     assert dense[0] == 0 or dense[-1] < num_video_frames
-    uniform = training_places(num_video_frames, ClipConfig(num_frames, sampling="uniform"), generator)
+    uniform = training_places(ClipSpec(num_frames, sampling="uniform"), num_video_frames, RATE, generator)
     for segment, place in enumerate(uniform):
         low, high = segment * num_video_frames / num_frames, (segment + 1) * num_video_frames / num_frames
         assert int(low) <= place <= min(high, num_video_frames - 1)
 
 
 def test_random_starts_reach_every_place():
-    config = ClipConfig(4, 2)
-    starts = {training_places(10, config, torch.Generator().manual_seed(seed))[0] for seed in range(100)}
+    config = ClipSpec(4, 2)
+    starts = {training_places(config, 10, RATE, torch.Generator().manual_seed(seed))[0] for seed in range(100)}
     assert starts == {0, 1, 2, 3}
     uniform = [
-        training_places(9, ClipConfig(3, sampling="uniform"), torch.Generator().manual_seed(s)) for s in range(200)
+        training_places(ClipSpec(3, sampling="uniform"), 9, RATE, torch.Generator().manual_seed(s)) for s in range(200)
     ]
     assert [{clip[segment] for clip in uniform} for segment in range(3)] == [{0, 1, 2}, {3, 4, 5}, {6, 7, 8}]
 
 
+def test_random_clips_of_a_rate_lie_in_the_video():
+    clip = ClipSpec(4, fps=10)  # spans 8.5 frames of a video of 25 frames a second
+    places = [training_places(clip, 12, RATE, torch.Generator().manual_seed(seed)) for seed in range(100)]
+    assert {one[0] for one in places} == {0, 1, 2, 3}
+    assert all(one == [one[0] + Fraction(5, 2) * index for index in range(4)] for one in places)
+
+
 def test_evaluation_frames_are_those_of_videomae():
-    uniform = ClipConfig(8, sampling="uniform")
+    uniform = ClipSpec(8, sampling="uniform")
     for num_video_frames in (5, 8, 37, 120):
         tick = num_video_frames / 8
-        assert evaluation_places(num_video_frames, uniform, 2) == [
+        assert uniform.spread(2, num_video_frames, RATE) == [
             [int(tick * x) for x in range(8)],
             [int(tick / 2 + tick * x) for x in range(8)],
         ]
-        assert evaluation_places(num_video_frames, uniform, 1) == [[int(tick / 2 + tick * x) for x in range(8)]]
-    dense = evaluation_places(100, ClipConfig(16, 4), 5)
+        assert uniform.spread(1, num_video_frames, RATE) == [[int(tick / 2 + tick * x) for x in range(8)]]
+    dense = ClipSpec(16, 4).spread(5, 100, RATE)
     assert [clip[0] for clip in dense] == [0, 9, 19, 29, 39]
     assert dense[-1][-1] == 99
 
@@ -123,7 +124,7 @@ def test_decoded_frames_are_the_planned_ones(folder):
     ]
     whole = View((HEIGHT, WIDTH))
     plans = [ClipPlan(plan.places, (whole, View((HEIGHT // 2, WIDTH // 2)))) for plan in plans]
-    clips = read_views(path, lambda count: plans if count == NUM_FRAMES else [])
+    clips = read_views(path, lambda file: plans if file.num_frames == NUM_FRAMES else [])
     expected = [[3, 3, 10, 41, 79], [0, 1, 2, 3, 4], [70, 75, 75, 75, 75]]
     for views, wanted in zip(clips, expected, strict=True):
         assert [clip.frames.shape[1:3] for clip in views] == [(HEIGHT, WIDTH), (HEIGHT // 2, WIDTH // 2)]
@@ -143,7 +144,7 @@ def test_a_video_is_opened_once_and_a_frame_decoded_once(folder, monkeypatch):
 
     monkeypatch.setattr(av, "open", lambda *a, **k: opened.append(a) or real_open(*a, **k))
     monkeypatch.setattr(VideoFile, "decode", counted)
-    clips = read_evaluation_clips(folder / "0a.mp4", ClipConfig(8, 4, size=32), ViewConfig(5, 3))
+    clips = read_evaluation_clips(folder / "0a.mp4", ClipSpec(8, 4, size=32), ViewConfig(5, 3))
     assert len(clips) == 15
     assert len(opened) == 1
     assert len(decoded) == len(set(decoded)) <= NUM_FRAMES
@@ -164,7 +165,7 @@ def test_far_clips_are_reached_by_seeking(tmp_path, monkeypatch):
 
 def test_views_equal_single_clips(folder):
     path = folder / "0b.mp4"
-    together = read_evaluation_clips(path, ClipConfig(8, 4, size=48), ViewConfig(3, 1))
+    together = read_evaluation_clips(path, ClipSpec(8, 4, size=48), ViewConfig(3, 1))
     for ours, alone in zip(together, read_clips(path, num_clips=3, num_frames=8, size=48), strict=True):
         assert torch.equal(ours.frames, alone.frames)
         assert torch.equal(ours.times, alone.times)
@@ -185,7 +186,8 @@ def test_headers_that_promise_too_much_are_planned_again(tmp_path):
     write_video(path, 40, container="matroska", audio_seconds=6.0)
     asked = []
 
-    def plan(count: int) -> list[ClipPlan]:
+    def plan(file: VideoFile) -> list[ClipPlan]:
+        count = file.num_frames
         asked.append(count)
         return [ClipPlan((count - 2, count - 1), (View((HEIGHT, WIDTH)),))]
 
@@ -256,18 +258,16 @@ def test_a_crop_means_the_picture_as_displayed(tmp_path, degrees, hflip):
 def test_evaluation_crops_are_the_ends_and_the_middle_of_the_longer_side(gradient_video, tmp_path):
     crops = [
         clip.frames[0].float()
-        for clip in read_evaluation_clips(gradient_video, ClipConfig(1, 1, size=96), ViewConfig(1, 3))
+        for clip in read_evaluation_clips(gradient_video, ClipSpec(1, 1, size=96), ViewConfig(1, 3))
     ]
     for crop, left in zip(crops, (0, 32, 64), strict=True):
         assert float((crop - torch.from_numpy(gradient(0)[:, left : left + 96].copy())).abs().max()) <= 1
     tall = tmp_path / "tall.mkv"
     write_video(tall, 2, codec="ffv1", pix_fmt="bgr0", picture=lambda n: gradient(n).transpose(1, 0, 2).copy())
-    crops = [
-        clip.frames[0].float() for clip in read_evaluation_clips(tall, ClipConfig(1, 1, size=96), ViewConfig(1, 3))
-    ]
+    crops = [clip.frames[0].float() for clip in read_evaluation_clips(tall, ClipSpec(1, 1, size=96), ViewConfig(1, 3))]
     for crop, top in zip(crops, (0, 32, 64), strict=True):
         assert float((crop[..., 0] - torch.from_numpy(gradient(0)[:, top : top + 96, 0].T.copy())).abs().max()) <= 1
-    centre = read_evaluation_clips(gradient_video, ClipConfig(1, 1, size=96), ViewConfig(1, 1))
+    centre = read_evaluation_clips(gradient_video, ClipSpec(1, 1, size=96), ViewConfig(1, 1))
     assert torch.equal(centre[0].frames, read_clip(gradient_video, num_frames=1, size=96).frames)
 
 
@@ -307,7 +307,7 @@ def test_random_boxes_follow_scale_and_ratio():
 def test_training_clips_show_a_random_part_mirrored_half_of_the_time(gradient_video):
     mirrored, widths = 0, set()
     for seed in range(40):
-        frames = read_training_clip(gradient_video, ClipConfig(2, 1, size=32), AugmentConfig(), seed=seed).frames
+        frames = read_training_clip(gradient_video, ClipSpec(2, 1, size=32), AugmentConfig(), seed=seed).frames
         red, green = frames[0, ..., 0].float(), frames[0, ..., 1].float()
         across, down = float(red[16, -1] - red[16, 0]), float(green[-1, 16] - green[0, 16])
         mirrored += across < 0
@@ -320,12 +320,12 @@ def test_training_clips_show_a_random_part_mirrored_half_of_the_time(gradient_vi
 def test_directional_labels_are_never_mirrored(gradient_video):
     config = AugmentConfig(horizontal_flip=False)
     for seed in range(20):
-        red = read_training_clip(gradient_video, ClipConfig(1, 1, size=32), config, seed=seed).frames[0, ..., 0].float()
+        red = read_training_clip(gradient_video, ClipSpec(1, 1, size=32), config, seed=seed).frames[0, ..., 0].float()
         assert float(red[16, -1] - red[16, 0]) > 0
 
 
 def test_without_augmentation_training_sees_the_centre_crop(folder):
-    clip = read_training_clip(folder / "0a.mp4", ClipConfig(4, 2, size=(HEIGHT)), no_augmentation(), seed=3)
+    clip = read_training_clip(folder / "0a.mp4", ClipSpec(4, 2, size=(HEIGHT)), no_augmentation(), seed=3)
     start = float(clip.times[0])
     wanted = read_clip(folder / "0a.mp4", num_frames=4, frame_stride=2, size=HEIGHT, start=start)
     assert torch.equal(clip.frames, wanted.frames)
@@ -346,7 +346,7 @@ def test_a_crop_that_does_not_fit_is_named(gradient_video):
 
 
 def training(entries, **augment) -> TrainingDataset:
-    return TrainingDataset(entries, ClipConfig(4, 2, size=32), AugmentConfig(**augment), seed=11)
+    return TrainingDataset(entries, ClipSpec(4, 2, size=32), AugmentConfig(**augment), seed=11)
 
 
 def test_a_sample_is_a_function_of_its_key(entries):
@@ -393,7 +393,7 @@ def test_warnings_about_a_video_become_notes(tmp_path):
     path = tmp_path / "cut.mp4"
     write_video(path, 100, options={"g": "10"}, container_options={"movflags": "faststart"})
     path.write_bytes(path.read_bytes()[:-100])
-    dataset = TrainingDataset([entry(path, 0)], ClipConfig(2, 1, size=32), no_augmentation(), seed=4)
+    dataset = TrainingDataset([entry(path, 0)], ClipSpec(2, 1, size=32), no_augmentation(), seed=4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sample = dataset[SampleKey(0, 2)]
@@ -404,7 +404,7 @@ def test_warnings_about_a_video_become_notes(tmp_path):
 
 def test_evaluation_gives_all_views_or_the_error(entries):
     rule = Random(like=Budget(keep_ratio=0.5))
-    dataset = EvaluationDataset(entries, ClipConfig(4, 2, size=32), ViewConfig(2, 3), rule, PatchSpec())
+    dataset = EvaluationDataset(entries, ClipSpec(4, 2, size=32), ViewConfig(2, 3), rule, PatchSpec())
     sample = dataset[0]
     assert (sample.index, sample.label_id, sample.error) == (0, 0, None)
     assert len(sample.tokens) == 6
@@ -529,7 +529,7 @@ def test_loading_leaves_the_global_random_state_alone(entries):
 
 
 def test_everything_that_workers_are_given_can_be_pickled(entries):
-    evaluation = EvaluationDataset(entries, ClipConfig(4, 2, size=32), ViewConfig(1, 1), Threshold(), PatchSpec())
+    evaluation = EvaluationDataset(entries, ClipSpec(4, 2, size=32), ViewConfig(1, 1), Threshold(), PatchSpec())
     for thing in (training(entries), evaluation, collate(), StepSampler(3, batch_size=1)):
         pickle.loads(pickle.dumps(thing))
 
@@ -548,12 +548,12 @@ def test_batches_are_pinned_and_moved(entries):
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: ClipConfig(num_frames=0), "num_frames is 0"),
-        (lambda: ClipConfig(frame_stride=0), "frame_stride is 0"),
-        (lambda: ClipConfig(size=0), "size is 0"),
-        (lambda: ClipConfig(sampling="sparse"), "allowed are dense, uniform"),
+        (lambda: ClipSpec(num_frames=0), "num_frames is 0"),
+        (lambda: ClipSpec(frame_stride=0), "frame_stride is 0"),
+        (lambda: ClipSpec(size=0), "size is 0"),
+        (lambda: ClipSpec(sampling="sparse"), "allowed are dense, uniform"),
         (lambda: ViewConfig(num_clips=0), "num_clips is 0"),
-        (lambda: ViewConfig(num_crops=2), "num_crops is 2; 1 or 3 is needed"),
+        (lambda: ViewConfig(num_crops=2), "num_crops is 2; allowed are 1, 3"),
     ],
 )
 def test_configuration_errors_name_the_field(build, words):
@@ -563,14 +563,18 @@ def test_configuration_errors_name_the_field(build, words):
     assert ViewConfig(5, 3).num_views == 15
 
 
-def test_real_labelled_video(video_data):
-    paths = list_videos(video_data / "ucf6" / "val")[::40]
+@pytest.mark.parametrize("bundled", [True, False], ids=["bundled", "other"])
+def test_real_video(bundled, request):
+    if bundled:
+        paths = [assets.path(name) for name in assets.names()]
+    else:
+        paths = list_videos(request.getfixturevalue("video_data") / "ucf6" / "val")[::40]
     entries = [entry(path, label_id) for label_id, path in enumerate(paths)]
-    dataset = TrainingDataset(entries, ClipConfig(16, 4, size=64), AugmentConfig(), seed=0)
+    dataset = TrainingDataset(entries, ClipSpec(16, 4, size=64), AugmentConfig(), seed=0)
     batch = Collate(Threshold(), AugmentConfig(), len(entries), PatchSpec())(
         [dataset[SampleKey(index, index)] for index in range(len(entries))]
     )
     assert batch.failed == ()
     assert 0 < batch.packed.num_tokens <= len(entries) * 8 * 16
-    evaluation = EvaluationDataset(entries, ClipConfig(16, 4, size=64), ViewConfig(5, 3), Threshold(), PatchSpec())
+    evaluation = EvaluationDataset(entries, ClipSpec(16, 4, size=64), ViewConfig(5, 3), Threshold(), PatchSpec())
     assert all(len(sample.tokens) == 15 and sample.error is None for sample in (evaluation[0], evaluation[1]))

@@ -15,8 +15,8 @@ from rich.console import Console, RenderableType
 import rlt
 from models import TINY, tiny_model
 from rlt import Everything, Rule, Threshold
-from rlt.cli.show_evaluation import comparison_report, evaluation_report
-from rlt.data.clips import ClipConfig, ViewConfig
+from rlt.cli.show import evaluation_report, paired_report
+from rlt.data.clips import ViewConfig
 from rlt.data.manifest import Manifest, VideoEntry
 from rlt.data.tables import read_table, write_table
 from rlt.errors import InvalidArgumentError, MissingDependencyError, VideoError
@@ -33,12 +33,11 @@ from rlt.evaluation.predictions import VideoPrediction
 from rlt.evaluation.statistics import wilson_interval
 from rlt.files import write_json
 from rlt.measure import count_forward_flops
-from rlt.network.tome import count_merging_flops, with_token_merging
 from rlt.tokens import make_rule
-from rlt.video import read_clips
+from rlt.video import ClipSpec, read_clips
 from video_factory import numbered_picture, write_video
 
-CLIP = ClipConfig(num_frames=4, frame_stride=3, size=32)
+CLIP = ClipSpec(num_frames=4, frame_stride=3, size=32)
 VIEWS = ViewConfig(num_clips=3, num_crops=1)
 RLT = Threshold(0.1)
 NAMES = ("walk", "run", "jump", "sit", "fall [x] $\\_", "wave", "read a very long book about every one of them")
@@ -128,9 +127,10 @@ def test_failed_videos_are_listed_and_left_out(manifest: Manifest, result: Evalu
 def test_numbers_do_not_depend_on_batches_workers_or_the_run(manifest: Manifest, result: EvaluationResult) -> None:
     again = evaluated(manifest)
     assert again.predictions == result.predictions
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int, str]] = []
     batched = evaluated(manifest, batch_videos=4, num_workers=2, on_progress=lambda *step: seen.append(step))
-    assert seen == [(4, 7), (7, 7)]
+    usable = [Path(entry.path).name for entry in manifest.entries if entry.usable]
+    assert seen == [(4, 7, usable[3]), (7, 7, usable[6])]
     assert [video.top_ids for video in batched.predictions] == [video.top_ids for video in result.predictions]
     assert [video.tokens for video in batched.predictions] == [video.tokens for video in result.predictions]
     for ours, theirs in zip(batched.predictions, result.predictions, strict=True):
@@ -183,15 +183,21 @@ def test_flops_equal_those_counted_clip_by_clip(manifest: Manifest, result: Eval
     everything = rlt.pack(rlt.tokenize(clips[0], rule="none", patch_size=8))
     assert result.flops == kept
     assert result.flops_dense == count_forward_flops(TINY, everything) * len(clips)
-    merged = evaluated(manifest, Everything(), model=with_token_merging(tiny_model(), 5))
+    merged = evaluated(manifest, Everything(), model=merging_model(5))
     assert merged.tokens_kept == 1
-    assert merged.flops == count_merging_flops(TINY, everything, 5) * len(clips)
+    assert merged.flops == count_forward_flops(TINY, everything, 5) * len(clips)
     assert merged.flops < merged.flops_dense
+
+
+def merging_model(merge_per_block: int) -> rlt.VisionTransformer:
+    model = tiny_model()
+    model.merge_per_block = merge_per_block
+    return model
 
 
 def test_merging_is_that_of_the_network(manifest: Manifest) -> None:
     dense = evaluated(manifest, Everything())
-    merged = evaluated(manifest, Everything(), model=with_token_merging(tiny_model(), 5))
+    merged = evaluated(manifest, Everything(), model=merging_model(5))
     assert [video.top_probabilities for video in merged.predictions] != [v.top_probabilities for v in dense.predictions]
     assert merged.to_json()["settings"]["tokenizer"]["merge_per_block"] == 5
 
@@ -285,7 +291,7 @@ def test_two_runs_are_compared_video_by_video(tmp_path: Path) -> None:
     numbers = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert numbers["num_videos"] == 12
     assert numbers["p_value"] == found.p_value
-    text = rendered(comparison_report(found))
+    text = rendered(paired_report(found))
     assert "p = 0.375" in text
     assert "+25.00 points" in text
 
@@ -313,7 +319,7 @@ def rendered(report: RenderableType) -> str:
         ({"num_workers": -1}, "num_workers is -1"),
         ({"max_videos": 0}, "max_videos is 0"),
         ({"dtype": torch.float64}, r"dtype is torch\.float64; allowed are torch\.float32"),
-        ({"clip": ClipConfig(num_frames=4, size=33)}, "not a multiple of patch_size=8"),
+        ({"clip": ClipSpec(num_frames=4, size=33)}, "not a multiple of patch_size=8"),
         ({"model": rlt.VisionTransformer(TINY.replace(num_classes=0))}, "model has 0 classes, the manifest 7"),
         (
             {"model": rlt.VisionTransformer(TINY.replace(labels=("Run", *"bcdefg")))},

@@ -16,7 +16,6 @@ from models import random_pack, tiny
 from rlt.adapters import tiny as tiny_family
 from rlt.errors import InvalidArgumentError
 from rlt.export import export_network, export_patched, network_inputs
-from rlt.network.tome import with_token_merging
 from rlt.structures import PackedTokens, TokenGrid
 
 
@@ -60,7 +59,7 @@ def test_a_saved_program_gives_the_same_in_another_process(tmp_path: Path) -> No
     check(torch.export.load(tmp_path / "network.pt2"), model, [packed])
     torch.save(network_inputs(packed), tmp_path / "inputs.pt")
     code = (
-        "import rlt, sys, torch; folder = sys.argv[1]; inputs = torch.load(f'{folder}/inputs.pt'); "
+        "import rlt.export, sys, torch; folder = sys.argv[1]; inputs = torch.load(f'{folder}/inputs.pt'); "
         "torch.save(torch.export.load(f'{folder}/network.pt2').module()(*inputs), f'{folder}/logits.pt')"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
@@ -96,9 +95,11 @@ def test_what_cannot_be_exported_is_told() -> None:
     model, packed = tiny(), random_pack(0, num_clips=2)
     with pytest.raises(InvalidArgumentError, match="training mode"):
         export_network(model.train(), packed)
-    with pytest.raises(InvalidArgumentError, match="TokenMergingTransformer"):
-        export_network(with_token_merging(model.eval(), 2), packed)
-    other = replace(packed, spec=rlt.PatchSpec(4, 16))
+    model.eval().merge_per_block = 2
+    with pytest.raises(InvalidArgumentError, match="merge_per_block is 2, which no graph holds; set it to 0"):
+        export_network(model, packed)
+    model.merge_per_block = 0
+    other = replace(packed, spec=rlt.PatchSpec(tubelet_size=4))
     with pytest.raises(InvalidArgumentError, match="tubelet_size=4"):
         export_network(model, other)
 

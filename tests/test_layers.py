@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,3 +122,36 @@ def test_public_names() -> None:
         ]
     )
     assert all(hasattr(rlt, name) for name in rlt.__all__)
+
+
+def test_public_names_are_what_type_checkers_see() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    imported = [
+        (node.module, alias.name) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names
+    ]
+    seen = {name: getattr(importlib.import_module(module), name) for module, name in imported if module[:3] == "rlt"}
+    assert seen.keys() == set(rlt.__all__)
+    assert all(getattr(rlt, name) is value for name, value in seen.items())
+    assert set(rlt.__all__) <= set(dir(rlt))
+    assert rlt.__version__[0].isdigit()
+    assert rlt.video is importlib.import_module("rlt.video")
+    with pytest.raises(AttributeError, match="module 'rlt' has no attribute 'read_clips'"):
+        _ = rlt.read_clips
+
+
+@pytest.mark.parametrize(
+    ("code", "left_out"),
+    [
+        ("import rlt", ["torch", "numpy", "av", "typer", "rich"]),
+        ("import rlt.cli", ["torch", "numpy", "av", "transformers", "lightning", "matplotlib", "pyarrow", "hydra"]),
+        (
+            "import rlt; [getattr(rlt, name) for name in rlt.__all__]",
+            ["torch._dynamo", "torch._inductor", "transformers", "lightning", "matplotlib", "typer", "rich"],
+        ),
+    ],
+)
+def test_what_is_imported_only_where_it_is_needed(code: str, left_out: list[str]) -> None:
+    loaded = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    assert not set(left_out) & set(loaded.stdout.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -24,7 +25,7 @@ from rlt.data.manifest import Manifest, VideoEntry, read_manifest, write_manifes
 from rlt.data.prepare import prepare
 from rlt.data.probing import ProbeRecord, probe_video
 from rlt.data.sources import kinetics_listing, ssv2_listing
-from rlt.data.tables import write_table
+from rlt.data.tables import read_table, write_table
 from rlt.errors import InvalidArgumentError, MissingDependencyError
 from video_factory import write_video
 
@@ -98,6 +99,21 @@ def test_manifests_come_back_as_they_were(
     path = tmp_path_factory.getbasetemp() / f"round_trip{extension}"
     write_manifest(manifest, path)
     assert read_manifest(path) == manifest
+
+
+def test_numbers_that_are_not_known_are_written_as_the_others(tmp_path: Path) -> None:
+    gone = VideoEntry("/b", 0, "a", status="missing")
+    write_manifest(Manifest((entry("/a"), gone), ("a", "b")), tmp_path / "m.csv")
+    assert (tmp_path / "m.csv").read_text().splitlines()[1:] == [
+        '"/a",0,"a",16,25.0,160,96,0.64,"ok",""',
+        '"/b",0,"a",0,0.0,0,0,0.0,"missing",""',
+        '"",1,"b",0,0.0,0,0,0.0,"class without videos",""',
+    ]
+    write_manifest(Manifest((gone,), ("a",)), tmp_path / "m.parquet")
+    columns, _ = read_table(tmp_path / "m.parquet")
+    assert [type(columns[name][0]) for name in ("frames", "fps", "width", "height", "duration")] == [
+        int, float, int, int, float,
+    ]  # fmt: skip
 
 
 def test_usable_entries_have_status_ok(tmp_path: Path) -> None:
@@ -217,6 +233,17 @@ def test_class_names_ship_with_the_package() -> None:
     assert len(set(ssv2)) == 174
     with pytest.raises(InvalidArgumentError, match="kinetics400, ssv2"):
         class_names("ucf101")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "digest"),
+    [
+        ("kinetics400", "a8dafb93a1204d4ecfa904f943ce5ee0c62ddeeb1df71aa1f96983fca17d777e"),
+        ("ssv2", "a31a2ad624a558d609762c50f4d5d4778246d3ace6717cf24b993b0bf2d9a68b"),
+    ],
+)
+def test_shipped_names_hash_as_the_published_ones(dataset: str, digest: str) -> None:
+    assert hashlib.sha256("\n".join(class_names(dataset)).encode()).hexdigest() == digest
 
 
 def test_shipped_names_are_the_published_ones(video_data: Path) -> None:
@@ -437,9 +464,31 @@ def test_errors_of_kinetics_csv(tmp_path: Path, text: str, message: str) -> None
         kinetics_listing("kinetics400", tmp_path / "none", csv_file=tmp_path / "k.csv")
 
 
-def test_something_something_with_the_official_files(video_data: Path, put: Put, tmp_path: Path) -> None:
-    labels = video_data / "labels" / "something-something-v2-labels.json"
-    annotations = video_data / "labels" / "something-something-v2-validation-first50.json"
+@pytest.fixture(params=["written", "published"])
+def ssv2_files(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
+    """Annotations and labels of Something-Something V2: written as the published ones are, and those themselves."""
+    if request.param == "published":
+        folder = request.getfixturevalue("video_data") / "labels"
+        names = "something-something-v2-validation-first50.json", "something-something-v2-labels.json"
+        return folder / names[0], folder / names[1]
+    annotations, labels = tmp_path / "validation.json", tmp_path / "labels.json"
+    classes = class_names("ssv2")
+    labels.write_text(json.dumps({name: str(label_id) for label_id, name in enumerate(classes)}))
+    videos = [
+        {
+            "id": str(1000 - number),
+            "label": re.sub("something", "a cup", name, flags=re.IGNORECASE),
+            "template": re.sub("(something)", r"[\1]", name, flags=re.IGNORECASE),
+            "placeholders": ["a cup"] * name.lower().count("something"),
+        }
+        for number, name in enumerate(classes[::-3])
+    ]
+    annotations.write_text(json.dumps(videos))
+    return annotations, labels
+
+
+def test_something_something_with_the_official_files(ssv2_files: tuple[Path, Path], put: Put, tmp_path: Path) -> None:
+    annotations, labels = ssv2_files
     official = json.loads(annotations.read_text())
     put("videos", f"{official[0]['id']}.mp4")
     put("videos", "part_00", f"{official[1]['id']}.mp4")

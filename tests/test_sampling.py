@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlt.errors import InvalidArgumentError
-from rlt.video.sampling import clip_span, clip_starts, frame_indices, nearest_in_time
+from rlt.video import ClipSpec
+from rlt.video.sampling import clip_starts, nearest_in_time
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,9 @@ class Shown:
 
 
 def test_span_of_the_usual_clip():
-    assert clip_span(16, 4) == 61
-    assert clip_span(1, 100) == 1
+    assert ClipSpec(16, 4).span(Fraction(25)) == 61
+    assert ClipSpec(1, 100).span(Fraction(25)) == 1
+    assert ClipSpec(16, fps=12.5).span(Fraction(25)) == 31
 
 
 @pytest.mark.parametrize(
@@ -43,19 +45,27 @@ def test_clip_starts(num_video_frames, num_clips, span, expected):
     assert clip_starts(num_video_frames, num_clips, span) == expected
 
 
-def test_frame_indices():
-    assert frame_indices(3, 4, 5) == [3, 8, 13, 18]
-    assert frame_indices(0, 1, 9) == [0]
+def test_places_of_a_clip():
+    rate = Fraction(25)
+    assert ClipSpec(4, 5).places(3, rate) == [3, 8, 13, 18]
+    assert ClipSpec(1, 9).places(0, rate) == [0]
+    assert ClipSpec(4, fps=10).places(3, rate) == [3, Fraction(11, 2), 8, Fraction(21, 2)]
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: clip_span(0, 1), "num_frames is 0"),
-        (lambda: clip_span(1, 0), "frame_stride is 0"),
+        (lambda: ClipSpec(0, 1), "num_frames is 0"),
+        (lambda: ClipSpec(1, 0), "frame_stride is 0"),
+        (lambda: ClipSpec(fps=0), "fps is 0; sampled frames per second"),
+        (lambda: ClipSpec(fps=float("nan")), "fps is nan"),
+        (lambda: ClipSpec(fps=8, sampling="uniform"), "fps is 8 and sampling is 'uniform'"),
+        (lambda: ClipSpec(size=(224,)), "size is"),
+        (lambda: ClipSpec(size=None).frame_size, "size is None"),
+        (lambda: ClipSpec().spread(1, 0, Fraction(25)), "num_video_frames is 0"),
+        (lambda: ClipSpec(sampling="uniform").spread(0, 9, Fraction(25)), "num_clips is 0"),
         (lambda: clip_starts(0, 1, 1), "num_video_frames is 0"),
         (lambda: clip_starts(1, -1, 1), "num_clips is -1"),
-        (lambda: frame_indices(-1, 1, 1), "start is -1"),
     ],
 )
 def test_bad_arguments_are_named(call, words):
@@ -81,6 +91,27 @@ def test_clips_lie_inside_evenly(num_video_frames, num_clips, span):
         assert 0 <= (num_video_frames - span - starts[0]) - starts[0] <= 1
     else:
         assert (starts[0], starts[-1]) == (0, num_video_frames - span)
+
+
+@settings(derandomize=True, deadline=None)
+@given(
+    st.integers(1, 2000),
+    st.integers(1, 6),
+    st.integers(1, 20),
+    st.floats(0.1, 120),
+    st.sampled_from([Fraction(25), Fraction(30000, 1001), Fraction(10), Fraction(60)]),
+)
+def test_clips_of_a_rate_lie_inside_evenly(num_video_frames, num_clips, num_frames, fps, rate):
+    clip = ClipSpec(num_frames, fps=fps)
+    step = clip.step(rate)
+    for places in clip.spread(num_clips, num_video_frames, rate):
+        seconds = [place / rate for place in places]
+        assert all(late - early == 1 / Fraction(str(fps)) for early, late in pairwise(seconds))
+        assert places[0] >= 0
+        assert places[-1] - places[0] == (num_frames - 1) * step
+        assert places[-1] < num_video_frames - Fraction(1, 2) or places[0] == 0  # nearest to a frame of the video
+    uniform = ClipSpec(num_frames, sampling="uniform").spread(num_clips, num_video_frames, rate)
+    assert all(0 <= place < num_video_frames for places in uniform for place in places)
 
 
 @settings(derandomize=True, deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -15,18 +16,16 @@ import rlt
 from models import TINY, tiny_model, video
 from rlt.checkpoints.models import MODELS
 from rlt.errors import InvalidArgumentError
-from rlt.measure import count_forward_flops
 from rlt.network.blocks import mean_per_clip
-from rlt.network.flops import forward_flops
-from rlt.network.tome import (
-    MergedTokens,
-    count_merging_flops,
-    match_tokens,
-    merge_for_flops,
-    merge_tokens,
-    with_token_merging,
-)
+from rlt.network.flops import count_forward_flops, forward_flops, merge_for_flops
+from rlt.network.tome import MergedTokens, match_tokens, merge_tokens
 from rlt.structures import PackedTokens, Segments
+
+
+def merging_model(merge_per_block: int, **changes: object) -> rlt.VisionTransformer:
+    model = tiny_model(**changes)
+    model.merge_per_block = merge_per_block
+    return model
 
 
 def packed_clips() -> PackedTokens:
@@ -111,7 +110,7 @@ def slow_features(model: rlt.VisionTransformer, clip: rlt.RunLengthTokens, merge
 @pytest.mark.parametrize("merges", [1, 5, 100])
 def test_the_network_equals_its_slow_twin(merges: int) -> None:
     model, packed = tiny_model(), packed_clips()
-    merging = with_token_merging(model, merges)
+    merging = merging_model(merges)
     features, merged = merging.forward_features(packed), merging.forward_merged(packed)
     for clip, ours, sizes in zip(packed, features, merged.sizes.split(merged.segments.lengths), strict=True):
         expected, expected_sizes = slow_features(model, clip, merges)
@@ -120,7 +119,7 @@ def test_the_network_equals_its_slow_twin(merges: int) -> None:
 
 
 def test_clips_of_one_length_are_worked_on_together_with_the_same_result() -> None:
-    merging = with_token_merging(tiny_model(), 6)
+    merging = merging_model(6)
     clips = [rlt.tokenize(video(seed), patch_size=8, rule="none") for seed in range(3)]
     alone = torch.cat([merging(rlt.pack(clip)) for clip in clips])
     torch.testing.assert_close(merging(rlt.pack(clips)), alone, atol=1e-5, rtol=1e-5)
@@ -132,11 +131,26 @@ def test_clips_of_one_length_are_worked_on_together_with_the_same_result() -> No
 @pytest.mark.parametrize("length_encoding", ["none", "learned"])
 def test_merging_nothing_is_the_plain_model_bit_for_bit(length_encoding: str) -> None:
     model, packed = tiny_model(length_encoding=length_encoding), packed_clips()
-    merging = with_token_merging(model, 0)
-    assert torch.equal(merging(packed), model(packed))
-    assert torch.equal(merging.forward_tokens(packed), model.forward_tokens(packed))
     one = rlt.pack(packed.unpack()[-1])  # a single token has no partner
-    assert torch.equal(with_token_merging(model, 8)(one), model(one))
+    expected, tokens, expected_one = model(packed), model.forward_tokens(packed), model(one)
+    model.merge_per_block = 8
+    assert not torch.allclose(model(packed)[0], expected[0], atol=1e-3)
+    assert torch.equal(model(one), expected_one)
+    assert torch.equal(merging_model(8, length_encoding=length_encoding)(packed), model(packed))
+    model.merge_per_block = 0
+    assert torch.equal(model(packed), expected)
+    assert torch.equal(model.forward_tokens(packed), tokens)
+    assert model.forward_merged(packed).sizes is None
+
+
+def test_a_copy_merges_by_itself() -> None:
+    model, packed = tiny_model(), packed_clips()
+    merging = copy.copy(model)
+    merging.merge_per_block = 4
+    assert model.merge_per_block == 0
+    assert torch.equal(merging(packed), merging_model(4)(packed))
+    assert all(ours is theirs for ours, theirs in zip(merging.parameters(), model.parameters(), strict=True))
+    assert merging.state_dict().keys() == model.state_dict().keys()
 
 
 def test_a_merged_pair_by_hand() -> None:
@@ -178,7 +192,7 @@ def test_sizes_owners_and_means_conserve_every_token(lengths: list[int], merges:
 
 def test_features_are_the_mean_of_the_tokens_put_back() -> None:
     model, packed = tiny_model(), packed_clips()
-    merging = with_token_merging(model, 7)
+    merging = merging_model(7)
     tokens = merging.forward_tokens(packed)
     assert tokens.shape == model.forward_tokens(packed).shape
     mean = model.fc_norm(mean_per_clip(tokens, packed.segments))
@@ -191,7 +205,7 @@ def test_equal_tokens_merge_without_changing_anything() -> None:
     model = tiny_model()
     packed = rlt.pack(rlt.tokenize(torch.full((4, 32, 32, 3), 90, dtype=torch.uint8), patch_size=8, rule="none"))
     packed.coords[:] = 0  # one place for all, so that all tokens are equal
-    torch.testing.assert_close(with_token_merging(model, 9)(packed), model(packed), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(merging_model(9)(packed), model(packed), atol=1e-5, rtol=1e-5)
 
 
 def test_order_within_the_sets_does_not_matter() -> None:
@@ -209,15 +223,12 @@ def test_order_within_the_sets_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_reach_every_weight_that_is_shared(checkpointing: bool) -> None:
-    model, packed = tiny_model().train(), packed_clips()
-    merging = with_token_merging(model, 4)
-    merging.activation_checkpointing = checkpointing
-    merging(packed).square().sum().backward()
+def test_gradients_reach_every_weight(checkpointing: bool) -> None:
+    model, packed = merging_model(4).train(), packed_clips()
+    model.activation_checkpointing = checkpointing
+    model(packed).square().sum().backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert all(gradient is not None and bool(gradient.abs().sum() > 0) for gradient in gradients.values())
-    assert merging.state_dict().keys() == model.state_dict().keys()
-    assert all(ours is theirs for ours, theirs in zip(merging.parameters(), model.parameters(), strict=True))
     # Central difference along the gradient of the first MLP, where the choice of pairs does not change.
     weight = model.blocks[0].mlp.fc1.weight
     step = 1e-3 * weight.grad / weight.grad.norm()
@@ -225,26 +236,25 @@ def test_gradients_reach_every_weight_that_is_shared(checkpointing: bool) -> Non
     with torch.no_grad():
         for sign in (1, -2):
             weight += sign * step
-            values.append(float(merging(packed).double().square().sum()))
+            values.append(float(model(packed).double().square().sum()))
         weight += step
     assert (values[0] - values[1]) / 2e-3 == pytest.approx(float(weight.grad.norm()), rel=0.02)
 
 
 def test_drop_path_drops_branches_while_training_only() -> None:
-    model, packed = tiny_model(), packed_clips()
-    merging = with_token_merging(model, 4)
-    expected = merging(packed)
+    model, packed = merging_model(4), packed_clips()
+    expected = model(packed)
     model.set_drop_path(0.5)
-    assert torch.equal(merging(packed), expected)
+    assert torch.equal(model(packed), expected)
     torch.manual_seed(0)
-    assert not torch.allclose(merging.train()(packed), expected)
+    assert not torch.allclose(model.train()(packed), expected)
 
 
 @pytest.mark.parametrize("merges", [0, 3, 1000])
 def test_counted_flops_equal_the_closed_form(merges: int) -> None:
     packed = packed_clips()
     closed = sum(forward_flops(TINY, length, merges) for length in packed.segments.lengths)
-    assert count_merging_flops(TINY, packed, merges) == closed
+    assert count_forward_flops(TINY, packed, merges) == closed
     if merges == 0:
         assert count_forward_flops(TINY, packed) == closed
 
@@ -262,25 +272,25 @@ def test_merging_matches_a_budget() -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    with pytest.raises(InvalidArgumentError, match="merge_per_block is -1; 0 or more is needed"):
-        with_token_merging(tiny_model(), -1)
+    with pytest.raises(InvalidArgumentError, match="merge_per_block is -1; at least 0 is needed"):
+        merging_model(-1)
     with pytest.raises(InvalidArgumentError, match="patch_size=16; the model needs"):
-        with_token_merging(tiny_model(), 1)(rlt.pack(rlt.tokenize(video(8))))
+        merging_model(1)(rlt.pack(rlt.tokenize(video(8))))
 
 
 def test_half_precision_stays_near() -> None:
     packed = packed_clips()
-    expected = with_token_merging(tiny_model(), 2)(packed)
+    expected = merging_model(2)(packed)
     with torch.autocast("cpu", torch.bfloat16):
-        found = with_token_merging(tiny_model(), 2)(packed)
+        found = merging_model(2)(packed)
     assert torch.nn.functional.cosine_similarity(found.float(), expected).min() > 0.97
 
 
 @pytest.mark.gpu
 def test_cuda_agrees_with_the_cpu() -> None:
-    model, packed = tiny_model(), packed_clips()
-    expected = with_token_merging(model, 4)(packed)
-    found = with_token_merging(model.cuda(), 4)(packed.to("cuda"))
+    model, packed = merging_model(4), packed_clips()
+    expected = model(packed)
+    found = model.cuda()(packed.to("cuda"))
     torch.testing.assert_close(found.cpu(), expected, atol=1e-3, rtol=1e-3)
     with torch.autocast("cuda", torch.bfloat16):
-        assert with_token_merging(model, 4)(packed.to("cuda")).isfinite().all()
+        assert model(packed.to("cuda")).isfinite().all()

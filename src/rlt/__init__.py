@@ -5,28 +5,32 @@ tokens = rlt.tokenize(clip, threshold=0.1)  # only the patches that changed, and
 logits = rlt.create_model("vit_base")(rlt.pack([tokens]))
 """
 
-from importlib.metadata import version
+from __future__ import annotations
 
-from rlt.adapters import patch, unpatch
-from rlt.checkpoints.models import create_model, list_models
-from rlt.network.vit import VisionTransformer, ViTConfig
-from rlt.structures import Clip, PackedTokens, PatchSpec, RunLengthTokens, Segments, TokenGrid, pack
-from rlt.tokens import (
-    Budget,
-    Everything,
-    Random,
-    Rule,
-    Threshold,
-    UniformFrames,
-    keep_mask,
-    register_rule,
-    run_lengths,
-    select_tokens,
-    tokenize,
-)
-from rlt.video import read_clip
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__version__ = version("rlt")
+if TYPE_CHECKING:
+    from rlt.adapters import patch, unpatch
+    from rlt.checkpoints.models import create_model, list_models
+    from rlt.network.vit import VisionTransformer, ViTConfig
+    from rlt.structures import Clip, PackedTokens, PatchSpec, RunLengthTokens, Segments, TokenGrid, pack
+    from rlt.tokens import (
+        Budget,
+        Everything,
+        Random,
+        Rule,
+        Threshold,
+        UniformFrames,
+        keep_mask,
+        register_rule,
+        run_lengths,
+        select_tokens,
+        tokenize,
+    )
+    from rlt.video import read_clip
+
+    __version__: str
 
 __all__ = [
     "Budget",
@@ -55,3 +59,26 @@ __all__ = [
     "tokenize",
     "unpatch",
 ]
+
+if not TYPE_CHECKING:
+    _ROOMS = ("structures", "tokens", "video", "network.vit", "checkpoints", "adapters")
+
+    def __getattr__(name: str) -> object:
+        """Load a public name, or a room such as `rlt.video`, when it is first asked for: torch takes a second."""
+        if name == "__version__":
+            value = import_module("importlib.metadata").version("rlt")
+        elif name in __all__:
+            rooms = (import_module(f"rlt.{room}") for room in _ROOMS)
+            value = next(getattr(room, name) for room in rooms if hasattr(room, name))
+        else:
+            try:
+                return import_module(f"rlt.{name}")
+            except ModuleNotFoundError as error:
+                if error.name != f"rlt.{name}":
+                    raise
+                raise AttributeError(f"module 'rlt' has no attribute {name!r}") from None
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__, "__version__"})

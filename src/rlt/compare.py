@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from rlt.checkpoints.models import create_model, model_config
-from rlt.errors import InvalidArgumentError, TruncatedVideoWarning, VideoError
-from rlt.measure import Timing, count_forward_flops, interleave, machine_info
+from rlt.checks import at_least, one_of
+from rlt.errors import TruncatedVideoWarning, VideoError
+from rlt.measure import MeasureSettings, Timing, count_forward_flops, interleave, machine_info
 from rlt.network.attention import choose_backend
 from rlt.network.vit import VisionTransformer
 from rlt.structures import Clip, PackedTokens
-from rlt.tokens import Everything, Rule, Threshold, rule_options
-from rlt.video import probe, read_clips, require_motion
-from rlt.video.geometry import Size, check_size
+from rlt.tokens import Everything
+from rlt.video import DECODERS, probe, read_spread, require_motion
 
 Arm = Literal["dense", "rlt"]
 """The two ways that are compared: all tokens, or only those that run-length tokenization keeps."""
@@ -30,29 +30,17 @@ ARMS: tuple[Arm, ...] = ("dense", "rlt")
 
 
 @dataclass(frozen=True)
-class CompareSettings:
+class CompareSettings(MeasureSettings):
     """What is compared; every field is an option of `rlt compare`."""
 
-    model: str = "vit_base"
-    """Name of the model, see `rlt.list_models()`."""
     checkpoint: str | None = None
     """Weights: a file, a folder or a hub id. None takes random weights."""
-    rule: Rule = Threshold()
-    """Which tokens the second arm keeps."""
-    num_frames: int = 16
-    """Frames per clip."""
-    frame_stride: int = 4
-    """Distance of sampled frames in frames of the video."""
-    size: Size = 224
-    """Height and width in pixels that clips are scaled and cropped to."""
     num_clips: int = 1
     """Clips per video, spread evenly."""
+    decoder: str = "pyav"
+    """See `rlt.read_clip`."""
     repeats: int | None = None
     """Counted runs of everything; None takes 5 for one clip and fewer for many, at least 2."""
-    device: str = "cpu"
-    """Where the network runs."""
-    dtype: torch.dtype = torch.float32
-    """Precision of the network."""
 
 
 @dataclass(frozen=True)
@@ -165,12 +153,6 @@ class Comparison:
         stages = ("decode", "tokenize_dense", "tokenize_rlt", "forward_dense", "forward_rlt")
         timings = {stage: self.seconds(stage) for stage in stages}
         timings |= {f"end_to_end_{arm}": self.end_to_end(arm) for arm in ARMS}
-        options = {name: value for name, value in vars(self.settings).items() if name != "rule"}
-        settings = {
-            **options,
-            **rule_options(self.settings.rule),
-            "dtype": str(self.settings.dtype).removeprefix("torch."),
-        }
         return {
             "tokens_kept": self.tokens_kept,
             "speedup_forward": self.speedup_forward,
@@ -180,7 +162,7 @@ class Comparison:
             "feature_cosine": self.feature_cosine,
             "weights": self.weights,
             "machine": machine_info(self.settings.device),
-            "settings": {**settings, "repeats": self.repeats, "attention": self.attention},
+            "settings": {**self.settings.to_json(), "repeats": self.repeats, "attention": self.attention},
             "tokens": {arm: self.total_tokens(arm) for arm in ARMS},
             "flops": {arm: self.total_flops(arm) for arm in ARMS},
             "seconds": {stage: {"median": timing.median, "spread": timing.spread} for stage, timing in timings.items()},
@@ -268,14 +250,11 @@ def compare(
 def _check_settings(settings: CompareSettings) -> None:
     """Find what cannot work before anything slow starts."""
     config = model_config(settings.model)
-    check_size(settings.size)
-    for name in ("num_clips", "num_frames", "frame_stride", "repeats"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise InvalidArgumentError(f"{name} is {value}; at least 1 is needed")
-    if settings.size is not None:
-        height, width = (settings.size, settings.size) if isinstance(settings.size, int) else settings.size
-        config.patches.grid((settings.num_frames, height, width, 3))
+    at_least(1, num_clips=settings.num_clips, repeats=settings.repeats)
+    one_of(DECODERS, decoder=settings.decoder)
+    clip = settings.clip
+    if clip.size is not None:
+        config.patches.grid((clip.num_frames, *clip.frame_size, 3))
 
 
 def _default_repeats(num_clips: int) -> int:
@@ -294,13 +273,7 @@ def _compare_video(
     require_motion(probe(source))
 
     def decode() -> list[Clip]:
-        return read_clips(
-            source,
-            num_clips=settings.num_clips,
-            num_frames=settings.num_frames,
-            frame_stride=settings.frame_stride,
-            size=settings.size,
-        )
+        return read_spread(source, settings.clip, settings.num_clips, decoder=settings.decoder)
 
     clips = decode()
     frames = torch.stack([clip.frames for clip in clips])

@@ -16,10 +16,42 @@ from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
-from rlt.network.vit import VisionTransformer, ViTConfig
-from rlt.structures import PackedTokens
+from rlt.network.flops import count_forward_flops
+from rlt.tokens import Rule, Threshold, rule_options
+from rlt.video import ClipSpec
+
+__all__ = [
+    "MeasureSettings",
+    "Timing",
+    "count_forward_flops",
+    "interleave",
+    "machine_info",
+    "peak_memory_bytes",
+    "stopwatch",
+]
+
+
+@dataclass(frozen=True)
+class MeasureSettings:
+    """What every measurement of a network on clips can choose; each field is an option of the commands."""
+
+    model: str = "vit_base"
+    """Name of the model, see `rlt.list_models()`."""
+    rule: Rule = Threshold()
+    """Which tokens are kept."""
+    clip: ClipSpec = ClipSpec()
+    """Frames and size of a clip."""
+    device: str = "cpu"
+    """Where the network runs."""
+    dtype: torch.dtype = torch.float32
+    """Precision of the network: float32, bfloat16 or float16."""
+
+    def to_json(self) -> dict[str, object]:
+        """All settings as JSON values; those of rule and clip stand beside the others."""
+        own = {name: value for name, value in vars(self).items() if name not in ("rule", "clip")}
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {**own, **vars(self.clip), **rule_options(self.rule), "dtype": dtype}
 
 
 @dataclass(frozen=True)
@@ -120,18 +152,6 @@ def _without_native_messages() -> Iterator[None]:
         os.dup2(saved, 2)
         os.close(saved)
         os.close(nowhere)
-
-
-def count_forward_flops(config: ViTConfig, packed: PackedTokens) -> int:
-    """FLOPs of one forward pass over these tokens, counted by `torch.utils.flop_counter` (2 per multiply-add).
-
-    The model is built without memory on the meta device, where no kernel runs and attention is counted exactly.
-    """
-    with torch.device("meta"):
-        model = VisionTransformer(config)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(packed.to("meta"))
-    return int(counter.get_total_flops())
 
 
 def machine_info(device: torch.device | str = "cpu") -> dict[str, str | int | float]:

@@ -7,7 +7,7 @@ same token. In every (h, w) column the first kept t is 0, and t + length is the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import NamedTuple
@@ -262,11 +262,13 @@ class RunLengthTokens:
 class Segments:
     """Where each clip begins and ends in a packed sequence. Attention never runs without one."""
 
-    lengths: tuple[int, ...]
-    """Tokens per clip, each at least 1. Plain integers, so that no kernel choice waits for the device. Empty only while
-    `torch.compile` traces a network, whose graph must not depend on them."""
     cu_seqlens: Tensor
     """int32 [clips + 1], offsets: 0, n0, n0 + n1, ... on the device of the tokens."""
+    bound: int
+    """Tokens of the longest clip, or more: kernels size their grids by it."""
+    host: tuple[int, ...] | None = None
+    """Tokens per clip as plain integers, so that nothing waits for the device; None where only the device knows them,
+    as in a graph that holds for any number of tokens."""
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Segments:
@@ -279,11 +281,21 @@ class Segments:
         _require(len(counts) > 0, "no clips to pack; give at least one")
         _require(min(counts) > 0, f"clip {counts.index(min(counts))} has {min(counts)} tokens; at least 1 is needed")
         offsets = torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=device)
-        return cls(counts, offsets)
+        return cls(offsets, max(counts), counts)
 
     def __len__(self) -> int:
-        """Number of clips."""
         return len(self.cu_seqlens) - 1
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens per clip, each at least 1.
+
+        Raises:
+            InvalidArgumentError: where only the device knows them.
+        """
+        if self.host is None:
+            raise InvalidArgumentError("the lengths of these clips are on the device only; use Segments.from_lengths")
+        return self.host
 
     @property
     def max_length(self) -> int:
@@ -297,7 +309,7 @@ class Segments:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Segments:
         """The same segments with the offsets on another device."""
-        return Segments(self.lengths, self.cu_seqlens.to(device, non_blocking=non_blocking))
+        return replace(self, cu_seqlens=self.cu_seqlens.to(device, non_blocking=non_blocking))
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,7 +51,8 @@ class Call:
         counts_B = mask.flatten(1).sum(1)
         num_kept = tuple(counts_B.tolist())
         if torch.compiler.is_exporting():  # a graph knows no lengths, and its attention asks for offsets alone
-            segments = Segments((), F.pad((counts_B + extra).cumsum(0), (1, 0)).to(torch.int32))
+            offsets = F.pad((counts_B + extra).cumsum(0), (1, 0)).to(torch.int32)
+            segments = Segments(offsets, bound=mask[0].numel() + extra)
         else:
             segments = Segments.from_lengths([count + extra for count in num_kept], device=mask.device)
         return cls(LastForward(mask), mask.nonzero(), num_kept, segments, extra)

@@ -48,7 +48,7 @@ def adapters_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResu
     for name, family in CASES.items():
         try:
             model, patched = (_build(family, settings) for _ in range(2))
-            per_clip = settings.num_frames if family == "timm" else None
+            per_clip = settings.clip.num_frames if family == "timm" else None
             patch(patched, rule=settings.rule, frames_per_clip=per_clip)
         except (AttributeError, MissingDependencyError):
             left_out.append(name)
@@ -69,7 +69,7 @@ def adapters_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResu
 
 def _build(family: str, settings: BenchmarkSettings) -> Any:
     """The same weights every time."""
-    size = tiny.Size(WIDTH, DEPTH, HEADS, 4 * WIDTH, settings.num_frames, settings.size)
+    size = tiny.Size(WIDTH, DEPTH, HEADS, 4 * WIDTH, settings.clip.num_frames, settings.clip.size)
     return tiny.build(family, size).to(settings.device, settings.dtype)
 
 

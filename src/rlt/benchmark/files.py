@@ -19,7 +19,7 @@ from rlt.measure import count_forward_flops
 from rlt.network.vit import VisionTransformer
 from rlt.structures import PackedTokens, PatchSpec, pack
 from rlt.tokens import Everything, Rule, select_tokens
-from rlt.video import read_clip
+from rlt.video import read_spread
 
 
 def decode_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
@@ -91,8 +91,7 @@ def _videos(settings: BenchmarkSettings) -> list[Path]:
 
 
 def _read(path: Path, settings: BenchmarkSettings) -> Tensor:
-    clip = read_clip(path, num_frames=settings.num_frames, frame_stride=settings.frame_stride, size=settings.size)
-    return clip.frames
+    return read_spread(path, settings.clip)[0].frames
 
 
 def _reference_tokens(threshold: float, spec: PatchSpec, frames: Tensor) -> PackedTokens:

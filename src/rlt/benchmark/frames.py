@@ -21,7 +21,7 @@ def frames_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult
 
     "padded" and "packed" run one clip of every video together, with and without padding, where there are several.
     """
-    most = max(settings.num_frames, USUAL_FRAMES)
+    most = max(settings.clip.num_frames, USUAL_FRAMES)
     counts = [FEWEST_FRAMES * 2**power for power in range(10) if FEWEST_FRAMES * 2**power <= most]
     if not settings.videos:
         raise InvalidArgumentError("no videos to take clips from; name at least one")
@@ -30,7 +30,7 @@ def frames_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult
     for count in counts:
         clips = []
         for path in settings.videos:
-            one = replace(settings, videos=(path,), clips=1, num_frames=count)
+            one = replace(settings, videos=(path,), clips=1, clip=replace(settings.clip, num_frames=count))
             frames = read_frames(one)
             for name, rule in (("dense", Everything()), ("rlt", settings.rule)):
                 packed = packed_by(rule, frames, one, model.config.patches)
@@ -45,5 +45,5 @@ def frames_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult
             run = partial(padded_logits, model, together)
             works.append(Work("packed", partial(model, together), together.share_kept, flops, details))
             works.append(Work("padded", run, together.share_kept, None, details))
-    settings = replace(settings, clips=1, num_frames=most)
+    settings = replace(settings, clips=1, clip=replace(settings.clip, num_frames=most))
     return BenchmarkResult("frames", settings, rounds.measure(works, settings.rounds or 3, settings.device))

@@ -10,38 +10,28 @@ import torch
 from torch import Tensor
 
 from rlt.errors import InvalidArgumentError
-from rlt.measure import Timing, interleave, machine_info, peak_memory_bytes
+from rlt.measure import MeasureSettings, Timing, interleave, machine_info, peak_memory_bytes
 from rlt.structures import PackedTokens, PatchSpec, pack
-from rlt.tokens import Rule, Threshold, rule_options, tokenize_batch
-from rlt.video import read_clips
+from rlt.tokens import Rule, Threshold, tokenize_batch
+from rlt.video import read_spread
 
 
 @dataclass(frozen=True)
-class BenchmarkSettings:
-    """What a suite runs on; every field is an option of `rlt benchmark`."""
+class BenchmarkSettings(MeasureSettings):
+    """What a suite runs on; every field is an option of `rlt benchmark`. Weights are random."""
 
-    videos: tuple[Path, ...]
+    videos: tuple[Path, ...] = ()
     """Videos that the clips come from, in turn."""
-    model: str = "vit_base"
-    """Name of the model, see `rlt.list_models()`; its weights are random."""
     clips: int = 8
     """Clips that are processed together."""
-    rule: Rule = Threshold()
-    """Which tokens the arm "rlt" keeps."""
-    num_frames: int = 16
-    """Frames per clip."""
-    frame_stride: int = 4
-    """Distance of sampled frames in frames of the video."""
-    size: int = 224
-    """Height and width in pixels."""
     rounds: int | None = None
     """Counted runs of each arm; None takes the suite's own."""
-    device: str = "cpu"
-    """Where the network runs."""
-    dtype: torch.dtype = torch.float32
-    """Precision of the network: float32, bfloat16 or float16."""
     compiled: bool = False
     """Whether the suites `forward` and `train-step` add arms that run through `torch.compile`."""
+
+    def to_json(self) -> dict[str, object]:
+        """As `MeasureSettings.to_json`, with the names of the videos."""
+        return {**super().to_json(), "videos": [path.name for path in self.videos]}
 
 
 @dataclass(frozen=True)
@@ -124,18 +114,12 @@ class BenchmarkResult:
 
     def to_json(self) -> dict[str, object]:
         """All numbers as JSON values."""
-        settings = {
-            **{name: value for name, value in vars(self.settings).items() if name != "rule"},
-            **rule_options(self.settings.rule),
-            "videos": [path.name for path in self.settings.videos],
-            "dtype": str(self.settings.dtype).removeprefix("torch."),
-        }
         return {
             "suite": self.suite,
             "compared_with": self.compared_with,
             **self.extra,
             "arms": [{**arm.to_json(), "speedup": self.speedup(arm)} for arm in self.arms],
-            "settings": settings,
+            "settings": self.settings.to_json(),
             "machine": machine_info(self.settings.device),
         }
 
@@ -194,13 +178,7 @@ def read_frames(settings: BenchmarkSettings) -> Tensor:
     for position, path in enumerate(settings.videos):
         share = len(range(position, settings.clips, len(settings.videos)))
         if share:
-            clips = read_clips(
-                path,
-                num_clips=share,
-                num_frames=settings.num_frames,
-                frame_stride=settings.frame_stride,
-                size=settings.size,
-            )
+            clips = read_spread(path, settings.clip, share)
             frames += [clip.frames for clip in clips]
     return torch.stack(frames)
 

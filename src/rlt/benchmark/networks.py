@@ -24,9 +24,8 @@ from rlt.benchmark.harness import (
 from rlt.benchmark.peers.padded import padded_logits
 from rlt.checkpoints.models import create_model
 from rlt.errors import InvalidArgumentError
-from rlt.measure import Timing, count_forward_flops
-from rlt.network.flops import forward_flops
-from rlt.network.tome import count_merging_flops, merge_for_flops, with_token_merging
+from rlt.measure import Timing
+from rlt.network.flops import count_forward_flops, forward_flops, merge_for_flops
 from rlt.network.vit import VisionTransformer
 from rlt.structures import PackedTokens, pack
 from rlt.tokens import Everything, Random
@@ -93,8 +92,9 @@ def _variants(
         merges = merge_for_flops(config, dense.segments.lengths, flops["rlt"])
     except InvalidArgumentError:  # RLT keeps so few tokens that no amount of merging gets there
         return variants
-    merging = count_merging_flops(config, dense, merges)
-    return [*variants, ("tome", with_token_merging(model, merges), [dense], merging)]
+    merging = copy(model)
+    merging.merge_per_block = merges
+    return [*variants, ("tome", merging, [dense], count_forward_flops(config, dense, merges))]
 
 
 def _share(packs: list[PackedTokens]) -> float:

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
-from rlt import assets
-from rlt.benchmark import SUITES, BenchmarkSettings, run_suite
-from rlt.checkpoints import convert as convert_checkpoint
-from rlt.checkpoints.models import MODELS
 from rlt.cli import experiments
-from rlt.cli import show as reports
-from rlt.cli.common import messages, output, progress
+from rlt.cli.console import messages, output, progress, say, show
 from rlt.cli.prepare import prepare_app
-from rlt.compare import CompareSettings
-from rlt.compare import compare as compare_videos
-from rlt.conf.reference import help_text
-from rlt.errors import RltError, TruncatedVideoWarning, VideoError, VideoWarning
+from rlt.errors import RltError, VideoError
 from rlt.files import write_json
-from rlt.inspection import inspect_video, progress_bar
-from rlt.tokens import choose_rule
-from rlt.video import list_videos
-from rlt.video.geometry import Size
+
+if TYPE_CHECKING:
+    from rlt.video.geometry import Size
 
 app = typer.Typer(
     name="rlt",
@@ -40,11 +29,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(prepare_app, name="prepare")
-app.command("train", epilog=help_text())(experiments.train)
-app.command("evaluate", epilog=help_text())(experiments.evaluate)
-
-ModelName = Enum("ModelName", {name: name for name in MODELS}, type=str)  # type: ignore[misc]
-SuiteName = Enum("SuiteName", {name: name for name in SUITES}, type=str)  # type: ignore[misc]
+app.command("train", cls=experiments.WithOptions)(experiments.train)
+app.command("evaluate", cls=experiments.WithOptions)(experiments.evaluate)
 
 
 class Precision(str, Enum):
@@ -72,7 +58,13 @@ def _parse_size(text: str) -> Size:
 
 
 Videos = Annotated[list[Path], typer.Argument(help="Video files, or folders to search for them.", show_default=False)]
-Model = Annotated[ModelName, typer.Option(help="Size of the network.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Size of the network: vit_tiny, vit_small, vit_base, vit_large, vit_huge or vit_giant.",
+    ),
+]
 RuleName = Annotated[
     str | None,
     typer.Option("--rule", metavar="NAME", help="Which patches are kept: rlt, budget, none, random, uniform_frames."),
@@ -94,6 +86,13 @@ MaxTokens = Annotated[
 ]
 NumFrames = Annotated[int, typer.Option("--frames", help="Frames per clip.")]
 FrameStride = Annotated[int, typer.Option("--stride", help="Distance of sampled frames, in frames of the video.")]
+FramesPerSecond = Annotated[
+    float | None,
+    typer.Option(help="Sampled frames per second of the video, instead of --stride.", show_default=False),
+]
+DecoderName = Annotated[str, typer.Option(metavar="NAME", help="What decodes: pyav, or torchcodec if installed.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Dtype = Annotated[Precision, typer.Option(help="Precision of the network.")]
 SizeText = Annotated[
     str,
     typer.Option(
@@ -114,7 +113,7 @@ def _options(
 @app.command()
 def compare(
     videos: Videos,
-    model: Model = ModelName.vit_base,  # type: ignore[attr-defined]
+    model: Model = "vit_base",
     checkpoint: Annotated[
         str | None, typer.Option(help="Weights: a file, a folder or a hub id. Random weights without it.")
     ] = None,
@@ -124,24 +123,33 @@ def compare(
     rule: RuleName = None,
     frames: NumFrames = 16,
     stride: FrameStride = 4,
+    fps: FramesPerSecond = None,
     size: SizeText = "224",
+    decoder: DecoderName = "pyav",
     clips: Annotated[int, typer.Option(help="Clips per video, spread evenly.")] = 1,
     repeats: Annotated[
         int | None, typer.Option(help="Counted runs. 5 for one clip, fewer for many, if not given.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[Precision, typer.Option(help="Precision of the network.")] = Precision.float32,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float32,
     json: JsonFile = None,
 ) -> None:
     """Run the same clips dense and with run-length tokenization, and show what is saved and what changes."""
+    import torch
+
+    from rlt.cli import show as reports
+    from rlt.compare import CompareSettings
+    from rlt.compare import compare as compare_videos
+    from rlt.tokens import choose_rule
+    from rlt.video import ClipSpec, list_videos
+
     settings = CompareSettings(
-        model=model.value,
+        model=model,
         checkpoint=checkpoint,
         rule=choose_rule(rule, threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens),
-        num_frames=frames,
-        frame_stride=stride,
-        size=_parse_size(size),
+        clip=ClipSpec(frames, stride, fps, _parse_size(size)),
         num_clips=clips,
+        decoder=decoder,
         repeats=repeats,
         device=device,
         dtype=getattr(torch, dtype.value),
@@ -166,48 +174,37 @@ def inspect(
     json: JsonFile = None,
 ) -> None:
     """Draw what run-length tokenization drops: pictures, a video overlay, and one page that holds them all."""
-    found = list_videos(videos)
-    root = Path(os.path.commonpath([path.absolute().parent for path in found]))
-    inspected: list[dict[str, object]] = []
-    failed: list[tuple[str, str]] = []
-    for path in found:
-        target = folder if len(found) == 1 else folder / path.absolute().relative_to(root)
-        with warnings.catch_warnings(record=True) as caught, progress_bar(path.name, console=messages) as update:
-            warnings.simplefilter("always", VideoWarning)
-            try:
-                report = inspect_video(
-                    path,
-                    target,
-                    threshold=threshold,
-                    num_frames=frames,
-                    frame_stride=stride,
-                    size=_parse_size(size),
-                    patch_size=patch_size,
-                    progress=update,
-                )
-            except VideoError as error:
-                if len(found) == 1:
-                    raise
-                failed.append((str(path), str(error)))
-                continue
-        inspected.append(report.to_json())
-        page = report.paths["index.html"]
-        output.print(f"{path}: {report.tokens_kept:.1%} of the tokens kept, see {page}", markup=False, soft_wrap=True)
-        cut_off = {str(warning.message) for warning in caught if issubclass(warning.category, TruncatedVideoWarning)}
-        failed += [(str(path), message) for message in cut_off]
-        for warning in caught:
-            if str(warning.message) not in cut_off:
-                _show_warning(warning.message)
+    from rlt.inspection import inspect_videos
+
+    with progress("Inspecting") as update:
+        result = inspect_videos(
+            videos,
+            folder,
+            threshold=threshold,
+            num_frames=frames,
+            frame_stride=stride,
+            size=_parse_size(size),
+            patch_size=patch_size,
+            on_progress=update,
+        )
+    for report in result.reports:
+        show(f"{report.video.source}: {report.tokens_kept:.1%} of the tokens kept, see {report.paths['index.html']}")
     if json is not None:
-        write_json(json, {"videos": inspected, "failed": reports.failed_json(failed)})
-    _exit_if_any(failed, num_videos=len(found))
+        write_json(json, result.to_json())
+    _exit_if_any(result.failed, num_videos=result.num_videos)
 
 
 @app.command()
 def benchmark(
-    suite: Annotated[SuiteName, typer.Argument(help="What to measure.")],
+    suite: Annotated[
+        str,
+        typer.Argument(
+            help="What to measure: tokenize, embed, attention, forward, train-step, decode, end-to-end, frames or "
+            "adapters."
+        ),
+    ],
     videos: Annotated[list[Path] | None, typer.Argument(help="Videos or folders; the bundled clips if none.")] = None,
-    model: Model = ModelName.vit_base,  # type: ignore[attr-defined]
+    model: Model = "vit_base",
     clips: Annotated[int, typer.Option(help="Clips that are processed together.")] = 8,
     threshold: Threshold = None,
     keep_ratio: KeepRatio = None,
@@ -215,30 +212,37 @@ def benchmark(
     rule: RuleName = None,
     frames: NumFrames = 16,
     stride: FrameStride = 4,
+    fps: FramesPerSecond = None,
     size: Annotated[int, typer.Option(help="Height and width of the clips in pixels.")] = 224,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[Precision, typer.Option(help="Precision of the network.")] = Precision.float32,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float32,
     rounds: Annotated[int | None, typer.Option(help="Counted runs of each arm; each suite has its own number.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Also run forward and train-step compiled.")] = False,
     json: JsonFile = None,
 ) -> None:
     """Time one stage beside its peers, in turn, on real clips."""
+    import torch
+
+    from rlt import assets
+    from rlt.benchmark import BenchmarkSettings, run_suite
+    from rlt.cli import show as reports
+    from rlt.tokens import choose_rule
+    from rlt.video import ClipSpec, list_videos
+
     chosen = list_videos(videos) if videos else [assets.path(name) for name in assets.names()]
     settings = BenchmarkSettings(
-        tuple(chosen),
-        model=model.value,
+        model=model,
+        videos=tuple(chosen),
         clips=clips,
         rule=choose_rule(rule, threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens),
-        num_frames=frames,
-        frame_stride=stride,
-        size=size,
+        clip=ClipSpec(frames, stride, fps, size),
         rounds=rounds,
         device=device,
         dtype=getattr(torch, dtype.value),
         compiled=compiled,
     )
     with progress("Measuring") as update:
-        result = run_suite(suite.value, settings, on_progress=update)
+        result = run_suite(suite, settings, on_progress=update)
     output.print(reports.benchmark_report(result))
     if json is not None:
         write_json(json, result.to_json())
@@ -257,29 +261,32 @@ def convert(
     ] = False,
 ) -> None:
     """Convert VideoMAE, VideoMAEv2, original RLT and Hugging Face checkpoints to ours, or ours back to theirs."""
+    from rlt.checkpoints import convert as convert_checkpoint
+
     with messages.status(f"Converting {source}"):
         report = convert_checkpoint(source, destination, to=to.value, num_heads=num_heads, new_head=new_head)
-    output.print(str(report), markup=False, highlight=False)
-    output.print(f"Written: {destination}", markup=False, highlight=False)
+    show(f"{report}\nWritten: {destination}")
 
 
 @app.command()
 def models() -> None:
     """List the models and the attention back ends."""
+    from rlt.cli import show as reports
+
     output.print(reports.models_report())
 
 
-def _exit_if_any(failed: list[tuple[str, str]], *, num_videos: int) -> None:
+def _exit_if_any(failed: Sequence[tuple[str, str]], *, num_videos: int) -> None:
     if failed and num_videos == 1:  # pictures of what is left of a file that is cut off
         raise VideoError(failed[0][1])
     if failed:
-        messages.print(reports.failed_report(failed), soft_wrap=True)  # a path that is broken cannot be copied
+        say("\n".join([f"Bad videos: {len(failed)}", *(f"  {error}" for _, error in failed)]), "red")
         raise typer.Exit(2)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     """One line, where Python shows two with a place in the source."""
-    messages.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    say(f"warning: {message}", "yellow")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -292,5 +299,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RltError as error:
         if debug:
             raise
-        messages.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        say(f"error: {error}", "red")
         sys.exit(2)

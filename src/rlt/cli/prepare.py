@@ -6,17 +6,19 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlt.cli.common import output, progress
-from rlt.data.labels import read_class_names
-from rlt.data.listings import Listing, folder_listing
-from rlt.data.prepare import MIN_FRAMES, PrepareReport, prepare
-from rlt.data.sources import KINETICS, kinetics_listing, ssv2_listing
+from rlt.cli.console import progress, show
 from rlt.errors import InvalidArgumentError
 from rlt.files import write_json
+
+if TYPE_CHECKING:
+    from rlt.data.listings import Listing
+    from rlt.data.prepare import PrepareReport
+else:
+    Listing = Any  # typer evaluates the annotations
 
 prepare_app = typer.Typer(
     help="Look into the videos of a data set and write a manifest, which `rlt train` and `rlt evaluate` read.",
@@ -57,6 +59,8 @@ def _run(
     json: Annotated[Path | None, typer.Option("--json", help="Also write the report to this file.")] = None,
 ) -> None:
     """Prepare what was listed; the parameters are the options that all commands share."""
+    from rlt.data.prepare import prepare
+
     with progress("Looking into videos") as update:
         report = prepare(
             listing,
@@ -68,7 +72,7 @@ def _run(
             on_progress=update,
         )
     for line in report_lines(report):
-        output.print(line, markup=False, highlight=False, soft_wrap=True)
+        show(line)
     if json is not None:
         write_json(json, report.to_json())
     if not report.num_usable:
@@ -102,6 +106,8 @@ def _folder(
     ] = None,
     labels: Labels = None,
 ) -> Listing:
+    from rlt.data.listings import folder_listing
+
     return folder_listing(source, videos=videos, names=_names(labels))
 
 
@@ -121,6 +127,8 @@ def _kinetics(
     ] = None,
     labels: Labels = None,
 ) -> Listing:
+    from rlt.data.sources import kinetics_listing
+
     return kinetics_listing(dataset, videos, csv_file=csv, names=_names(labels), split=split)
 
 
@@ -131,17 +139,21 @@ def _ssv2(
     videos: Videos,
     labels: Labels = None,
 ) -> Listing:
+    from rlt.data.sources import ssv2_listing
+
     return ssv2_listing(annotations, videos, names=_names(labels))
 
 
 def _names(labels: Path | None) -> tuple[str, ...] | None:
+    from rlt.data.labels import read_class_names
+
     return None if labels is None else read_class_names(labels)
 
 
 _add_command(
     "folder", _folder, "Any videos in class folders (SOURCE/<class>/**/video.mp4), or a list of paths and labels."
 )
-for _dataset in KINETICS:
+for _dataset in ("kinetics400", "kinetics600", "kinetics700"):
     _order = "the published order" if _dataset == "kinetics400" else "sorted order"
     _add_command(
         _dataset,
@@ -153,6 +165,8 @@ _add_command("ssv2", _ssv2, "Something-Something v2; label ids follow the publis
 
 def report_lines(report: PrepareReport) -> list[str]:
     """What the command prints: the counts, and the first few names of everything that deserves a look."""
+    from rlt.data.prepare import MIN_FRAMES
+
     lines = [
         f"{report.output}: {report.num_videos} videos of {report.num_classes} classes, {report.num_usable} can be used"
     ]

@@ -10,14 +10,15 @@ from typing import Any
 from rlt.checkpoints.models import MODELS
 from rlt.conf.schema import Config, DataConfig, LoggerConfig, ModelConfig, TokenizerConfig
 from rlt.data.augment import AugmentConfig
-from rlt.data.clips import ClipConfig, ViewConfig
+from rlt.data.clips import ViewConfig
 from rlt.errors import InvalidArgumentError, MissingDependencyError, RltError
+from rlt.video import ClipSpec
 
 try:
     import hydra
     from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 except ImportError as error:
     raise MissingDependencyError(
@@ -65,7 +66,7 @@ def compose(overrides: Sequence[str]) -> Config:
 
 def _register() -> None:
     store = ConfigStore.instance()
-    store.store(name="config", node=_Root)
+    store.store(name="config", node=_writable(_Root))
     for rule, options in TokenizerConfig.presets().items():
         store.store(group="tokenizer", name=rule, node=options)
     for name in MODELS:
@@ -74,14 +75,25 @@ def _register() -> None:
     store.store(group="logger", name="wandb", node=LoggerConfig(wandb=True))
     store.store(group="logger", name="none", node=LoggerConfig(csv=False, tensorboard=False))
     for name, node in _data_groups().items():
-        store.store(group="data", name=name, node=node)
+        store.store(group="data", name=name, node=_writable(node))
+
+
+def _writable(node: Any) -> DictConfig:
+    """A node whose frozen dataclasses take overrides; OmegaConf makes them read-only."""
+    config = OmegaConf.structured(node)
+    below = [config]
+    while below:
+        section = below.pop()
+        OmegaConf.set_readonly(section, None)
+        below += [value for value in section.values() if isinstance(value, DictConfig)]
+    return config
 
 
 def _data_groups() -> dict[str, DataConfig]:
     """Data sets with the sampling and views that their papers use."""
     kinetics = DataConfig(views=ViewConfig(num_clips=5, num_crops=3))
     something = DataConfig(
-        clip=ClipConfig(sampling="uniform"),
+        clip=ClipSpec(sampling="uniform"),
         views=ViewConfig(num_clips=2, num_crops=3),
         augment=AugmentConfig(horizontal_flip=False),  # its labels say left and right
     )

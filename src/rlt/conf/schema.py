@@ -7,10 +7,12 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
+from rlt.checks import one_of
 from rlt.data.augment import AugmentConfig
-from rlt.data.clips import ClipConfig, ViewConfig
+from rlt.data.clips import ViewConfig
 from rlt.errors import InvalidArgumentError
 from rlt.tokens import RULES, Rule, make_rule
+from rlt.video import DECODERS, ClipSpec
 
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 """Values of `TrainerConfig.precision`, and what Lightning calls them."""
@@ -26,14 +28,20 @@ class DataConfig:
     """Manifest that training is validated on; also evaluated where there is no test manifest."""
     test: str | None = None
     """Manifest to evaluate."""
-    clip: ClipConfig = field(default_factory=ClipConfig)
+    clip: ClipSpec = field(default_factory=ClipSpec)
     """Frames, stride, size and sampling of a clip."""
     views: ViewConfig = field(default_factory=ViewConfig)
     """Clips and crops per video in `rlt evaluate`."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Augmentation in training."""
+    decoder: str = "pyav"
+    """pyav, torchcodec, or another name in `rlt.video.DECODERS`."""
     num_workers: int = 0
     """Processes that decode, per device; 0 decodes in the training process."""
+
+    def __post_init__(self) -> None:
+        one_of(DECODERS, **{"data.decoder": self.decoder})
+        _ = self.clip.frame_size  # clips of one batch are of one size
 
 
 @dataclass

@@ -13,7 +13,7 @@ from rlt.data.augment import AugmentConfig, mix_batch, soft_targets
 from rlt.data.dataset import EvaluationSample, TrainingSample
 from rlt.data.sampler import derive_seed
 from rlt.errors import InvalidArgumentError
-from rlt.structures import PackedTokens, PatchSpec, Segments, pack
+from rlt.structures import PackedTokens, PatchSpec, pack
 from rlt.tokens import Rule, tokenize_batch
 
 
@@ -156,7 +156,7 @@ def collate_evaluation(samples: Sequence[EvaluationSample]) -> EvaluationBatch:
 
 
 def _pinned(packed: PackedTokens) -> PackedTokens:
-    segments = Segments(packed.segments.lengths, packed.segments.cu_seqlens.pin_memory())
+    segments = replace(packed.segments, cu_seqlens=packed.segments.cu_seqlens.pin_memory())
     return replace(
         packed,
         patches=packed.patches.pin_memory(),

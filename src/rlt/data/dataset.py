@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from rlt.checks import one_of
 from rlt.data.augment import AugmentConfig, augment_clip
-from rlt.data.clips import ClipConfig, ViewConfig, read_evaluation_clips, read_training_clip
+from rlt.data.clips import ViewConfig, read_evaluation_clips, read_training_clip
 from rlt.data.manifest import VideoEntry
 from rlt.data.sampler import SampleKey, derive_seed
 from rlt.errors import InvalidArgumentError, VideoError, VideoWarning
 from rlt.structures import PatchSpec, RunLengthTokens
 from rlt.tokens import Rule, tokenize_batch
+from rlt.video import DECODERS, ClipSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +72,13 @@ class TrainingDataset(Dataset[TrainingSample]):
     """Random augmented clips; everything random is a function of (seed, position)."""
 
     def __init__(
-        self, entries: Sequence[VideoEntry], clip: ClipConfig, augment: AugmentConfig, *, seed: int = 0
+        self,
+        entries: Sequence[VideoEntry],
+        clip: ClipSpec,
+        augment: AugmentConfig,
+        *,
+        seed: int = 0,
+        decoder: str = "pyav",
     ) -> None:
         """Nothing is opened here.
 
@@ -79,14 +87,17 @@ class TrainingDataset(Dataset[TrainingSample]):
             clip: frames and size.
             augment: random changes.
             seed: of the run.
+            decoder: see `rlt.read_clip`.
 
         Raises:
-            InvalidArgumentError: for no videos.
+            InvalidArgumentError: for no videos, or an unknown decoder.
         """
+        one_of(DECODERS, decoder=decoder)
         self.entries = _not_empty(entries)
         self.clip = clip
         self.augment = augment
         self.seed = seed
+        self.decoder = decoder
         self._replacements = _by_class(self.entries)
 
     def __len__(self) -> int:
@@ -108,11 +119,11 @@ class TrainingDataset(Dataset[TrainingSample]):
             entry = self.entries[index]
             try:
                 with _recorded_warnings() as notes:
-                    frames = read_training_clip(entry.path, self.clip, self.augment, seed=seed).frames
+                    clip = read_training_clip(entry.path, self.clip, self.augment, seed=seed, decoder=self.decoder)
             except VideoError as error:
                 failed.append((entry.path, str(error)))
                 continue
-            frames = augment_clip(frames, self.augment, seed=derive_seed(seed, 3))
+            frames = augment_clip(clip.frames, self.augment, seed=derive_seed(seed, 3))
             return TrainingSample(frames, entry.label_id, entry.path, tuple(failed), key.position, tuple(notes))
         raise VideoError(f"none of {len(self.entries)} videos can be decoded; the first one: {failed[0][1]}")
 
@@ -132,12 +143,13 @@ class EvaluationDataset(Dataset[EvaluationSample]):
     def __init__(
         self,
         entries: Sequence[VideoEntry],
-        clip: ClipConfig,
+        clip: ClipSpec,
         views: ViewConfig,
         rule: Rule,
         spec: PatchSpec,
         *,
         seed: int = 0,
+        decoder: str = "pyav",
     ) -> None:
         """Nothing is opened here.
 
@@ -149,16 +161,19 @@ class EvaluationDataset(Dataset[EvaluationSample]):
             spec: how clips are cut into tokens.
             seed: of rules that draw. The choice for a view depends on this, the name of the file and the
                 number of the view, not on which other videos there are or which machine reads them.
+            decoder: see `rlt.read_clip`.
 
         Raises:
-            InvalidArgumentError: for no videos.
+            InvalidArgumentError: for no videos, or an unknown decoder.
         """
+        one_of(DECODERS, decoder=decoder)
         self.entries = _not_empty(entries)
         self.clip = clip
         self.views = views
         self.rule = rule
         self.spec = spec
         self.seed = seed
+        self.decoder = decoder
 
     def __len__(self) -> int:
         """Number of videos."""
@@ -170,7 +185,7 @@ class EvaluationDataset(Dataset[EvaluationSample]):
         begin = time.perf_counter()
         try:
             with _recorded_warnings() as notes:
-                clips = read_evaluation_clips(entry.path, self.clip, self.views)
+                clips = read_evaluation_clips(entry.path, self.clip, self.views, decoder=self.decoder)
         except VideoError as error:
             seconds = time.perf_counter() - begin
             return EvaluationSample(index, [], entry.label_id, entry.path, str(error), seconds, 0.0)

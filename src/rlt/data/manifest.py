@@ -47,13 +47,13 @@ class VideoEntry:
     """Name of the class."""
     frames: int = 0
     """Frames in the video, at a constant rate of `fps`."""
-    fps: float = 0
+    fps: float = 0.0
     """Frames a second; the average if the rate varies."""
     width: int = 0
     """Width of the picture as displayed, in pixels."""
     height: int = 0
     """Height of the picture as displayed, in pixels."""
-    duration: float = 0
+    duration: float = 0.0
     """Length of the video stream in seconds."""
     status: str = OK
     """"ok", "missing", or one line that says why the file cannot be used."""
@@ -169,7 +169,7 @@ def write_manifest(manifest: Manifest, path: str | Path) -> None:
 def _write_csv(manifest: Manifest, file: Path) -> None:
     used = {entry.label_id for entry in manifest.entries}
     empty = [
-        VideoEntry("", label_id, label, 0, 0.0, 0, 0, 0.0, "class without videos")
+        VideoEntry("", label_id, label, status="class without videos")
         for label_id, label in enumerate(manifest.class_names)
         if label_id not in used
     ]

@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from rlt.data.batch import EvaluationBatch, collate_evaluation
-from rlt.data.clips import ClipConfig, ViewConfig
+from rlt.data.clips import ViewConfig
 from rlt.data.dataset import EvaluationDataset, EvaluationSample
 from rlt.data.manifest import Manifest, VideoEntry
 from rlt.errors import InvalidArgumentError, VideoError
@@ -26,6 +27,7 @@ from rlt.network.flops import forward_flops
 from rlt.network.vit import VisionTransformer
 from rlt.structures import PackedTokens, pack
 from rlt.tokens import Rule
+from rlt.video import ClipSpec
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Precisions of the forward pass."""
@@ -35,7 +37,7 @@ def evaluate(
     model: VisionTransformer,
     manifest: Manifest,
     *,
-    clip: ClipConfig,
+    clip: ClipSpec,
     views: ViewConfig,
     rule: Rule,
     batch_videos: int = 1,
@@ -43,8 +45,9 @@ def evaluate(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    decoder: str = "pyav",
     max_videos: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int, str], None] | None = None,
 ) -> EvaluationResult:
     """Classify the videos of a manifest and measure accuracy, tokens, speed and memory.
 
@@ -52,8 +55,7 @@ def evaluate(
     cannot be read are listed and left out. One clip goes through the network before the clock starts.
 
     Args:
-        model: moved to `device`, and in evaluation mode meanwhile. With `tokenizer.policy` "tome" tokens are merged
-            in it; with any other, none are, even if it was trained to.
+        model: moved to `device`, and in evaluation mode meanwhile.
         manifest: videos and classes; classes are those of the model, in the same order.
         clip: frames and size.
         views: clips and crops per video.
@@ -63,8 +65,9 @@ def evaluate(
         device: where the network runs.
         dtype: float32; bfloat16 or float16 run under torch's autocast, with weights in their own precision.
         seed: of rules that draw.
+        decoder: see `rlt.read_clip`.
         max_videos: evaluate only so many, evenly spread over the manifest, which may be sorted by class.
-        on_progress: called with (videos done, videos in all).
+        on_progress: called with (videos done, videos in all, name of the last one).
 
     Raises:
         InvalidArgumentError: for an argument out of range, or classes that are not those of the model.
@@ -72,14 +75,14 @@ def evaluate(
         MissingDependencyError: if torchmetrics cannot be imported.
     """
     _check(model, manifest, batch_videos=batch_videos, num_workers=num_workers, dtype=dtype, max_videos=max_videos)
-    model.config.patches.grid((clip.num_frames, clip.size, clip.size, 3))  # told before any video is read
+    model.config.patches.grid((clip.num_frames, *clip.frame_size, 3))  # told before any video is read
     metrics = ClassificationMetrics(model.config.num_classes)
     entries = _spread(manifest.entries, max_videos)
     failed = [(entry.path, entry.status) for entry in entries if not entry.usable]
     usable = [entry for entry in entries if entry.usable]
     if not usable:
         raise VideoError(f"none of {len(entries)} videos can be used; the first: {failed[0][0]}: {failed[0][1]}")
-    dataset = EvaluationDataset(usable, clip, views, rule, model.config.patches, seed=seed)
+    dataset = EvaluationDataset(usable, clip, views, rule, model.config.patches, seed=seed, decoder=decoder)
     loader: DataLoader[EvaluationSample] = DataLoader(
         dataset,
         batch_size=batch_videos,
@@ -90,16 +93,30 @@ def evaluate(
     forward = _Forward(model.to(device), torch.device(device), dtype)
     tally = _Tally(metrics, failed=failed)
     was_training = model.training
-    forward.network.eval()
+    model.eval()
     try:
-        wall, peak = _run(loader, forward, tally, lambda done: on_progress and on_progress(done, len(usable)))
+        wall, peak = _run(
+            loader,
+            forward,
+            tally,
+            lambda done: on_progress and on_progress(done, len(usable), Path(usable[done - 1].path).name),
+        )
     finally:
         model.train(was_training)
     if not tally.predictions:
         raise VideoError(f"none of {len(entries)} videos could be evaluated; the first: {failed[0][0]}: {failed[0][1]}")
-    merges = getattr(model, "merge_per_block", 0)
+    merges = model.merge_per_block
     settings = EvaluationSettings(
-        clip, views, rule, merges, batch_videos, num_workers, str(device), str(dtype).removeprefix("torch."), seed
+        clip,
+        views,
+        rule,
+        merges,
+        batch_videos,
+        num_workers,
+        str(device),
+        str(dtype).removeprefix("torch."),
+        seed,
+        decoder,
     )
     return _result(settings, model, manifest, tally, forward, wall, peak)
 

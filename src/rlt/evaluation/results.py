@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from statistics import fmean, stdev
 
-from rlt.data.clips import ClipConfig, ViewConfig
+from rlt.data.clips import ViewConfig
 from rlt.evaluation.predictions import VideoPrediction
 from rlt.evaluation.statistics import Interval, wilson_interval
 from rlt.tokens import Rule, rule_options
+from rlt.video import ClipSpec
 
 HISTOGRAM_BINS = 20
 """Bins of equal width, 0.05, over the share of the tokens that a clip keeps: fixed, so that runs can be laid side by
@@ -20,7 +21,7 @@ side."""
 class EvaluationSettings:
     """How an evaluation was made."""
 
-    clip: ClipConfig
+    clip: ClipSpec
     """Frames and size of a clip."""
     views: ViewConfig
     """Clips and crops per video."""
@@ -38,6 +39,8 @@ class EvaluationSettings:
     """Precision of the forward pass: "float32", or that of autocast."""
     seed: int
     """Of rules that draw."""
+    decoder: str = "pyav"
+    """What decoded."""
 
     def to_json(self) -> dict[str, object]:
         """As JSON values."""

@@ -20,7 +20,6 @@ from rlt.evaluation.pictures import write_pictures
 from rlt.evaluation.predictions import write_predictions
 from rlt.evaluation.results import EvaluationResult
 from rlt.files import write_json
-from rlt.network.tome import with_token_merging
 from rlt.network.vit import VisionTransformer
 
 _ONLY_FOR_TRAINING = (
@@ -77,8 +76,7 @@ def evaluate_config(config: Config, *, on_progress: Callable[[int, int, str], No
         raise InvalidArgumentError("compare_with needs the predictions of this run too; add predictions=FILE.parquet")
     manifest = read_manifest(path)
     model = _load_model(config)
-    if config.model.merge_per_block:
-        model = with_token_merging(model, config.model.merge_per_block)
+    model.merge_per_block = config.model.merge_per_block
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     result = evaluate(
         model,
@@ -90,8 +88,9 @@ def evaluate_config(config: Config, *, on_progress: Callable[[int, int, str], No
         device=device,
         dtype=getattr(torch, config.trainer.precision),
         seed=config.seed,
+        decoder=config.data.decoder,
         max_videos=config.max_videos,
-        on_progress=None if on_progress is None else lambda done, total: on_progress(done, total, Path(path).name),
+        on_progress=on_progress,
     )
     if config.predictions is not None:
         write_predictions(result.predictions, config.predictions, class_names=manifest.class_names)

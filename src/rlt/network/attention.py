@@ -40,8 +40,7 @@ def packed_attention(
         InvalidArgumentError: for an unknown back end, one that cannot run these tensors, or segments that hold
             another number of tokens.
     """
-    # While a graph is traced there are no lengths to check; eager code has checked them before.
-    if segments.lengths and len(q_THK) != segments.num_tokens:
+    if segments.host is not None and len(q_THK) != segments.num_tokens:
         raise InvalidArgumentError(f"{len(q_THK)} tokens, but the segments hold {segments.num_tokens}")
     return run_backend(backend or choose_backend(q_THK.device, q_THK.dtype), q_THK, k_THK, v_THK, segments)
 

@@ -1,6 +1,7 @@
 """Ways to compute attention over packed clips: what each needs, and how it runs. None of them pads.
 
-Who chooses is `rlt.network.attention`. Optional packages (flash_attn, xformers) are imported here and nowhere else.
+Who chooses is `rlt.network.attention`. Optional packages (flash_attn, xformers) are imported here and nowhere else, and
+torch's own kernels only where they run, because they bring torch's compiler with them, which takes seconds to load.
 
 Shape legend: T tokens of all clips, S keys of all clips where they are others than the tokens, n tokens and m keys of
 one clip, H heads, K width of a head, N blocks of tokens.
@@ -12,18 +13,19 @@ from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from types import ModuleType
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
-from torch.nn.attention.varlen import varlen_attn
 
 from rlt.errors import InvalidArgumentError
 from rlt.network._clip_kernel import attention_per_clip
 from rlt.structures import Segments
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 Backend = Literal["sdpa", "varlen", "nested", "flex", "flash_attn", "xformers"]
 """How packed attention is computed.
@@ -104,10 +106,13 @@ def _package_hindrance(module: str, distribution: str) -> str | None:
     return None if isinstance(found, ModuleType) else f"`pip install {distribution}` is needed ({found})"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _runs_flash(device: torch.device) -> bool:
     """Whether flash kernels exist for the GPU; where there is none to ask, for the usual one."""
     return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+# Asked once where a graph is traced. `torch.compiler.assume_constant_result` does this, and imports torch's compiler.
+_runs_flash._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
@@ -124,8 +129,7 @@ def _import_optional(module: str) -> ModuleType | str:
 
 def _sdpa(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
     if q_THK.device.type == "cpu":
-        output_THK: Tensor = attention_per_clip(q_THK, k_THK, v_THK, segments.cu_seqlens)[0]
-        return output_THK
+        return attention_per_clip(q_THK, k_THK, v_THK, segments.cu_seqlens)[0]
     # Splitting once is cheaper under autograd than slicing clip by clip.
     clips = zip(*(x_THK.split(segments.lengths) for x_THK in (q_THK, k_THK, v_THK)), strict=True)
     outputs = [_attend_once(q_nHK, k_nHK, v_nHK) for q_nHK, k_nHK, v_nHK in clips]
@@ -133,8 +137,13 @@ def _sdpa(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Te
 
 
 def _varlen(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
-    longest = _longest(q_THK, segments)
-    output = varlen_attn(q_THK, k_THK, v_THK, segments.cu_seqlens, segments.cu_seqlens, longest, longest)
+    return _varlen_cross(q_THK, k_THK, v_THK, segments, segments)
+
+
+def _varlen_cross(q_THK: Tensor, k_SHK: Tensor, v_SHK: Tensor, queries: Segments, keys: Segments) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    output = varlen_attn(q_THK, k_SHK, v_SHK, queries.cu_seqlens, keys.cu_seqlens, queries.bound, keys.bound)
     assert isinstance(output, Tensor)  # a tuple comes back only where auxiliary outputs are asked for
     return output
 
@@ -142,11 +151,7 @@ def _varlen(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> 
 def cross_attention(q_THK: Tensor, k_SHK: Tensor, v_SHK: Tensor, queries: Segments, keys: Segments) -> Tensor:
     """See `rlt.network.attention.packed_cross_attention`."""
     if _flash_hindrance(q_THK.device, q_THK.dtype) is None:
-        output = varlen_attn(
-            q_THK, k_SHK, v_SHK, queries.cu_seqlens, keys.cu_seqlens, queries.max_length, keys.max_length
-        )
-        assert isinstance(output, Tensor)
-        return output
+        return _varlen_cross(q_THK, k_SHK, v_SHK, queries, keys)
     parts = q_THK.split(queries.lengths), k_SHK.split(keys.lengths), v_SHK.split(keys.lengths)
     return torch.cat([_attend_once(q_nHK, k_mHK, v_mHK) for q_nHK, k_mHK, v_mHK in zip(*parts, strict=True)])
 
@@ -159,7 +164,7 @@ def _attend_once(q_nHK: Tensor, k_mHK: Tensor, v_mHK: Tensor) -> Tensor:
 
 def _nested(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
     # With both bounds given nothing has to be read back from the device.
-    shortest, longest = min(segments.lengths, default=1), _longest(q_THK, segments)
+    shortest, longest = min(segments.host or (1,)), segments.bound
     gradients, offsets = torch.is_grad_enabled(), segments.cu_seqlens.long()
     # Nested tensors can view values of the current mode only, so that inference mode is that of the values here.
     with torch.inference_mode(q_THK.is_inference()), torch.set_grad_enabled(gradients):
@@ -169,22 +174,19 @@ def _nested(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> 
             for x_THK in (q_THK, k_THK, v_THK)
         )
         mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        output_THK: Tensor = mixed.transpose(1, 2).values()
-    return output_THK
+        return mixed.transpose(1, 2).values()
 
 
 def _flex(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
-    attend = _compiled_flex() if q_THK.device.type == "cuda" else cast(Any, flex_attention)
+    attend = _flex_attention(compiled=q_THK.device.type == "cuda")
     q_1HTK, k_1HTK, v_1HTK = (x_THK.transpose(0, 1)[None] for x_THK in (q_THK, k_THK, v_THK))
-    output_1HTK = cast(Tensor, attend(q_1HTK, k_1HTK, v_1HTK, block_mask=_block_mask(segments, len(q_THK))))
-    return output_1HTK[0].transpose(0, 1)
+    return attend(q_1HTK, k_1HTK, v_1HTK, block_mask=_block_mask(segments, len(q_THK)))[0].transpose(0, 1)
 
 
 def _flash_package(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
     package: Any = _import_optional("flash_attn")
-    longest, offsets = _longest(q_THK, segments), segments.cu_seqlens
-    output_THK: Tensor = package.flash_attn_varlen_func(q_THK, k_THK, v_THK, offsets, offsets, longest, longest)
-    return output_THK
+    longest, offsets = segments.bound, segments.cu_seqlens
+    return package.flash_attn_varlen_func(q_THK, k_THK, v_THK, offsets, offsets, longest, longest)
 
 
 def _xformers(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
@@ -197,17 +199,14 @@ def _xformers(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -
             f"xformers has no kernel for {q_THK.dtype} on {q_THK.device}; install one built for torch "
             f"{torch.__version__} or use 'sdpa'"
         ) from error
-    return cast(Tensor, output_1THK[0])
-
-
-def _longest(q_THK: Tensor, segments: Segments) -> int:
-    """Tokens of the longest clip. It only bounds grids of kernels, so that all tokens serve where none are known."""
-    return segments.max_length if segments.lengths else len(q_THK)
+    return output_1THK[0]
 
 
 @cache
-def _compiled_flex() -> Callable[..., Any]:
-    return torch.compile(flex_attention, dynamic=True)
+def _flex_attention(*, compiled: bool) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
 
 
 _block_masks: WeakKeyDictionary[Segments, BlockMask] = WeakKeyDictionary()
@@ -215,6 +214,8 @@ _block_masks: WeakKeyDictionary[Segments, BlockMask] = WeakKeyDictionary()
 
 def _block_mask(segments: Segments, num_tokens: int) -> BlockMask:
     """Block-diagonal mask of the clips, made once for all layers and without a [tokens, tokens] matrix."""
+    from torch.nn.attention.flex_attention import BlockMask
+
     found = _block_masks.get(segments)
     if found is not None:
         return found

@@ -18,7 +18,6 @@ class Attention(nn.Module):
     """Multi-head self-attention within each clip. Queries and values have a bias, keys have none, as in VideoMAE."""
 
     def __init__(self, width: int, num_heads: int, *, qkv_bias: bool = True) -> None:
-        """Make the projections; `width` is a multiple of `num_heads`."""
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -38,23 +37,20 @@ class Attention(nn.Module):
         """Mix tokens of the same clip: [T, D] -> [T, D]."""
         q_THK, k_THK, v_THK = self.queries_keys_values(x_TD)
         x_THK = packed_attention(q_THK, k_THK, v_THK, segments, backend=backend)
-        output: Tensor = self.proj(x_THK.flatten(1))
-        return output
+        return self.proj(x_THK.flatten(1))
 
 
 class Mlp(nn.Module):
     """Two linear layers with GELU between, token by token."""
 
     def __init__(self, width: int, hidden_width: int) -> None:
-        """Make the layers width -> hidden_width -> width."""
         super().__init__()
         self.fc1 = nn.Linear(width, hidden_width)
         self.fc2 = nn.Linear(hidden_width, width)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """[T, D] -> [T, D]."""
-        output: Tensor = self.fc2(F.gelu(self.fc1(x_TD)))
-        return output
+        return self.fc2(F.gelu(self.fc1(x_TD)))
 
 
 def drop_path(x_TD: Tensor, segments: Segments, rate: float) -> Tensor:
@@ -79,7 +75,6 @@ class Block(nn.Module):
     def __init__(
         self, width: int, num_heads: int, mlp_width: int, *, qkv_bias: bool = True, layer_norm_eps: float = 1e-6
     ) -> None:
-        """Make attention and MLP with a LayerNorm before each."""
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=layer_norm_eps)
         self.attn = Attention(width, num_heads, qkv_bias=qkv_bias)
@@ -99,9 +94,10 @@ class Block(nn.Module):
 
 def mean_per_clip(x_TD: Tensor, segments: Segments) -> Tensor:
     """Mean of the tokens of each clip: [T, D] -> [clips, D]."""
-    if segments.lengths:
-        return torch.stack([x_nD.mean(0) for x_nD in x_TD.split(segments.lengths)])
-    # In a traced graph, which must not depend on the lengths.
+    # Two ways, because a graph must not depend on the lengths, and sums by index are slower, round otherwise and are
+    # in no fixed order on CUDA.
+    if segments.host is not None:
+        return torch.stack([x_nD.mean(0) for x_nD in x_TD.split(segments.host)])
     lengths_B = segments.cu_seqlens.diff()
     clip_T = torch.arange(len(segments), device=x_TD.device).repeat_interleave(lengths_B, output_size=len(x_TD))
     sums_BD = x_TD.new_zeros(len(segments), x_TD.shape[1], dtype=torch.float32).index_add(0, clip_T, x_TD.float())

@@ -1,6 +1,11 @@
-"""Patch embedding of kept patches as one linear layer, with the pixel normalisation folded in."""
+"""Patch embedding of kept patches as one linear layer, with the pixel normalisation folded in.
+
+Shape legend: T tokens of all clips, P values of a patch, D model width.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +19,9 @@ matters in half precision; the folded bias puts it right."""
 class PatchEmbedding(nn.Module):
     """[tokens, values] -> [tokens, width]: the tubelet convolution of VideoMAE, on kept patches only.
 
-    Normalising pixels is affine, and so is the embedding: W((x / 255 - mean) / std) + b = W'x + b'. The folded form
-    reads uint8 patches directly, without a float copy of the clip.
+    A patch has tubelet_size * patch_size**2 * 3 values in (frame, row, column, channel) order. Normalising pixels is
+    affine, and so is the embedding: W((x / 255 - mean) / std) + b = W'x + b'. The folded form reads uint8 patches
+    directly, without a float copy of the clip. `mean` and `std` are on the scale 0..1.
     """
 
     def __init__(
@@ -27,44 +33,24 @@ class PatchEmbedding(nn.Module):
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
     ) -> None:
-        """Make weights for patches of tubelet_size * patch_size**2 * 3 values in (frame, row, column, channel) order.
-
-        Args:
-            width: values per token after the embedding.
-            tubelet_size: frames per token.
-            patch_size: height and width of a token in pixels.
-            mean: of each channel on the scale 0..1.
-            std: of each channel on the scale 0..1.
-        """
         super().__init__()
-        pixels = tubelet_size * patch_size**2
-        self.weight = nn.Parameter(torch.empty(width, pixels * 3))
+        self.weight = nn.Parameter(torch.empty(width, tubelet_size * patch_size**2 * 3))
         self.bias = nn.Parameter(torch.zeros(width))
         nn.init.trunc_normal_(self.weight, std=0.02)
-        self.mean, self.std, self.pixels = mean, std, pixels
-        self._folding: tuple[Tensor, Tensor] | None = None
+        self.mean, self.std = mean, std
 
-    def forward(self, patches: Tensor) -> Tensor:
+    def forward(self, patches_TP: Tensor) -> Tensor:
         """Embed uint8 pixels, or float patches that are normalised already: [tokens, values] -> [tokens, width]."""
-        if patches.dtype != torch.uint8:
-            return F.linear(patches.to(self.weight.dtype), self.weight, self.bias)
-        scale, offset = self.folding()
-        weight = self.weight.float()
-        folded_weight = (weight * scale).to(self.weight.dtype)
-        folded_bias = (self.bias.float() + (weight * offset).sum(1)).to(self.bias.dtype)
-        return F.linear(patches.to(self.weight.dtype).sub_(_PIXEL_CENTER), folded_weight, folded_bias)
+        values_TP = patches_TP.to(self.weight.dtype)
+        if patches_TP.dtype != torch.uint8:
+            return F.linear(values_TP, self.weight, self.bias)
+        # normalised = (pixel - center) * scale + offset, in each channel and in float32
+        weight_DP3 = self.weight.float().unflatten(1, (-1, 3))
+        scaled_DP = (weight_DP3 * self._per_channel(1 / (255 * std) for std in self.std)).flatten(1)
+        offsets = ((_PIXEL_CENTER / 255 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
+        bias_D = self.bias.float() + (weight_DP3 * self._per_channel(offsets)).flatten(1).sum(1)
+        return F.linear(values_TP.sub_(_PIXEL_CENTER), scaled_DP.to(self.weight.dtype), bias_D.to(self.bias.dtype))
 
-    def folding(self) -> tuple[Tensor, Tensor]:
-        """Scale and offset of each value of a patch: normalised = (pixel - center) * scale + offset.
-
-        float32 [values] each, on the device of the weights. Made once and kept apart from the module's buffers,
-        because `model.bfloat16()` would round them.
-        """
-        if self._folding is None or self._folding[0].device != self.weight.device:
-            with torch.inference_mode(mode=False):  # the first caller may be in inference mode, a later one may train
-                std_3 = torch.tensor(self.std, dtype=torch.float64)
-                scale_3 = 1 / (255 * std_3)
-                offset_3 = (_PIXEL_CENTER / 255 - torch.tensor(self.mean, dtype=torch.float64)) / std_3
-                scale, offset = (x_3.repeat(self.pixels).float().to(self.weight.device) for x_3 in (scale_3, offset_3))
-            self._folding = (scale, offset)
-        return self._folding
+    def _per_channel(self, values: Iterable[float]) -> Tensor:
+        """float32 [3] beside the weights. Filled there, since a copy from the host would wait for the device."""
+        return torch.stack([self.weight.new_full((), value, dtype=torch.float32) for value in values])

@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram
 from rlt.errors import InvalidArgumentError
 from rlt.network.attention import choose_backend
 from rlt.network.backends import Backend
-from rlt.network.vit import VisionTransformer, trace_logits
+from rlt.network.vit import VisionTransformer, trace_features
 from rlt.structures import PackedTokens
 
 
@@ -20,8 +20,8 @@ def export_network(model: VisionTransformer, example: PackedTokens) -> ExportedP
     """Export `model.forward` for any number of tokens and any number of clips, one or more.
 
     `program.module()(*network_inputs(packed))` gives float [clips, classes], what `model(packed)` gives. The program
-    holds a copy of the weights. `torch.export.save` and `load` work on it; who loads it imports `rlt` before, which
-    knows the operator `rlt::attention_per_clip`.
+    holds a copy of the weights. `torch.export.save` and `load` work on it; who loads it imports `rlt.export` before,
+    which knows the operator `rlt::attention_per_clip`.
 
     Args:
         model: in evaluation mode.
@@ -35,12 +35,12 @@ def export_network(model: VisionTransformer, example: PackedTokens) -> ExportedP
         InvalidArgumentError: if the model is in training mode, merges tokens, or was made for another tubelet or patch
             size; or for float32 on a GPU, where attention goes clip by clip and no graph holds for all lengths.
     """
-    if type(model) is not VisionTransformer:
-        raise InvalidArgumentError(f"model is a {type(model).__name__}; export_network takes a VisionTransformer")
+    if model.merge_per_block:
+        raise InvalidArgumentError(f"merge_per_block is {model.merge_per_block}, which no graph holds; set it to 0")
     if model.training:
         raise InvalidArgumentError("the model is in training mode; call model.eval() before it is exported")
     check_attention(example.device, model.patch_embed.weight.dtype, model.attention_backend)
-    model.prepare_trace(example)
+    model.prepare(example)
     tokens, offsets = Dim("tokens", min=1), Dim("offsets", min=2)
     shapes = ({0: tokens}, {0: tokens}, {0: tokens}, {0: offsets})
     with sizes_alike():
@@ -83,4 +83,4 @@ class _Network(nn.Module):
         self.model = model
 
     def forward(self, patches: Tensor, place: Tensor, lengths: Tensor, cu_seqlens: Tensor) -> Tensor:
-        return trace_logits(self.model, patches, place, lengths, cu_seqlens)
+        return self.model.head(trace_features(self.model, patches, place, lengths, cu_seqlens))

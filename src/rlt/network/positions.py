@@ -9,11 +9,8 @@ from torch import Tensor, nn
 def sinusoid_table(num_positions: int, width: int) -> Tensor:
     """The fixed sine-cosine table of VideoMAE ("Attention is all you need", section 3.5).
 
-    Even columns hold sin(p / 10000^(j / width)), the odd column after it the cosine of the same angle.
-
-    Args:
-        num_positions: rows; row p is for place p = t * H' * W' + h * W' + w.
-        width: columns.
+    Row p is for place p = t * H' * W' + h * W' + w. Even columns hold sin(p / 10000^(j / width)), the odd column after
+    it the cosine of the same angle.
 
     Returns:
         float32 [num_positions, width], computed in double precision.
@@ -25,28 +22,18 @@ def sinusoid_table(num_positions: int, width: int) -> Tensor:
 
 
 class SinusoidPositions(nn.Module):
-    """Rows of `sinusoid_table` for kept tokens. Grows when a clip has more places than any before."""
+    """Rows of `sinusoid_table` for kept tokens. `grow` extends it for clips of more places than any before."""
 
     table: Tensor
 
     def __init__(self, width: int, num_positions: int) -> None:
-        """Prepare rows for clips of `num_positions` places; larger clips extend the table when they come."""
         super().__init__()
         self.width = width
         self.register_buffer("table", sinusoid_table(num_positions, width), persistent=False)
 
-    def forward(self, place: Tensor, num_positions: int) -> Tensor:
-        """Positions of tokens.
-
-        Args:
-            place: int64 [tokens], place of each token in its own clip's grid.
-            num_positions: places of the largest grid among the clips; above every entry of `place`.
-
-        Returns:
-            float [tokens, width].
-        """
-        self.grow(num_positions)
-        return self.table.index_select(0, place)
+    def forward(self, place_T: Tensor) -> Tensor:
+        """Positions, float [tokens, width], of tokens by their int64 [tokens] places in their own clips' grids."""
+        return self.table.index_select(0, place_T)
 
     def grow(self, num_positions: int) -> None:
         """Extend the table to at least `num_positions` rows."""

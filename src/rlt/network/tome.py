@@ -1,11 +1,11 @@
 """Token Merging (Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023, arXiv 2210.09461) over packed tokens.
 
-The baseline that makes tokens fewer inside the network instead of before it. Written from the paper. In every block,
-between attention and MLP, the tokens of a clip are dealt alternately into sets A and B, each token of A finds the
-token of B whose key is most similar (cosine of the keys, averaged over the heads), and the pairs that are most similar
-become one token each, the mean weighted by size. Size counts the tokens of the input that a token stands for:
-attention adds its logarithm to the logits (proportional attention), and the mean over a clip that goes to the head is
-weighted by it, which the paper leaves open for models without a class token.
+The baseline that makes tokens fewer inside the network instead of before it (`VisionTransformer.merge_per_block`),
+written from the paper. In every block, between attention and MLP, the tokens of a clip are dealt alternately into sets
+A and B, each token of A finds the token of B whose key is most similar (cosine of the keys, averaged over the heads),
+and the pairs that are most similar become one token each, the mean weighted by size. Size counts the tokens of the
+input that a token stands for: attention adds its logarithm to the logits (proportional attention), and the mean over a
+clip that goes to the head is weighted by it, which the paper leaves open for models without a class token.
 
 Choices of our own: tokens that survive stay in their order, so that the next deal is alternate in place again, and of
 equal similarities the earlier token is merged first. Sizes and means are float32 in any precision.
@@ -16,24 +16,17 @@ together: G clips, n tokens of each, r merges, m = n - r tokens of each after me
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
-from rlt.errors import InvalidArgumentError
 from rlt.network.attention import packed_attention
 from rlt.network.backends import Backend
 from rlt.network.blocks import Attention, Block, mean_per_clip
-from rlt.network.flops import forward_flops
-from rlt.network.vit import VisionTransformer, ViTConfig
-from rlt.structures import PackedTokens, Segments
+from rlt.structures import Segments
 
 
 class Matching(NamedTuple):
@@ -62,80 +55,27 @@ class MergedTokens:
     """int64 [tokens of the input]: the row that stands for each."""
 
 
-def with_token_merging(model: VisionTransformer, merge_per_block: int) -> TokenMergingTransformer:
-    """The same network with token merging; weights are shared, so training one trains the other.
-
-    Args:
-        model: left as it is. Settings that are changed later (back end, checkpointing) are not shared.
-        merge_per_block: tokens that each block merges away per clip, 0 or more; at most half of those that are there.
-            0 gives the outputs of `model`, bit for bit.
-
-    Raises:
-        InvalidArgumentError: if merge_per_block is negative.
-    """
-    if merge_per_block < 0:
-        raise InvalidArgumentError(f"merge_per_block is {merge_per_block}; 0 or more is needed")
-    merging = TokenMergingTransformer.__new__(TokenMergingTransformer)
-    nn.Module.__init__(merging)
-    merging.__dict__.update(model.__dict__)  # parameters and modules are the model's own, not copies
-    merging.merge_per_block = merge_per_block
-    return merging
+def unmerged(features: Tensor, segments: Segments) -> MergedTokens:
+    """Tokens before the first block, each of which stands for itself."""
+    return MergedTokens(features, segments, None, torch.arange(len(features), device=features.device))
 
 
-class TokenMergingTransformer(VisionTransformer):
-    """A `VisionTransformer` that merges tokens in every block; made by `with_token_merging`.
-
-    It has no weights of its own and is saved as a plain one.
-    """
-
-    merge_per_block: int = 0
-    """Tokens that each block merges away per clip."""
-
-    def forward_features(self, packed: PackedTokens) -> Tensor:
-        """Normalised mean over each clip, tokens weighted by size: float [clips, width]."""
-        merged = self.forward_merged(packed)
-        features: Tensor = self.fc_norm(_mean_over_input(merged, packed.segments.lengths))
-        return features
-
-    def forward_tokens(self, packed: PackedTokens) -> Tensor:
-        """Output of the last block for every token of the input, float [tokens, width]: merged tokens share a row."""
-        merged = self.forward_merged(packed)
-        return merged.features if merged.sizes is None else merged.features.index_select(0, merged.owner)
-
-    def forward_merged(self, packed: PackedTokens) -> MergedTokens:
-        """Output of the last block with the tokens that are left, their sizes, and what each of them stands for."""
-        x_TD = self.embed(packed)
-        tokens = MergedTokens(x_TD, packed.segments, None, torch.arange(len(x_TD), device=x_TD.device))
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            arguments = (block, tokens, self.merge_per_block, self.attention_backend)
-            if self.activation_checkpointing and self.training:
-                tokens = checkpoint(_merging_block, *arguments, use_reentrant=False)
-            else:
-                tokens = _merging_block(*arguments)
-        return tokens
+def merging_block(block: Block, tokens: MergedTokens, merge_per_block: int, backend: Backend | None) -> MergedTokens:
+    """Attention, merging, MLP."""
+    mixed_TD, keys_THK = _attend(block.attn, block.norm1(tokens.features), tokens, backend)
+    tokens = replace(tokens, features=tokens.features + block.branch(mixed_TD, tokens.segments))
+    tokens = merge_tokens(tokens, keys_THK.detach().mean(1), merge_per_block)
+    x_TD = tokens.features
+    return replace(tokens, features=x_TD + block.branch(block.mlp(block.norm2(x_TD)), tokens.segments))
 
 
-def _mean_over_input(tokens: MergedTokens, counts: Sequence[int]) -> Tensor:
-    """Mean of each clip over the `counts` tokens of its input, that is, weighted by size: [T, D] -> [clips, D]."""
+def mean_over_input(tokens: MergedTokens, segments: Segments) -> Tensor:
+    """Mean of each clip over the tokens of its input, which `segments` has, weighted by size: [T, D] -> [clips, D]."""
     if tokens.sizes is None:
         return mean_per_clip(tokens.features, tokens.segments)
     clips = (tokens.features.float() * tokens.sizes[:, None]).split(tokens.segments.lengths)
-    means_BD = torch.stack([x_nD.sum(0) / count for x_nD, count in zip(clips, counts, strict=True)])
+    means_BD = torch.stack([x_nD.sum(0) / count for x_nD, count in zip(clips, segments.lengths, strict=True)])
     return means_BD.to(tokens.features.dtype)
-
-
-def _merging_block(block: Block, tokens: MergedTokens, merge_per_block: int, backend: Backend | None) -> MergedTokens:
-    """Attention, merging, MLP."""
-    mixed_TD, keys_THK = _attend(block.attn, block.norm1(tokens.features), tokens, backend)
-    tokens = _replace_features(tokens, tokens.features + block.branch(mixed_TD, tokens.segments))
-    tokens = merge_tokens(tokens, keys_THK.detach().mean(1), merge_per_block)
-    x_TD = tokens.features
-    return _replace_features(tokens, x_TD + block.branch(block.mlp(block.norm2(x_TD)), tokens.segments))
-
-
-def _replace_features(tokens: MergedTokens, features: Tensor) -> MergedTokens:
-    return MergedTokens(features, tokens.segments, tokens.sizes, tokens.owner)
 
 
 def _attend(attention: Attention, x_TD: Tensor, tokens: MergedTokens, backend: Backend | None) -> tuple[Tensor, Tensor]:
@@ -146,8 +86,7 @@ def _attend(attention: Attention, x_TD: Tensor, tokens: MergedTokens, backend: B
     else:
         bias_T = tokens.sizes.log().to(q_THK.dtype)
         mixed_THK = _proportional_attention(q_THK, k_THK, v_THK, bias_T, tokens.segments)
-    output_TD: Tensor = attention.proj(mixed_THK.flatten(1))
-    return output_TD, k_THK
+    return attention.proj(mixed_THK.flatten(1)), k_THK
 
 
 def _proportional_attention(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, bias_T: Tensor, segments: Segments) -> Tensor:
@@ -239,47 +178,3 @@ def _new_rows(matching: Matching, num_tokens: int) -> Tensor:
     place_Gm = torch.arange(num_clips * num_kept, device=device).view(num_clips, num_kept)
     rows_Gn = torch.zeros(num_clips, num_tokens, dtype=torch.int64, device=device).scatter(1, matching.kept, place_Gm)
     return rows_Gn.scatter(1, matching.source, rows_Gn.gather(1, matching.target)).flatten()
-
-
-def count_merging_flops(config: ViTConfig, packed: PackedTokens, merge_per_block: int) -> int:
-    """FLOPs of one forward pass with token merging, counted as `rlt.measure.count_forward_flops` does.
-
-    The search for similar tokens is a matrix product and is counted; sorting and adding up are not.
-    """
-    with torch.device("meta"):
-        model = with_token_merging(VisionTransformer(config), merge_per_block)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(packed.to("meta"))
-    return int(counter.get_total_flops())
-
-
-def merge_for_flops(config: ViTConfig, lengths: Sequence[int], target_flops: float) -> int:
-    """How many tokens to merge per block, so that the clips together cost as near as possible to `target_flops`.
-
-    For comparisons at equal FLOPs.
-
-    Args:
-        config: of the network.
-        lengths: tokens of each clip that enters it, usually all of the grid.
-        target_flops: of the clips together; at or above what they cost unmerged gives 0.
-
-    Returns:
-        `merge_per_block`; of two equally near the smaller.
-
-    Raises:
-        InvalidArgumentError: for no clips, or a target that even the most merging does not reach.
-    """
-    if not lengths:
-        raise InvalidArgumentError("no clips to match FLOPs for; give at least one length")
-    counts = Counter(lengths)
-
-    def total(merges: int) -> int:
-        return sum(forward_flops(config, length, merges) * count for length, count in counts.items())
-
-    most = max(lengths) // 2
-    if target_flops < total(most):
-        raise InvalidArgumentError(
-            f"target of {target_flops:.4g} FLOPs is below the {total(most):.4g} that remain when every block merges "
-            "half of its tokens; give a larger target"
-        )
-    return min(range(most + 1), key=lambda merges: abs(total(merges) - target_flops))

@@ -1,16 +1,14 @@
 """VideoMAE's vision transformer over packed tokens: `PackedTokens` -> logits.
 
-Shape legend: T tokens of all clips, D model width.
+Shape legend: T tokens of all clips, P values of a patch, D model width.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub import ModelHubMixin
@@ -18,129 +16,22 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rlt import weights
-from rlt.checks import named_options
+from rlt.checks import at_least, named_options
 from rlt.errors import CheckpointError, InvalidArgumentError
 from rlt.network.backends import Backend
-from rlt.network.blocks import Block, mean_per_clip
+from rlt.network.blocks import Block
+from rlt.network.config import MODEL_TYPE, LengthEncoding, ViTConfig
 from rlt.network.embedding import PatchEmbedding
 from rlt.network.positions import SinusoidPositions
-from rlt.structures import IMAGENET_MEAN, IMAGENET_STD, PackedTokens, PatchSpec, Segments, pack
+from rlt.network.tome import MergedTokens, mean_over_input, merging_block, unmerged
+from rlt.structures import PackedTokens, Segments, pack
 from rlt.tokens import Frames, Rule, tokenize
 
-MODEL_TYPE = "rlt_vit"
-"""What `model_type` in config.json says of our checkpoints."""
-LengthEncoding = Literal["none", "learned"]
-"""Whether the network is told how long a token stands: "learned" adds one vector per run length (paper, section
-3.3)."""
+__all__ = ["MODEL_TYPE", "LengthEncoding", "ViTConfig", "VisionTransformer", "trace_features"]
 
-
-@dataclass(frozen=True)
-class ViTConfig:
-    """Everything that is needed to build a `VisionTransformer`; written as JSON beside the weights."""
-
-    width: int = 768
-    """Values per token."""
-    depth: int = 12
-    """Number of blocks."""
-    num_heads: int = 12
-    """Attention heads; divides width."""
-    mlp_width: int = 3072
-    """Hidden values per token in the MLPs."""
-    num_classes: int = 400
-    """Outputs of the head; 0 for none, then the model returns features."""
-    num_frames: int = 16
-    """Frames of the clips that it is meant for. Others work: positions are by coordinates."""
-    image_size: int = 224
-    """Height and width in pixels of the clips that it is meant for. Others work."""
-    tubelet_size: int = 2
-    """Frames per token."""
-    patch_size: int = 16
-    """Height and width of a token in pixels."""
-    qkv_bias: bool = True
-    """Whether queries and values have a bias (keys never do)."""
-    layer_norm_eps: float = 1e-6
-    """Epsilon of the LayerNorms in the blocks."""
-    head_norm_eps: float = 1e-6
-    """Epsilon of the LayerNorm before the head."""
-    length_encoding: LengthEncoding = "none"
-    """See `LengthEncoding`."""
-    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Mean of each channel that the weights expect, on the scale 0..1."""
-    pixel_std: tuple[float, float, float] = IMAGENET_STD
-    """Standard deviation of each channel that the weights expect, on the scale 0..1."""
-    labels: tuple[str, ...] = ()
-    """Class names in the order of the outputs; empty if they are not known."""
-
-    def __post_init__(self) -> None:
-        """Hold sizes together.
-
-        Raises:
-            InvalidArgumentError: naming the field that does not fit.
-        """
-        for name in ("pixel_mean", "pixel_std", "labels"):  # JSON gives lists
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("width", "depth", "num_heads", "mlp_width", "num_frames", "image_size", "tubelet_size"):
-            if getattr(self, name) < 1:
-                raise InvalidArgumentError(f"{name} is {getattr(self, name)}; at least 1 is needed")
-        if self.width % self.num_heads:
-            raise InvalidArgumentError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
-        if self.num_classes < 0:
-            raise InvalidArgumentError(f"num_classes is {self.num_classes}; 0 (no head) or more is needed")
-        if self.labels and len(self.labels) != self.num_classes:
-            raise InvalidArgumentError(f"{len(self.labels)} labels for {self.num_classes} classes; give one per class")
-
-    @property
-    def patches(self) -> PatchSpec:
-        """How the network wants frames to be cut into tokens."""
-        return PatchSpec(self.tubelet_size, self.patch_size, self.pixel_mean, self.pixel_std)
-
-    def replace(self, **changes: object) -> ViTConfig:
-        """A copy with some fields changed; unknown names are a TypeError."""
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
-
-    def to_dict(self) -> dict[str, object]:
-        """All fields, ready for JSON."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, object], source: str | Path) -> ViTConfig:
-        """The inverse of `to_dict`, from the config.json of one of our checkpoints.
-
-        Args:
-            content: fields by name; `model_type` must be `MODEL_TYPE`. Sizes must be there, others have defaults.
-            source: named in errors.
-
-        Raises:
-            CheckpointError: if a field is missing, not known, or not of its type.
-        """
-        if content.get("model_type") != MODEL_TYPE:
-            raise CheckpointError(
-                f"{source} has model_type {content.get('model_type')!r}, not {MODEL_TYPE!r}; "
-                "other layouts are read by rlt.create_model(name, checkpoint=...)"
-            )
-        defaults = cls().to_dict()
-        fields = {name: value for name, value in content.items() if name not in ("model_type", "rlt_version")}
-        missing = [name for name in _REQUIRED if name not in fields]
-        unknown = [name for name in fields if name not in defaults]
-        if missing or unknown:
-            raise CheckpointError(
-                f"{source} was written by rlt {content.get('rlt_version')}: config.json lacks {missing} and has "
-                f"unknown {unknown}; upgrade rlt or get the file again"
-            )
-        for name, value in fields.items():
-            kind = type(defaults[name])
-            if not isinstance(value, {tuple: (list, tuple), float: (float, int)}.get(kind, (kind,))):
-                raise CheckpointError(f"{source} has {name}={value!r} in config.json; a {kind.__name__} is needed")
-        try:
-            return cls(**fields)  # type: ignore[arg-type]
-        except InvalidArgumentError as error:
-            raise CheckpointError(f"{source} has a config.json that does not hold together: {error}") from error
-
-
-_REQUIRED = ("width", "depth", "num_heads", "mlp_width", "num_classes", "tubelet_size", "patch_size")
-"""Fields without which weights could fit and yet be misread."""
 _TOKENS_AT_ONCE_ON_CPU = 2048
-"""In inference; a pack of eight clips of 1,568 tokens took 1.1 times as long at once as clip by clip."""
+"""In inference: what passes through a block at once should fit into the cache. A pack of eight clips of 1,568 tokens
+took 1.1 times as long at once as clip by clip."""
 _MODEL_CARD = """---
 {{ card_data }}
 ---
@@ -163,11 +54,13 @@ class VisionTransformer(
 ):
     """VideoMAE's ViT: tubelet embedding, fixed sinusoid positions, pre-norm blocks, mean over the tokens, head.
 
-    `save_pretrained`, `from_pretrained` and `push_to_hub` are those of huggingface_hub's mixin.
+    Weights are random at first (truncated normal, standard deviation 0.02). `save_pretrained`, `from_pretrained` and
+    `push_to_hub` are those of huggingface_hub's mixin. Settings are attributes that may be changed at any time:
+    `attention_backend` (None chooses by device and precision), `activation_checkpointing` in training, and
+    `merge_per_block`.
     """
 
     def __init__(self, config: ViTConfig) -> None:
-        """Build the network with random weights (truncated normal, standard deviation 0.02)."""
         super().__init__()
         self.config = config
         width = config.width
@@ -195,8 +88,22 @@ class VisionTransformer(
         self.head = nn.Linear(width, config.num_classes) if config.num_classes else nn.Identity()
         self.attention_backend: Backend | None = None
         self.activation_checkpointing = False
-        self._traced: Callable[..., Tensor] | None = None
+        self._merge_per_block = 0
+        self._network: Callable[..., Tensor] = VisionTransformer._features
         self.apply(_init_linear)
+
+    @property
+    def merge_per_block(self) -> int:
+        """Tokens that each block merges away per clip (`rlt.network.tome`), 0 or more; at most half of those there are.
+
+        0 is the plain network, bit for bit. A negative number is an InvalidArgumentError.
+        """
+        return self._merge_per_block
+
+    @merge_per_block.setter
+    def merge_per_block(self, value: int) -> None:
+        at_least(0, merge_per_block=value)
+        self._merge_per_block = value
 
     @named_options(policy="give rule=rlt.Everything(), rlt.Random() or another rule")
     def tokenize(
@@ -249,71 +156,109 @@ class VisionTransformer(
         Raises:
             InvalidArgumentError: if the tokens were cut with another tubelet or patch size.
         """
-        # What passes through a block at once should fit into the cache of a CPU; rows do not depend on the pack.
-        in_pieces = packed.device.type == "cpu" and not self.training
-        pieces = packed.chunks(_TOKENS_AT_ONCE_ON_CPU) if in_pieces else [packed]
-        logits = [self._logits(piece) for piece in pieces]
-        return logits[0] if len(logits) == 1 else torch.cat(logits)
+        return self._in_pieces(lambda piece: self.head(self._run_network(piece)), packed)
 
-    def _logits(self, packed: PackedTokens) -> Tensor:
-        if self._traced is None:
-            logits: Tensor = self.head(self.forward_features(packed))
-            return logits
-        self.prepare_trace(packed)
-        return self._traced(self, packed.patches, packed.place, packed.lengths, packed.cu_seqlens)
+    def forward_features(self, packed: PackedTokens) -> Tensor:
+        """Features before the head: normalised mean of the tokens of each clip, float [clips, width].
 
-    def prepare_trace(self, packed: PackedTokens) -> None:
-        """Make what `trace_logits` needs of tensors that no graph can make, for clips like these.
+        The same pass as for the logits, in the same pieces and compiled where `forward` is; `head` makes logits of it.
+        """
+        return self._in_pieces(self._run_network, packed)
+
+    def forward_tokens(self, packed: PackedTokens) -> Tensor:
+        """Output of the last block, float [tokens, width]; `RunLengthTokens.expand` puts it back on the grid.
+
+        Never compiled. Tokens that were merged share a row.
+        """
+        return self._in_pieces(self._tokens, packed)
+
+    def forward_merged(self, packed: PackedTokens) -> MergedTokens:
+        """Output of the last block with the tokens that are left, their sizes, and what each of them stands for."""
+        return self._run_blocks(self.embed(packed), packed.segments)
+
+    def embed(self, packed: PackedTokens) -> Tensor:
+        """Input of the first block, float [tokens, width]: patches, positions, and run lengths if they are encoded."""
+        self.prepare(packed)
+        return self._embed(packed.patches, packed.place, packed.lengths)
+
+    def prepare(self, packed: PackedTokens) -> None:
+        """Make sure of what no graph can: that tokens are cut as the model needs, and positions for all their places.
 
         Raises:
             InvalidArgumentError: if the tokens were cut with another tubelet or patch size.
         """
-        self._check_token_size(packed)
+        ours, theirs = self.config.patches, packed.spec
+        if (theirs.tubelet_size, theirs.patch_size) != (ours.tubelet_size, ours.patch_size):
+            raise InvalidArgumentError(
+                f"tokens have tubelet_size={theirs.tubelet_size}, patch_size={theirs.patch_size}; the model needs "
+                f"tubelet_size={ours.tubelet_size}, patch_size={ours.patch_size}: cut them by model.tokenize"
+            )
         self.positions.grow(max(grid.num_tokens for grid in packed.grids))
-        if packed.patches.dtype == torch.uint8:
-            self.patch_embed.folding()
 
     def compile_network(self, **options: Any) -> None:
-        """Run `forward` through `torch.compile` from now on: one graph from patches to logits for any token counts.
+        """Run the network through `torch.compile` from now on: one graph from patches to features for any token counts.
 
         Compiled anew only for another number of clips being one or many, precision, or training and evaluation.
-        Takes seconds to minutes on the first call. Weights, their names and the other methods stay as they are.
+        Takes seconds to minutes on the first call. Weights and their names stay as they are. No graph holds for token
+        merging: a call with `merge_per_block` above 0 is an InvalidArgumentError.
 
         Args:
             options: further arguments of `torch.compile`, such as `mode` or `backend`.
         """
-        self._traced = torch.compile(trace_logits, **{"dynamic": True, "fullgraph": True, **options})
+        compiled = torch.compile(trace_features, **{"dynamic": True, "fullgraph": True, **options})
 
-    def forward_features(self, packed: PackedTokens) -> Tensor:
-        """Features before the head: normalised mean of the tokens of each clip, float [clips, width]."""
-        features: Tensor = self.fc_norm(mean_per_clip(self.forward_tokens(packed), packed.segments))
-        return features
+        def network(
+            model: VisionTransformer, patches: Tensor, place: Tensor, lengths: Tensor, segments: Segments
+        ) -> Tensor:
+            if model.merge_per_block:
+                raise InvalidArgumentError(
+                    f"merge_per_block is {model.merge_per_block}, but the network is compiled; set it to 0, or merge "
+                    "in a model without compile_network"
+                )
+            return compiled(model, patches, place, lengths, segments.cu_seqlens)
 
-    def embed(self, packed: PackedTokens) -> Tensor:
-        """Input of the first block, float [tokens, width]: patches, positions, and run lengths if they are encoded."""
-        self._check_token_size(packed)
-        self.positions.grow(max(grid.num_tokens for grid in packed.grids))
-        return self._embed(packed.patches, packed.place, packed.lengths)
+        self._network = network
+
+    def _in_pieces(self, run: Callable[[PackedTokens], Tensor], packed: PackedTokens) -> Tensor:
+        """What `run` gives, clip by clip or token by token, on the CPU in packs of some clips each."""
+        self.prepare(packed)
+        whole = self.training or packed.device.type != "cpu"
+        outputs = [run(piece) for piece in ([packed] if whole else packed.chunks(_TOKENS_AT_ONCE_ON_CPU))]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _run_network(self, packed: PackedTokens) -> Tensor:
+        return self._network(self, packed.patches, packed.place, packed.lengths, packed.segments)
+
+    def _features(self, patches_TP: Tensor, place_T: Tensor, lengths_T: Tensor, segments: Segments) -> Tensor:
+        tokens = self._run_blocks(self._embed(patches_TP, place_T, lengths_T), segments)
+        return self.fc_norm(mean_over_input(tokens, segments))
+
+    def _tokens(self, packed: PackedTokens) -> Tensor:
+        tokens = self._run_blocks(self._embed(packed.patches, packed.place, packed.lengths), packed.segments)
+        return tokens.features if tokens.sizes is None else tokens.features.index_select(0, tokens.owner)
 
     def _embed(self, patches_TP: Tensor, place_T: Tensor, lengths_T: Tensor) -> Tensor:
         x_TD: Tensor = self.patch_embed(patches_TP)
-        x_TD = x_TD + self.positions.table.index_select(0, place_T).to(x_TD.dtype)
+        x_TD = x_TD + self.positions(place_T).to(x_TD.dtype)
         if self.length_embed is not None:
             longest = len(self.length_embed)  # runs longer than any seen in training share the last vector
             x_TD = x_TD + self.length_embed[(lengths_T - 1).clamp(max=longest - 1)]
         return x_TD
 
-    def forward_tokens(self, packed: PackedTokens) -> Tensor:
-        """Output of the last block, float [tokens, width]; `RunLengthTokens.expand` puts it back on the grid."""
-        return self._run_blocks(self.embed(packed), packed.segments)
-
-    def _run_blocks(self, x_TD: Tensor, segments: Segments) -> Tensor:
+    def _run_blocks(self, x_TD: Tensor, segments: Segments) -> MergedTokens:
+        if not self.merge_per_block:
+            for block in self.blocks:
+                x_TD = self._run_step(block, x_TD, segments, self.attention_backend)
+            return unmerged(x_TD, segments)
+        tokens = unmerged(x_TD, segments)
         for block in self.blocks:
-            if self.activation_checkpointing and self.training:
-                x_TD = checkpoint(block, x_TD, segments, self.attention_backend, use_reentrant=False)
-            else:
-                x_TD = block(x_TD, segments, self.attention_backend)
-        return x_TD
+            tokens = self._run_step(merging_block, block, tokens, self.merge_per_block, self.attention_backend)
+        return tokens
+
+    def _run_step(self, step: Callable[..., Any], *arguments: object) -> Any:
+        if self.activation_checkpointing and self.training:
+            return checkpoint(step, *arguments, use_reentrant=False)
+        return step(*arguments)
 
     def set_drop_path(self, rate: float) -> None:
         """Set stochastic depth for training: 0 in the first block, growing evenly to `rate` in the last.
@@ -397,34 +342,23 @@ class VisionTransformer(
         weights.load_strictly(model, weights.read_folder(folder), folder)
         return model.eval()
 
-    def _check_token_size(self, packed: PackedTokens) -> None:
-        ours, theirs = self.config.patches, packed.spec
-        if (theirs.tubelet_size, theirs.patch_size) != (ours.tubelet_size, ours.patch_size):
-            raise InvalidArgumentError(
-                f"tokens have tubelet_size={theirs.tubelet_size}, patch_size={theirs.patch_size}; the model needs "
-                f"tubelet_size={ours.tubelet_size}, patch_size={ours.patch_size}: cut them by model.tokenize"
-            )
 
-
-def trace_logits(
+def trace_features(
     model: VisionTransformer, patches_TP: Tensor, place_T: Tensor, lengths_T: Tensor, cu_seqlens: Tensor
 ) -> Tensor:
-    """`VisionTransformer.forward` as a function of tensors alone, in which no number of tokens is a constant.
+    """`VisionTransformer.forward_features` as a function of tensors alone, in which no number of tokens is a constant.
 
     Args:
-        model: for which `prepare_trace` was called.
+        model: whose `prepare` was called with the tokens.
         patches_TP: uint8 or float [T, values].
         place_T: int64 [T], see `PackedTokens.place`.
         lengths_T: int64 [T], run lengths.
         cu_seqlens: int32 [clips + 1].
 
     Returns:
-        float [clips, classes].
+        float [clips, width].
     """
-    segments = Segments((), cu_seqlens)
-    x_TD = model._run_blocks(model._embed(patches_TP, place_T, lengths_T), segments)
-    logits: Tensor = model.head(model.fc_norm(mean_per_clip(x_TD, segments)))
-    return logits
+    return model._features(patches_TP, place_T, lengths_T, Segments(cu_seqlens, len(patches_TP)))
 
 
 def _init_linear(module: nn.Module) -> None:

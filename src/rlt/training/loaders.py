@@ -91,7 +91,7 @@ class TrainingData(LightningDataModule):
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
         return DataLoader(
-            TrainingDataset(self.training, data.clip, data.augment, seed=self.config.seed),
+            TrainingDataset(self.training, data.clip, data.augment, seed=self.config.seed, decoder=data.decoder),
             batch_sampler=self.sampler(rank, world_size),
             collate_fn=Collate(
                 self.config.tokenizer.build(),
@@ -118,6 +118,7 @@ class TrainingData(LightningDataModule):
             self.config.tokenizer.build(),
             self.model.patches,
             seed=self.config.seed,
+            decoder=data.decoder,
         )
         return DataLoader(
             dataset,
@@ -128,7 +129,7 @@ class TrainingData(LightningDataModule):
 
     def _expected_tokens(self) -> list[float]:
         clip, rule = self.config.data.clip, self.config.tokenizer.build()
-        grid = self.model.patches.grid((clip.num_frames, clip.size, clip.size, 3))
+        grid = self.model.patches.grid((clip.num_frames, *clip.frame_size, 3))
         like = getattr(rule, "like", rule)
         if isinstance(like, Budget | Everything):
             return [float(like.count(grid) if isinstance(like, Budget) else grid.num_tokens)] * len(self.training)

@@ -22,7 +22,6 @@ from rlt.data.manifest import Manifest, read_manifest
 from rlt.errors import InvalidArgumentError, TrainingError
 from rlt.files import write_json
 from rlt.measure import machine_info
-from rlt.network.tome import with_token_merging
 from rlt.network.vit import VisionTransformer
 from rlt.training.checkpointing import AtomicCheckpointIO, SaveLastStep, newest_checkpoint, read_step, step_checkpoints
 from rlt.training.loaders import TrainingData
@@ -128,7 +127,7 @@ def build_model(config: Config, manifest: Manifest) -> VisionTransformer:
     clip, names = config.data.clip, manifest.class_names
     if config.checkpoint is None:
         known = model_config(config.model.name)
-        sizes = {"num_frames": clip.num_frames, "image_size": clip.size}
+        sizes = {"num_frames": clip.num_frames, "image_size": min(clip.frame_size)}
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(config.seed)
             model = VisionTransformer(known.replace(num_classes=len(names), labels=names, **sizes))
@@ -146,8 +145,7 @@ def build_model(config: Config, manifest: Manifest) -> VisionTransformer:
         model.add_length_encoding()
     model.set_drop_path(config.model.drop_path)
     model.activation_checkpointing = config.trainer.activation_checkpointing
-    if config.model.merge_per_block:
-        model = with_token_merging(model, config.model.merge_per_block)
+    model.merge_per_block = config.model.merge_per_block
     return model
 
 
@@ -249,8 +247,6 @@ def _finish(
         failed=module.failed,
     )
     if trainer.is_global_zero:
-        plain = VisionTransformer(module.model.config)
-        plain.load_state_dict(module.model.state_dict())
-        plain.save_pretrained(run_dir / "model")
+        module.model.save_pretrained(run_dir / "model")
         write_json(run_dir / "summary.json", summary.to_json())
     return summary

@@ -1,31 +1,42 @@
 """From a video file to `Clip`s."""
 
-from rlt.video._reading import DECODERS
+from rlt.video._pyav import TimedFrame, VideoFile
+from rlt.video._reading import ClipPlan, Planner, read_views
 from rlt.video._sources import Source
-from rlt.video._views import ClipPlan, Planner, read_views
 from rlt.video.clips import (
     VIDEO_EXTENSIONS,
     VideoInfo,
     iter_clips,
+    iter_views,
     list_videos,
     probe,
     read_clip,
     read_clips,
+    read_spread,
     require_motion,
 )
+from rlt.video.decoders import DECODERS, Decoder
+from rlt.video.spec import SAMPLINGS, ClipSpec
 
 __all__ = [
     "DECODERS",
+    "SAMPLINGS",
     "VIDEO_EXTENSIONS",
     "ClipPlan",
+    "ClipSpec",
+    "Decoder",
     "Planner",
     "Source",
+    "TimedFrame",
+    "VideoFile",
     "VideoInfo",
     "iter_clips",
+    "iter_views",
     "list_videos",
     "probe",
     "read_clip",
     "read_clips",
+    "read_spread",
     "read_views",
     "require_motion",
 ]

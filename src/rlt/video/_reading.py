@@ -1,210 +1,238 @@
-"""Between the public functions of `video` and the decoders: plan a clip, decode it, and refuse what is not whole."""
+"""From an open video to clips: plan, decode in one pass, and refuse what is not whole."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import count, islice
+from itertools import count, islice, tee
 from math import ceil
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from rlt.checks import at_least, named_options, one_of
 from rlt.errors import InvalidArgumentError, TruncatedVideoWarning, VideoError, VideoWarning
 from rlt.structures import Clip
-from rlt.video._filters import FrameConverter
-from rlt.video._pyav import TimedFrame, VideoFile
+from rlt.video._filters import ViewsConverter
+from rlt.video._pyav import VideoFile
 from rlt.video._sources import Source, check_source
-from rlt.video.geometry import Size, View, check_size
-from rlt.video.sampling import clip_span, clip_starts, frame_indices, nearest_in_time
-
-DECODERS = ("pyav", "torchcodec")
-"""Values of `decoder`."""
+from rlt.video.decoders import DECODERS
+from rlt.video.geometry import View
+from rlt.video.spec import ClipSpec, Place
 
 _REPAIR = "download it again or try `ffmpeg -err_detect ignore_err -i IN -c copy OUT`"
 
 # Trailing packets of MPEG-4 ASP and VP8 may show nothing: so many frames fewer than packets are no sign of damage.
 _SILENT_PACKETS = 4
 
+_SEEK_BEYOND = 64
+"""Frames between two clips from which on a seek is tried instead of decoding what lies between."""
+
 
 @dataclass(frozen=True)
-class ClipSettings:
-    """How a clip is sampled and decoded; see `rlt.read_clip`."""
+class ClipPlan:
+    """One sampling of a video in time, and what is seen of its frames."""
 
-    num_frames: int
-    """Frames in a clip."""
-    stride: int
-    """Distance of two sampled frames, in frames of the video."""
-    size: Size
-    """Output size in pixels."""
-    decoder: str
-    """One of `DECODERS`."""
-    num_threads: int
-    """Threads of the decoder; 0 = libav decides."""
+    places: Sequence[Place]
+    """Frame numbers, whole or not, in ascending order; they may repeat. Those past the end repeat the last frame."""
+    views: tuple[View, ...] = (View(),)
+    """Each gives one clip of these frames."""
 
     def __post_init__(self) -> None:
-        """Check all fields.
-
-        Raises:
-            InvalidArgumentError: naming the first field that is out of range.
-        """
-        clip_span(self.num_frames, self.stride)
-        check_size(self.size)
-        if self.decoder not in DECODERS:
-            allowed = " or ".join(repr(name) for name in DECODERS)
-            raise InvalidArgumentError(f"decoder is {self.decoder!r}; {allowed} is needed")
-        if self.num_threads < 0:
-            raise InvalidArgumentError(f"num_threads is {self.num_threads}; 0 (libav decides) or more is needed")
-
-    @property
-    def span(self) -> int:
-        """Frames of the video from the first to the last frame of a clip."""
-        return clip_span(self.num_frames, self.stride)
+        if not self.places or not self.views:
+            raise InvalidArgumentError(f"{len(self.places)} frames and {len(self.views)} views; 1 of each is needed")
+        if self.places[0] < 0 or any(late < early for early, late in zip(self.places, self.places[1:], strict=False)):
+            raise InvalidArgumentError(f"frame numbers are {list(self.places)}; ascending ones from 0 on are needed")
 
 
-class _Pixels(NamedTuple):
-    """A sampled frame."""
-
-    ticks: int
-    """Presentation time from the first frame of the stream, in ticks."""
-    rgb: Tensor
-    """uint8 [H, W, 3]."""
+Planner = Callable[[VideoFile], Sequence[ClipPlan]]
+"""From a video, of which it looks at `num_frames` and `rate`, to what is wanted of it. It is called again if the
+headers were wrong about the number, so it must give the same plans for the same video."""
 
 
-def read_planned(
-    source: Source, settings: ClipSettings, *, num_clips: int = 1, start: float | None = None
-) -> list[Clip]:
-    """`num_clips` clips spread over the video, or the one at `start` seconds. Errors are those of `rlt.read_clip`."""
-    if start is not None and not 0 <= start < float("inf"):
-        raise InvalidArgumentError(f"start is {start} s; seconds from the first frame, 0 or more, are needed")
+class _HeaderError(Exception):
+    """The video has another number of frames than its headers say."""
+
+
+def check_reading(source: Source, decoder: str, num_threads: int) -> None:
+    """Raise for what cannot be read before any library looks at it.
+
+    Raises:
+        InvalidArgumentError: for an unknown decoder, a negative number of threads, or what is no source.
+        VideoError: see `check_source`.
+    """
+    one_of(DECODERS, decoder=decoder)
+    at_least(0, num_threads=num_threads)
     check_source(source)
-    with VideoFile(source, num_threads=settings.num_threads) as file:
-        clips = [_read_one(file, settings, start, num_clips, position) for position in range(num_clips)]
-        for warning in file_warnings(file):
-            warnings.warn(warning, stacklevel=3)  # points at the caller of the public function
+
+
+@named_options()
+def read_views(source: Source, planner: Planner, *, decoder: str = "pyav", num_threads: int = 1) -> list[list[Clip]]:
+    """Read clips of one video: for each plan one clip per view.
+
+    The file is opened once, and a frame that several plans or views ask for is decoded once. Which frame is taken for
+    a number, errors and warnings are those of `rlt.read_clip`.
+
+    Args:
+        source: path, bytes of a whole file, or a binary file object that can seek.
+        planner: gives the plans, see `Planner`.
+        decoder: one of `DECODERS`.
+        num_threads: threads of the decoder; 0 = libav decides. Use 1 in data loader workers.
+
+    Returns:
+        [plan][view] clips.
+
+    Raises:
+        VideoError: if the file cannot be opened, holds no video, or any frame asked for is damaged or cut off.
+        InvalidArgumentError: for a plan or a crop that does not fit.
+    """
+    return read_planned(source, planner, decoder, num_threads)
+
+
+def read_planned(source: Source, planner: Planner, decoder: str, num_threads: int) -> list[list[Clip]]:
+    """See `read_views`. Warnings point at the caller of the public (and checked) function that calls this."""
+    check_reading(source, decoder, num_threads)
+    with VideoFile(source, num_threads=num_threads) as file:
+        try:
+            clips = _read_plans(file, planner(file), decoder, measured=False)
+        except _HeaderError:
+            file.rescan()
+            clips = _read_plans(file, planner(file), decoder, measured=True)
+        for warning in _file_warnings(file):
+            warnings.warn(warning, stacklevel=4)
         return clips
 
 
-def stream_clips(source: Source, settings: ClipSettings) -> Iterator[Clip]:
-    """Consecutive clips in one pass. Errors are those of `rlt.video.iter_clips`."""
-    with VideoFile(source, num_threads=settings.num_threads) as file:
-        for warning in file_warnings(file):
+def stream_clips(
+    source: Source, spec: ClipSpec, views: Sequence[View], decoder: str, num_threads: int
+) -> Iterator[list[Clip]]:
+    """Consecutive clips in one pass, one per view. Errors are those of `rlt.video.iter_clips`."""
+    with VideoFile(source, num_threads=num_threads) as file:
+        for warning in _file_warnings(file):
             warnings.warn(warning, stacklevel=2)
-        targets = (index * settings.stride * file.frame_ticks for index in count())
-        sampled = nearest_in_time(file.decode(), targets, file.frame_ticks)
-        pixels = _convert(sampled, FrameConverter(View(settings.size), num_threads=settings.num_threads))
+        step = spec.step(file.rate) * file.frame_ticks
+        wanted = ((index * step, views) for index in count())
+        shown = _show(file, wanted, ViewsConverter(num_threads=num_threads), decoder)
         num_sampled = 0
-        while chunk := list(islice(pixels, settings.num_frames)):
+        while chunk := list(islice(shown, spec.num_frames)):
             num_sampled += len(chunk)
-            ticks = [sample.ticks for sample in chunk]
             if not file.missing:
-                last_target = (num_sampled - 1) * settings.stride * file.frame_ticks
-                require_whole(file, max(ticks[-1], ceil(last_target)))
-            yield make_clip(file, [sample.rgb for sample in chunk], ticks, settings.num_frames)
+                _require_whole(file, max(chunk[-1][0], ceil((num_sampled - 1) * step)))
+            yield [_make_clip(file, chunk, view, spec.num_frames) for view in views]
         if num_sampled == 0:
             raise nothing_decodes(file)
         if not file.missing:  # where it is, the end of the file is damaged and the warning has said so
-            require_whole(file, None)
+            _require_whole(file, None)
 
 
-def _read_one(file: VideoFile, settings: ClipSettings, start: float | None, num_clips: int, position: int) -> Clip:
-    for measured in ("headers", "packets"):
-        if start is None:
-            first = Fraction(clip_starts(file.num_frames, num_clips, settings.span)[position])
-        else:
-            first = _first_place(file, start)
-        places = [first + index for index in frame_indices(0, settings.num_frames, settings.stride)]
-        targets = moments(file, places)
-        chunk = _decode(file, settings, targets)
-        ticks = [pixels.ticks for pixels in chunk]
-        if reaches_plan(file, targets, ticks, measured_headers_only=measured == "headers"):
-            break
-    require_whole(file, reach(ticks, targets))
-    return make_clip(file, [pixels.rgb for pixels in chunk], ticks, settings.num_frames)
+def _read_plans(file: VideoFile, plans: Sequence[ClipPlan], decoder: str, *, measured: bool) -> list[list[Clip]]:
+    """All clips; `measured` says that the number of frames was counted and not taken from the headers."""
+    targets = [_moments(file, plan.places) for plan in plans]
+    convert = ViewsConverter(num_threads=file.num_threads)
+    clips: dict[int, list[Clip]] = {}
+
+    def read(group: list[int]) -> None:
+        wanted: dict[Fraction, set[View]] = {}
+        for number in group:
+            for target in targets[number]:
+                wanted.setdefault(target, set()).update(plans[number].views)
+        order = sorted(wanted)
+        came = _show(file, ((target, wanted[target]) for target in order), convert, decoder)
+        shown = dict(zip(order, came, strict=False))
+        for number in group:
+            frames = [shown[target] for target in targets[number] if target in shown]
+            _require_plan(file, targets[number], [ticks for ticks, _ in frames], measured=measured)
+            places, views = plans[number].places, plans[number].views
+            clips[number] = [_make_clip(file, frames, view, len(places)) for view in views]
+
+    for group in _groups(targets, file.frame_ticks):
+        try:
+            read(group)
+        except VideoError:
+            if len(group) == 1:
+                raise
+            for number in group:  # what is damaged may lie between clips: one alone begins at the key frame before it
+                read([number])
+    return [clips[number] for number in range(len(plans))]
 
 
-def reaches_plan(file: VideoFile, targets: list[Fraction], ticks: list[int], *, measured_headers_only: bool) -> bool:
-    """Whether the frames that came (shown at `ticks`) are what was asked for; False = plan again and decode again.
-
-    Raises:
-        VideoError: if frames are missing, and it is not that the headers promised too much.
-    """
-    if len(ticks) == len(targets):
-        return True
-    # The stream ended before the plan did: it was cut, or it is damaged, or its headers promise too much.
-    if file.missing:
-        raise _cut_off(file, targets[-1])
-    require_whole(file, None)
-    if not ticks:
-        raise nothing_decodes(file)
-    if measured_headers_only:
-        file.rescan()
-        return False
-    if targets[-1] - ticks[-1] > _SILENT_PACKETS * file.frame_ticks:
-        raise _cut_off(file, targets[-1])
-    return True
-
-
-def _first_place(file: VideoFile, start: float) -> Fraction:
-    """`start` in frames of the video."""
-    first = Fraction(start) * file.rate
-    if first >= file.num_frames:
-        length = float(file.num_frames / file.rate)
-        raise InvalidArgumentError(
-            f"{file.name}: start is {start:g} s, behind the end of the video; 0 to below {length:.3f} s is allowed"
-        )
-    return first
-
-
-def moments(file: VideoFile, places: Sequence[Fraction | int]) -> list[Fraction]:
+def _moments(file: VideoFile, places: Sequence[Place]) -> list[Fraction]:
     """Moments in ticks of places in frames of the video, ascending, as far as the video reaches."""
     # Half a frame of tolerance: a start in seconds hardly ever meets a frame exactly.
     inside = [place for place in places if place < file.num_frames - Fraction(1, 2)] or places[:1]
     return [place * file.frame_ticks for place in inside]
 
 
-def _decode(file: VideoFile, settings: ClipSettings, targets: list[Fraction]) -> list[_Pixels]:
-    convert = FrameConverter(View(settings.size), num_threads=settings.num_threads)
-    stream: Iterable[TimedFrame]
-    if settings.decoder == "torchcodec":
-        from rlt.video._torchcodec import decode_at  # optional package
-
-        chosen = list(nearest_in_time(file.scan(), targets, file.frame_ticks))
-        stream = decode_at(file, [packet.ticks for packet in chosen])
-        return list(_convert(stream, convert))
-    stream = file.decode(ceil(targets[0] - Fraction(1, 2)))  # the tick that a container rounds the moment to
-    return list(_convert(nearest_in_time(stream, targets, file.frame_ticks), convert))
-
-
-def _convert(frames: Iterable[TimedFrame], convert: FrameConverter) -> Iterator[_Pixels]:
-    last: _Pixels | None = None
-    for timed in frames:
-        if last is None or timed.ticks != last.ticks:  # a frame that stands long is sampled several times
-            last = _Pixels(timed.ticks, convert(timed.frame))
-        yield last
+def _groups(targets: Iterable[list[Fraction]], frame_ticks: Fraction) -> Iterator[list[int]]:
+    """Plans (by number) that are decoded in one pass: those that overlap, or follow each other closely."""
+    spans = sorted((moments[0], moments[-1], number) for number, moments in enumerate(targets))
+    group: list[int] = []
+    end = Fraction(0)
+    for first, last, number in spans:
+        if group and first > end + _SEEK_BEYOND * frame_ticks:
+            yield group
+            group = []
+        group.append(number)
+        end = max(end, last)
+    if group:
+        yield group
 
 
-def reach(ticks: list[int], targets: list[Fraction]) -> int:
-    """Up to where damage can touch a clip: a lost frame between its last frame and its last moment does."""
-    return max(ticks[-1], ceil(targets[len(ticks) - 1]))
+_Shown = tuple[int, dict[View, Tensor]]
+"""Presentation time of a frame in ticks, and its pictures."""
 
 
-def make_clip(file: VideoFile, pictures: list[Tensor], ticks: list[int], num_frames: int) -> Clip:
-    """A clip of `num_frames` from the pictures that there are; the last one is repeated."""
-    num_repeated = num_frames - len(pictures)
-    padded = ticks + ticks[-1:] * num_repeated
+def _show(
+    file: VideoFile, wanted: Iterable[tuple[Fraction, Collection[View]]], convert: ViewsConverter, decoder: str
+) -> Iterator[_Shown]:
+    """For each moment the frame shown then with the pictures asked for, until the video ends."""
+    asked, ahead = tee(wanted)
+    frames = DECODERS[decoder](file, (moment for moment, _ in ahead))
+    last, pictures = -1, dict[View, Tensor]()
+    for (_, views), timed in zip(asked, frames, strict=False):
+        if timed.ticks != last:  # a frame that stands long is taken for several moments
+            last, pictures = timed.ticks, {}
+        pictures.update(convert(timed.frame, [view for view in views if view not in pictures]))
+        yield last, pictures
+
+
+def _make_clip(file: VideoFile, frames: list[_Shown], view: View, num_frames: int) -> Clip:
+    """A clip of `num_frames` from the frames that there are; the last one is repeated."""
+    num_repeated = num_frames - len(frames)
+    padded = frames + frames[-1:] * num_repeated
     return Clip(
-        frames=torch.stack(pictures + pictures[-1:] * num_repeated),
-        times=torch.tensor([float(moment * file.tick) for moment in padded], dtype=torch.float64),
+        frames=torch.stack([pictures[view] for _, pictures in padded]),
+        times=torch.tensor([float(ticks * file.tick) for ticks, _ in padded], dtype=torch.float64),
         source=file.name,
         num_repeated=num_repeated,
     )
 
 
-def require_whole(file: VideoFile, ticks: int | None) -> None:
+def _require_plan(file: VideoFile, targets: list[Fraction], ticks: list[int], *, measured: bool) -> None:
+    """Raise unless the frames that came (shown at `ticks`) are whole, and those that were asked for.
+
+    Raises:
+        VideoError: if frames are missing or damaged.
+        _HeaderError: if the headers promised too much.
+    """
+    if len(ticks) < len(targets):
+        # The stream ended before the plan did: it was cut, or it is damaged, or its headers promise too much.
+        if file.missing:
+            raise _cut_off(file, targets[-1])
+        _require_whole(file, None)
+        if not ticks:
+            raise nothing_decodes(file)
+        if not measured:
+            raise _HeaderError
+        if targets[-1] - ticks[-1] > _SILENT_PACKETS * file.frame_ticks:
+            raise _cut_off(file, targets[-1])
+    # A frame that is lost between the last frame of a clip and its last moment belongs to it.
+    _require_whole(file, max(ticks[-1], ceil(targets[len(ticks) - 1])))
+
+
+def _require_whole(file: VideoFile, ticks: int | None) -> None:
     """Raise if damage was seen up to `ticks` (None: anywhere) in what was decoded last."""
     flaw = file.damage_until(ticks)
     if flaw is not None:
@@ -228,7 +256,7 @@ def nothing_decodes(file: VideoFile) -> VideoError:
     return VideoError(f"{file.name}: 0 of {file.num_frames} frames can be decoded; {_REPAIR}")
 
 
-def file_warnings(file: VideoFile) -> Iterator[VideoWarning]:
+def _file_warnings(file: VideoFile) -> Iterator[VideoWarning]:
     """What deserves a look though the clips are whole."""
     if file.missing:
         size, promised = file.missing

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from importlib import import_module
+from itertools import islice
 from typing import Any
 
 import av
@@ -13,6 +14,7 @@ import av
 from rlt.errors import MissingDependencyError, VideoError
 from rlt.video._pyav import TimedFrame, VideoFile
 from rlt.video._sources import library_input
+from rlt.video.sampling import nearest_in_time
 
 try:
     VideoDecoder: Any = import_module("torchcodec.decoders").VideoDecoder
@@ -26,8 +28,8 @@ except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: no FFmpeg
 _FRAMES_AT_ONCE = 4  # full-size RGB frames in memory
 
 
-def decode_at(file: VideoFile, ticks: Sequence[int]) -> Iterator[TimedFrame]:
-    """Frames shown at `ticks` of the stream that `file` has open, as full-size RGB, turned upright.
+def frames_at(file: VideoFile, moments: Iterable[Fraction], /) -> Iterator[TimedFrame]:
+    """Frames shown at `moments`, as `rlt.video.Decoder` says, as full-size RGB, turned upright.
 
     torchcodec's own conversion to RGB rounds otherwise (about one grey level darker), it conceals damage within a
     file, and it does not undo mirrored display matrices.
@@ -35,6 +37,7 @@ def decode_at(file: VideoFile, ticks: Sequence[int]) -> Iterator[TimedFrame]:
     Raises:
         VideoError: if torchcodec cannot decode one of them.
     """
+    chosen = nearest_in_time(file.scan(), moments, file.frame_ticks)
     source = file.source
     try:
         decoder = VideoDecoder(
@@ -43,11 +46,10 @@ def decode_at(file: VideoFile, ticks: Sequence[int]) -> Iterator[TimedFrame]:
             dimension_order="NHWC",
             num_ffmpeg_threads=file.num_threads,
         )
-        for begin in range(0, len(ticks), _FRAMES_AT_ONCE):
-            chosen = ticks[begin : begin + _FRAMES_AT_ONCE]
+        while ticks := [packet.ticks for packet in islice(chosen, _FRAMES_AT_ONCE)]:
             # Half a tick late, so that rounding to seconds never falls back to the frame before.
-            seconds = [float((file.origin + moment + Fraction(1, 2)) * file.tick) for moment in chosen]
-            for moment, rgb in zip(chosen, decoder.get_frames_played_at(seconds).data, strict=True):
+            seconds = [float((file.origin + moment + Fraction(1, 2)) * file.tick) for moment in ticks]
+            for moment, rgb in zip(ticks, decoder.get_frames_played_at(seconds).data, strict=True):
                 yield TimedFrame(moment, 0, av.VideoFrame.from_ndarray(rgb.numpy(), format="rgb24"))
     except (RuntimeError, IndexError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]

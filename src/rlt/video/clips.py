@@ -1,8 +1,8 @@
 """From a video file to `Clip`s: which frames, at which size, and an error instead of a clip that is not whole.
 
-Frames are chosen by their presentation time. Sampled frame i of a clip stands at start + i * frame_stride / rate, and
-the frame whose time is nearest is taken: in a file of constant rate these are exactly the frames start + i *
-frame_stride, in one of variable rate they are evenly spaced moments.
+Frames are chosen by their presentation time. Sampled frame i of a clip stands at start + i * frame_stride / rate, or
+at start + i / fps where that is given, and the frame whose time is nearest is taken: with a stride these are exactly
+the frames start + i * frame_stride in a file of constant rate, and evenly spaced moments in one of variable rate.
 
 Pixels: the short side is scaled to `size` and the centre cut out, in one libav filter graph with rotation and
 conversion to RGB, by swscale's antialiased bilinear kernel with exact rounding. On 14 real clips that is 0.2 grey
@@ -17,15 +17,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
+from rlt.checks import at_least, named_options
 from rlt.errors import InvalidArgumentError, VideoError
 from rlt.structures import Clip
 from rlt.video._filters import display_matrix, rotation_degrees
 from rlt.video._pyav import VideoFile
-from rlt.video._reading import ClipSettings, nothing_decodes, read_planned, stream_clips
+from rlt.video._reading import ClipPlan, Planner, check_reading, nothing_decodes, read_planned, stream_clips
 from rlt.video._sources import Source, check_source
-from rlt.video.geometry import Size
+from rlt.video.geometry import Size, View
+from rlt.video.spec import ClipSpec
 
 _EXTENSIONS = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
 VIDEO_EXTENSIONS = tuple(f".{name}" for name in _EXTENSIONS.split())
@@ -58,11 +61,13 @@ class VideoInfo:
     """Whether the container's headers promise more bytes than the file has."""
 
 
+@named_options()
 def read_clip(
     source: Source,
     *,
     num_frames: int = 16,
     frame_stride: int = 4,
+    fps: float | None = None,
     size: Size = 224,
     start: float | None = None,
     decoder: str = "pyav",
@@ -77,13 +82,15 @@ def read_clip(
         source: path, bytes of a whole file, or a binary file object that can seek.
         num_frames: frames in the clip, at least 1.
         frame_stride: distance of two sampled frames, in frames of the video, at least 1.
+        fps: sampled frames per second of the video's time, above 0, instead of frame_stride; above the video's own
+            rate frames are taken several times.
         size: pixels. int: short side is scaled to it, centre square is cut out; (height, width): both are covered,
             then cut; None: native size.
         start: seconds from the first frame; None = the clip lies in the middle of the video, or starts at 0 if the
             video is shorter than the clip.
-        decoder: "pyav", or "torchcodec" (an optional package) for the same frames to within its rounding: 1.1 grey
-            levels on average over 63 real clips, 1.4 at most, and 0.2 % of the keep mask. It conceals damage within a
-            file. The default does not depend on what happens to be installed, so that masks do not either.
+        decoder: one of `rlt.video.DECODERS`: "pyav", or "torchcodec" (an optional package) for the same frames to
+            within its rounding: 1.1 grey levels on average over 63 real clips, 1.4 at most, and 0.2 % of the keep
+            mask. It conceals damage within a file.
         num_threads: threads of the decoder; 0 = libav decides. Use 1 in data loader workers.
 
     Returns:
@@ -98,16 +105,44 @@ def read_clip(
         TruncatedVideoWarning: the file is cut off, but behind this clip.
         VideoWarning: the video has a single frame.
     """
-    settings = ClipSettings(num_frames, frame_stride, size, decoder, num_threads)
-    return read_planned(source, settings, start=start)[0]
+    spec = ClipSpec(num_frames, frame_stride, fps, size)
+    if start is not None and not 0 <= start < float("inf"):
+        raise InvalidArgumentError(f"start is {start} s; seconds from the first frame, 0 or more, are needed")
+    return read_planned(source, _planner(spec, start=start), decoder, num_threads)[0][0]
 
 
+def _planner(spec: ClipSpec, *, num_clips: int = 1, start: float | None = None) -> Planner:
+    at_least(1, num_clips=num_clips)
+
+    def plan(file: VideoFile) -> list[ClipPlan]:
+        if start is None:
+            clips = spec.spread(num_clips, file.num_frames, file.rate)
+        else:
+            clips = [spec.places(_first_place(file, start), file.rate)]
+        return [ClipPlan(places, (View(spec.size),)) for places in clips]
+
+    return plan
+
+
+def _first_place(file: VideoFile, start: float) -> Fraction:
+    """`start` in frames of the video."""
+    first = Fraction(start) * file.rate
+    if first >= file.num_frames:
+        length = float(file.num_frames / file.rate)
+        raise InvalidArgumentError(
+            f"{file.name}: start is {start:g} s, behind the end of the video; 0 to below {length:.3f} s is allowed"
+        )
+    return first
+
+
+@named_options()
 def read_clips(
     source: Source,
     *,
     num_clips: int,
     num_frames: int = 16,
     frame_stride: int = 4,
+    fps: float | None = None,
     size: Size = 224,
     decoder: str = "pyav",
     num_threads: int = 0,
@@ -119,31 +154,49 @@ def read_clips(
     Raises:
         InvalidArgumentError: also if num_clips is below 1.
     """
-    if num_clips < 1:
-        raise InvalidArgumentError(f"num_clips is {num_clips}; a whole number of at least 1 is needed")
-    return read_planned(source, ClipSettings(num_frames, frame_stride, size, decoder, num_threads), num_clips=num_clips)
+    spec = ClipSpec(num_frames, frame_stride, fps, size)
+    return [clip for [clip] in read_planned(source, _planner(spec, num_clips=num_clips), decoder, num_threads)]
 
 
+@named_options()
+def read_spread(
+    source: Source, spec: ClipSpec, num_clips: int = 1, *, decoder: str = "pyav", num_threads: int = 0
+) -> list[Clip]:
+    """`read_clips` with the frames and the size of the clips as one value."""
+    return [clip for [clip] in read_planned(source, _planner(spec, num_clips=num_clips), decoder, num_threads)]
+
+
+@named_options()
 def iter_clips(
     source: Source,
     *,
     num_frames: int = 16,
     frame_stride: int = 4,
+    fps: float | None = None,
     size: Size = 224,
+    decoder: str = "pyav",
     num_threads: int = 0,
 ) -> Iterator[Clip]:
     """Consecutive clips that cover the whole video, decoded in one pass with the memory of one clip.
 
     The last clip repeats its last frame where the video ends within it (`Clip.num_repeated`). A file that is cut off
-    gives the frames before the cut and a warning. Arguments are those of `read_clip`; decoding is PyAV's.
+    gives the frames before the cut and a warning. Arguments are those of `read_clip`.
 
     Raises:
         VideoError: as `read_clip`; for damage in the middle of the file when it is reached.
         InvalidArgumentError: for an argument out of range.
     """
-    settings = ClipSettings(num_frames, frame_stride, size, "pyav", num_threads)
-    check_source(source)
-    return stream_clips(source, settings)
+    spec = ClipSpec(num_frames, frame_stride, fps, size)
+    return (clip for [clip] in iter_views(source, spec, [View(size)], decoder=decoder, num_threads=num_threads))
+
+
+@named_options()
+def iter_views(
+    source: Source, spec: ClipSpec, views: Sequence[View], *, decoder: str = "pyav", num_threads: int = 0
+) -> Iterator[list[Clip]]:
+    """As `iter_clips`, but one clip per view: a frame is decoded once for all of them. The size is that of the view."""
+    check_reading(source, decoder, num_threads)
+    return stream_clips(source, spec, views, decoder, num_threads)
 
 
 def probe(source: Source) -> VideoInfo:

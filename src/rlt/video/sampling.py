@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip: integer arithmetic on frame numbers, deterministic, no video library."""
+"""Which frames of a video make a clip: exact arithmetic on frame numbers, deterministic, no video library."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Protocol, TypeVar
 
+from rlt.checks import at_least
 from rlt.errors import InvalidArgumentError
 
 
@@ -24,21 +25,6 @@ class Timed(Protocol):
 TimedT = TypeVar("TimedT", bound=Timed)
 
 
-def clip_span(num_frames: int, stride: int) -> int:
-    """Frames of the video between the first and the last frame of a clip, both counted.
-
-    Args:
-        num_frames: frames in the clip, at least 1.
-        stride: distance of two sampled frames in frames of the video, at least 1.
-
-    Raises:
-        InvalidArgumentError: if either is below 1.
-    """
-    _at_least("num_frames", num_frames, 1)
-    _at_least("frame_stride", stride, 1)
-    return (num_frames - 1) * stride + 1
-
-
 def clip_starts(num_video_frames: int, num_clips: int, span: int) -> list[int]:
     """First frames of clips that are spread evenly over a video.
 
@@ -49,7 +35,7 @@ def clip_starts(num_video_frames: int, num_clips: int, span: int) -> list[int]:
     Args:
         num_video_frames: frames of the video, at least 1.
         num_clips: how many clips to take, at least 1.
-        span: frames that one clip covers (`clip_span`), at least 1.
+        span: frames of the video that one clip covers (`ClipSpec.span`), at least 1.
 
     Returns:
         `num_clips` frame numbers in ascending order, each from 0 to max(num_video_frames - span, 0).
@@ -57,23 +43,11 @@ def clip_starts(num_video_frames: int, num_clips: int, span: int) -> list[int]:
     Raises:
         InvalidArgumentError: if an argument is below 1.
     """
-    _at_least("num_video_frames", num_video_frames, 1)
-    _at_least("num_clips", num_clips, 1)
-    _at_least("span", span, 1)
+    at_least(1, num_video_frames=num_video_frames, num_clips=num_clips, span=span)
     room = max(num_video_frames - span, 0)
     if num_clips == 1:
         return [room // 2]
     return [position * room // (num_clips - 1) for position in range(num_clips)]
-
-
-def frame_indices(start: int, num_frames: int, stride: int) -> list[int]:
-    """Frame numbers of one clip: start, start + stride, ... (`num_frames` of them, past the end of the video or not).
-
-    Raises:
-        InvalidArgumentError: if start is negative, or num_frames or stride are below 1.
-    """
-    _at_least("start", start, 0)
-    return list(range(start, start + clip_span(num_frames, stride), stride))
 
 
 def segment_indices(num_video_frames: int, offsets: Sequence[float]) -> list[int]:
@@ -91,8 +65,7 @@ def segment_indices(num_video_frames: int, offsets: Sequence[float]) -> list[int
     Raises:
         InvalidArgumentError: if num_video_frames is below 1, or an offset is out of range.
     """
-    _at_least("num_video_frames", num_video_frames, 1)
-    _at_least("number of segments", len(offsets), 1)
+    at_least(1, num_video_frames=num_video_frames, num_segments=len(offsets))
     if not all(0 <= offset < 1 for offset in offsets):
         raise InvalidArgumentError(f"offsets are {list(offsets)}; fractions of a segment from 0 to below 1 are needed")
     return [
@@ -132,8 +105,3 @@ def nearest_in_time(stream: Iterable[TimedT], targets: Iterable[Fraction], frame
             yield previous
         else:
             return
-
-
-def _at_least(name: str, value: int, minimum: int) -> None:
-    if value < minimum:
-        raise InvalidArgumentError(f"{name} is {value}; a whole number of at least {minimum} is needed")

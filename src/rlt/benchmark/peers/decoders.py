@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlt.benchmark.harness import BenchmarkSettings
 from rlt.errors import VideoError
-from rlt.video import read_clip
+from rlt.video import read_spread
 
 Decoder = Callable[[Path], Tensor]
 """File -> uint8 [T, H, W, 3], the clip in the middle of the video."""
@@ -46,25 +46,18 @@ def _works(package: str) -> bool:
 
 
 def _read(settings: BenchmarkSettings, decoder: str, num_threads: int, path: Path) -> Tensor:
-    clip = read_clip(
-        path,
-        num_frames=settings.num_frames,
-        frame_stride=settings.frame_stride,
-        size=settings.size,
-        decoder=decoder,
-        num_threads=num_threads,
-    )
-    return clip.frames
+    return read_spread(path, settings.clip, decoder=decoder, num_threads=num_threads)[0].frames
 
 
 def _read_with_opencv(settings: BenchmarkSettings, path: Path) -> Tensor:
     """The usual way: seek by frame number, grab what is skipped, resize the short side, cut out the centre."""
     import cv2
 
+    clip = settings.clip
     cv2.setNumThreads(1)
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     try:
-        span = (settings.num_frames - 1) * settings.frame_stride + 1
+        span = (clip.num_frames - 1) * clip.frame_stride + 1
         start = max((int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) - span) // 2, 0)
         if start:
             capture.set(cv2.CAP_PROP_POS_FRAMES, start)
@@ -72,13 +65,13 @@ def _read_with_opencv(settings: BenchmarkSettings, path: Path) -> Tensor:
         for number in range(span):
             if not capture.grab():
                 break
-            if number % settings.frame_stride == 0:
-                frames.append(_scale_with_opencv(cv2, capture.retrieve()[1], settings.size))
+            if number % clip.frame_stride == 0:
+                frames.append(_scale_with_opencv(cv2, capture.retrieve()[1], clip.size))
     finally:
         capture.release()
     if not frames:
         raise VideoError(f"{path}: OpenCV reads no frame of it")
-    frames += frames[-1:] * (settings.num_frames - len(frames))
+    frames += frames[-1:] * (clip.num_frames - len(frames))
     return torch.stack(frames)
 
 
