@@ -624,7 +624,7 @@ def test_frames_are_not_held_beyond_a_limit(monkeypatch: pytest.MonkeyPatch, vid
     monkeypatch.setattr(passes, "_MAX_HELD_BYTES", 5 * 8 * 128 * 128 * 3)  # of the five and a half clips that there are
     counted = Counted(monkeypatch)
     assert inspect_video(video, tmp_path / "out", **CLIP).overlay.num_frames == 44
-    assert counted.frames == 1 + 44 + 44
+    assert 1 + 44 + 44 <= counted.frames < 1 + 44 + 44 + 12  # the second half begins at a key frame, one every 12
 
 
 @pytest.mark.usefixtures("quick")
