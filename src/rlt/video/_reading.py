@@ -106,12 +106,12 @@ def read_planned(source: Source, planner: Planner, decoder: str, num_threads: in
 
 
 def stream_clips(
-    source: Source, spec: ClipSpec, views: Sequence[View], decoder: str, num_threads: int
+    source: Source, spec: ClipSpec, views: Sequence[View], decoder: str, num_threads: int, *, stacklevel: int = 2
 ) -> Iterator[list[Clip]]:
     """Consecutive clips in one pass, one per view. Errors are those of `rlt.video.iter_clips`."""
     with VideoFile(source, num_threads=num_threads) as file:
         for warning in _file_warnings(file):
-            warnings.warn(warning, stacklevel=2)
+            warnings.warn(warning, stacklevel=stacklevel)
         step = spec.step(file.rate) * file.frame_ticks
         wanted = ((index * step, views) for index in count())
         shown = _show(file, wanted, ViewsConverter(num_threads=num_threads), decoder)

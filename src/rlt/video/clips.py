@@ -18,7 +18,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from operator import itemgetter
 from pathlib import Path
 
 from rlt.checks import at_least, named_options
@@ -188,8 +187,9 @@ def iter_clips(
         InvalidArgumentError: for an argument out of range.
     """
     spec = ClipSpec(num_frames, frame_stride, fps, size)
-    views = iter_views(source, spec, [View(size)], decoder=decoder, num_threads=num_threads)
-    return map(itemgetter(0), views)  # no frame of its own, so that warnings point at the caller
+    check_reading(source, decoder, num_threads)
+    # A generator, which can be closed early; as one more frame it moves the caller, at whom warnings point.
+    return (clip for [clip] in stream_clips(source, spec, [View(size)], decoder, num_threads, stacklevel=3))
 
 
 @named_options()
