@@ -38,7 +38,7 @@ def video(frames: int = 4, size: int = 32) -> Tensor:
 
 def logits_of(model: VisionTransformer, frames: Tensor) -> Tensor:
     with torch.inference_mode():
-        return model(rlt.pack(rlt.tokenize(frames, policy="none", patch_size=model.config.patch_size)))
+        return model(rlt.pack(rlt.tokenize(frames, rule=rlt.Everything(), patch_size=model.config.patch_size)))
 
 
 def normalised(frames: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ def test_other_token_sizes_are_read_off_the_kernel(tmp_path: Path) -> None:
     model = load_checkpoint(saved(state, tmp_path / "a.pth"), num_heads=HEADS)
     assert (model.config.tubelet_size, model.config.patch_size) == (4, 8)
     frames = video(8)
-    tokens = rlt.tokenize(frames, policy="none", tubelet_size=4, patch_size=8)
+    tokens = rlt.tokenize(frames, rule=rlt.Everything(), tubelet_size=4, patch_size=8)
     with torch.inference_mode():
         assert (model(rlt.pack(tokens)) - videomae_forward(state, frames)).abs().max() <= 1e-5
 
@@ -329,7 +329,7 @@ def test_hugging_face_parity_at_the_size_of_vit_base(tmp_path: Path) -> None:
     assert (logits_of(ours, clip) - expected).abs().max() <= 1e-4
     with torch.inference_mode():
         last = theirs.videomae(normalised(clip).permute(0, 1, 4, 2, 3)).last_hidden_state
-        packed = rlt.pack(rlt.tokenize(clip, policy="none"))
+        packed = rlt.pack(rlt.tokenize(clip, rule=rlt.Everything()))
         assert (ours.forward_tokens(packed) - last.flatten(0, 1)).abs().max() <= 1e-4
         assert (ours.forward_features(packed) - theirs.fc_norm(last.mean(1))).abs().max() <= 1e-4
 
@@ -392,7 +392,7 @@ def test_hugging_face_backbones_take_a_new_head(kind: str, pooling: bool, tmp_pa
     backbone = theirs if kind == "VideoMAEModel" else theirs.videomae
     with torch.inference_mode():
         last = backbone(normalised(video()).permute(0, 1, 4, 2, 3)).last_hidden_state
-        tokens = ours.forward_tokens(rlt.pack(rlt.tokenize(video(), policy="none"))).unflatten(0, (2, -1))
+        tokens = ours.forward_tokens(rlt.pack(rlt.tokenize(video(), rule=rlt.Everything()))).unflatten(0, (2, -1))
         if not pooling:
             tokens = backbone.layernorm(tokens)
     assert (tokens - last).abs().max() <= 1e-4
