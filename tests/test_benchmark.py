@@ -24,6 +24,7 @@ from rlt.benchmark.peers.reference import reference_tokenize
 from rlt.checkpoints.models import create_model
 from rlt.errors import InvalidArgumentError
 from rlt.measure import peak_memory_bytes
+from rlt.structures import IMAGENET_MEAN, IMAGENET_STD
 from rlt.video import ClipSpec
 
 VIDEOS = (assets.path("traffic.mp4"), assets.path("animation.mp4"))
@@ -166,13 +167,13 @@ def test_the_reference_finds_the_same_patches() -> None:
     tokens = rlt.tokenize(clip)
     assert torch.equal(mask[0], tokens.mask())
     pixels = tokens.patches.view(-1, 2, 16, 16, 3).permute(0, 4, 1, 2, 3).float() / 255
-    mean, std = (torch.tensor(x).view(3, 1, 1, 1) for x in (rlt.tokens.IMAGENET_MEAN, rlt.tokens.IMAGENET_STD))
+    mean, std = (torch.tensor(x).view(3, 1, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
     torch.testing.assert_close(patches, (pixels - mean) / std)
 
 
 def test_the_padded_network_gives_the_same_logits() -> None:
     frames = read_frames(SMALL)
-    packed = packed_by("rlt", frames, SMALL)
+    packed = packed_by(Threshold(), frames, SMALL)
     assert len(set(packed.segments.lengths)) == 2
     model = rlt.create_model("vit_tiny").double()
     with torch.inference_mode():

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import huggingface_hub.constants
 import pytest
 import safetensors.torch

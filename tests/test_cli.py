@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 
 import rlt
 import video_factory
 from rlt import assets, cli
 from rlt.benchmark import SUITES
+from rlt.cli import console
 from rlt.data.sources import KINETICS
 
 QUICK = ["--model", "vit_tiny", "--size", "64", "--frames", "8", "--repeats", "1"]
@@ -34,8 +39,9 @@ class Result:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
-    """Call the command line in this process."""
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Call the command line in this process; what it says does not depend on how long it takes."""
+    monkeypatch.setattr(console, "_SECONDS_BETWEEN_LINES", math.inf)
 
     def call(*arguments: object) -> Result:
         with pytest.raises(SystemExit) as stop:
@@ -141,6 +147,29 @@ def test_inspect_writes_a_page_per_video(run, tmp_path: Path, whole_video: bytes
     one = run("inspect", tmp_path / "in" / "a.mp4", "--output", tmp_path / "one", "--size", 64)
     assert one.code == 0, one.err
     assert (tmp_path / "one" / "index.html").exists()
+
+
+def test_progress_without_a_terminal_is_a_line_every_few_seconds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter([100.0, 101.9, 104.9, 105.1, 105.1, 107.0, 111.0, 111.0])
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    with console.progress("Comparing") as update:
+        for done in range(5):
+            update(done, 1000, f"[b]{done}.mp4")
+    assert capsys.readouterr() == ("", "Comparing: 2 of 1,000, [b]2.mp4\nComparing: 4 of 1,000, [b]4.mp4\n")
+
+
+def test_progress_on_a_terminal_is_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "messages", Console(file=screen, force_terminal=True, width=120, color_system=None))
+    with console.progress("Inspecting") as update:
+        update(1, 4, "[b].mkv: counting tokens")
+    shown = screen.getvalue()
+    assert "Inspecting" in shown
+    assert "1/4" in shown
+    assert "[b].mkv: counting tokens" in shown
+    assert shown.endswith("\x1b[2K")  # the line is erased
 
 
 def bad_videos(folder: Path, whole: bytes) -> dict[str, Path]:

@@ -88,6 +88,13 @@ def test_random_starts_reach_every_place():
     assert [{clip[segment] for clip in uniform} for segment in range(3)] == [{0, 1, 2}, {3, 4, 5}, {6, 7, 8}]
 
 
+def test_random_clips_of_a_rate_lie_in_the_video():
+    clip = ClipSpec(4, fps=10)  # spans 8.5 frames of a video of 25 frames a second
+    places = [training_places(clip, 12, RATE, torch.Generator().manual_seed(seed)) for seed in range(100)]
+    assert {one[0] for one in places} == {0, 1, 2, 3}
+    assert all(one == [one[0] + Fraction(5, 2) * index for index in range(4)] for one in places)
+
+
 def test_evaluation_frames_are_those_of_videomae():
     uniform = ClipSpec(8, sampling="uniform")
     for num_video_frames in (5, 8, 37, 120):

@@ -15,7 +15,7 @@ from rich.console import Console, RenderableType
 import rlt
 from models import TINY, tiny_model
 from rlt import Everything, Rule, Threshold
-from rlt.cli.show_evaluation import comparison_report, evaluation_report
+from rlt.cli.show import evaluation_report, paired_report
 from rlt.data.clips import ViewConfig
 from rlt.data.manifest import Manifest, VideoEntry
 from rlt.data.tables import read_table, write_table
@@ -127,9 +127,10 @@ def test_failed_videos_are_listed_and_left_out(manifest: Manifest, result: Evalu
 def test_numbers_do_not_depend_on_batches_workers_or_the_run(manifest: Manifest, result: EvaluationResult) -> None:
     again = evaluated(manifest)
     assert again.predictions == result.predictions
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int, str]] = []
     batched = evaluated(manifest, batch_videos=4, num_workers=2, on_progress=lambda *step: seen.append(step))
-    assert seen == [(4, 7), (7, 7)]
+    usable = [Path(entry.path).name for entry in manifest.entries if entry.usable]
+    assert seen == [(4, 7, usable[3]), (7, 7, usable[6])]
     assert [video.top_ids for video in batched.predictions] == [video.top_ids for video in result.predictions]
     assert [video.tokens for video in batched.predictions] == [video.tokens for video in result.predictions]
     for ours, theirs in zip(batched.predictions, result.predictions, strict=True):
@@ -290,7 +291,7 @@ def test_two_runs_are_compared_video_by_video(tmp_path: Path) -> None:
     numbers = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert numbers["num_videos"] == 12
     assert numbers["p_value"] == found.p_value
-    text = rendered(comparison_report(found))
+    text = rendered(paired_report(found))
     assert "p = 0.375" in text
     assert "+25.00 points" in text
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import base64
+import dataclasses
 import io
 import json
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,17 +23,26 @@ import oracles
 import rlt
 from rlt import assets
 from rlt.errors import InvalidArgumentError, MissingDependencyError, TruncatedVideoWarning, VideoError
-from rlt.inspection import FILES, InspectReport, entry, inspect_video, progress_bar, sampled_starts
-from rlt.inspection.charts import draw_run_lengths, draw_tokens_against_threshold, draw_tokens_over_time
-from rlt.inspection.contact_sheet import frame_position, shown_steps, write_contact_sheet
+from rlt.inspection import FILES, InspectReport, entry, inspect_video, inspect_videos, passes, sampled_starts
+from rlt.inspection.charts import (
+    CAPTION_HEIGHT,
+    GAP,
+    draw_contact_sheet,
+    draw_run_lengths,
+    draw_tokens_against_threshold,
+    draw_tokens_over_time,
+    shown_steps,
+)
 from rlt.inspection.overlay import write_overlay
+from rlt.inspection.passes import clip_views, read_at, window
 from rlt.inspection.scan import ClipScanner, curve_thresholds
-from rlt.inspection.views import ClipSettings, ClipView, dim_dropped, display_size, view_clips, window_starts
-from rlt.video import VideoInfo, iter_clips, probe, read_clip
+from rlt.inspection.views import ClipSettings, ClipView, dim_dropped, display_size
+from rlt.plots import save_figure
+from rlt.video import VideoFile, VideoInfo, iter_clips, probe, read_clip
 from video_factory import write_frames
 
 FPS = 10
-SETTINGS = ClipSettings(num_frames=8, frame_stride=1, size=64, tubelet_size=2, patch_size=16, threshold=0.1)
+SETTINGS = ClipSettings(num_frames=8, frame_stride=1, size=64)
 CLIP = {"num_frames": 8, "frame_stride": 1, "size": 64}
 
 
@@ -59,15 +69,12 @@ def report(video: Path, tmp_path_factory: pytest.TempPathFactory) -> InspectRepo
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand-ins for the charts and one clip of overlay, for tests that look at neither."""
-
-    def stand_ins(_view: object, _scan: object, _threshold: float, folder: Path, _tell: object) -> None:
-        for name in FILES:
-            if name.endswith(".png"):
-                Image.new("RGB", (1, 1)).save(folder / name)
-
-    monkeypatch.setattr(entry, "_write_pictures", stand_ins)
-    monkeypatch.setattr(entry, "_OVERLAY_SECONDS", 0.8)
+    """Stand-ins for the pictures and one clip of overlay, for tests that look at neither."""
+    monkeypatch.setattr(entry, "save_figure", lambda _, path: Image.new("RGB", (1, 1)).save(path))
+    for name in ("contact_sheet", "run_lengths", "tokens_over_time", "tokens_against_threshold"):
+        monkeypatch.setattr(entry, f"draw_{name}", lambda *_: None)
+    for module in (entry, passes):
+        monkeypatch.setattr(module, "OVERLAY_SECONDS", 0.8)
 
 
 def expected_masks(video: Path, threshold: float) -> list[np.ndarray]:
@@ -102,7 +109,7 @@ def test_threshold_curve_equals_keep_mask_at_every_threshold(tmp_path: Path) -> 
     levels = 128 + rng.uniform(-1, 1, (16, 4, 4, 1)) * np.linspace(0, 40, 16).reshape(4, 4, 1)  # restless to the right
     noisy = levels.repeat(16, 1).repeat(16, 2).repeat(3, 3).astype(np.uint8)
     video = write_frames(tmp_path / "noisy.mkv", noisy)
-    scanner = ClipScanner(0.137, tubelet_size=2, patch_size=16, seconds_per_step=0.2)
+    scanner = ClipScanner(dataclasses.replace(SETTINGS, threshold=0.137), FPS)
     clips = list(iter_clips(video, **CLIP))
     for clip in clips:
         scanner.add(clip)
@@ -165,7 +172,7 @@ def test_contact_sheet_shows_kept_patches_untouched_and_dropped_ones_dimmed(repo
     mask = expected_masks(video, 0.1)[2]
     sheet = np.asarray(Image.open(report.paths["contact_sheet.png"]).convert("RGB"))
     for step in range(4):
-        top, left = frame_position(step, 128, 128)
+        top, left = GAP, GAP + step * (128 + GAP)
         for row, column in np.ndindex(4, 4):
             place = np.s_[row * 32 : row * 32 + 32, column * 32 : column * 32 + 32]
             found = sheet[top : top + 128, left : left + 128][place]
@@ -175,7 +182,7 @@ def test_contact_sheet_shows_kept_patches_untouched_and_dropped_ones_dimmed(repo
             else:
                 assert not np.array_equal(found, original)
                 assert found.max() <= 0.36 * 255 + 31
-        caption = sheet[top + 128 : top + 160, left : left + 128]
+        caption = sheet[top + 128 : top + 128 + CAPTION_HEIGHT, left : left + 128]
         assert caption.min() < 100 < caption.max()  # something is written there
 
 
@@ -186,8 +193,8 @@ def test_contact_sheet_of_many_steps_is_thinned_out(tmp_path: Path) -> None:
     assert len(set(shown_steps(40))) == 16
     frames = torch.zeros(7, 32, 32, 3, dtype=torch.uint8)  # an odd number: the last step holds one frame
     view = ClipView(frames, torch.arange(7).double(), torch.ones(4, 2, 2, dtype=torch.bool), 2)
-    write_contact_sheet(view, tmp_path / "sheet.png")
-    assert Image.open(tmp_path / "sheet.png").width == frame_position(3, 32, 32)[1] + 32 + 12
+    save_figure(draw_contact_sheet(view), tmp_path / "sheet.png")
+    assert Image.open(tmp_path / "sheet.png").size == (4 * (32 + GAP) + GAP, 32 + CAPTION_HEIGHT + 2 * GAP)
 
 
 def test_overlay_plays_the_sampled_frames_with_dropped_patches_dimmed(report: InspectReport, video: Path) -> None:
@@ -247,7 +254,8 @@ def test_charts_show_the_numbers(report: InspectReport) -> None:
     assert list(zip(curve.get_xdata(), curve.get_ydata(), strict=True)) == [
         (threshold, 100 * share) for threshold, share in report.threshold_curve
     ]
-    (view,) = view_clips(report.video.source, report.video, SETTINGS, 1.6)
+    (clips,) = read_at(report.video.source, SETTINGS, clip_views(report.video, SETTINGS), [16])
+    view = ClipView.of(clips, SETTINGS)
     heat = draw_run_lengths(view, report.scan).axes[1].images[1]
     seconds = np.asarray(heat.get_array()).reshape(4, 32, 4, 32)
     assert seconds.min((1, 3)).tolist() == seconds.max((1, 3)).tolist()
@@ -334,17 +342,17 @@ def test_no_frames_are_held_while_clips_are_counted(
     seen: list[weakref.ref[torch.Tensor]] = []
     alive: list[int] = []
 
-    def many_clips(*_: object, **__: object) -> Iterator[rlt.Clip]:
+    def many_clips(*_: object, **__: object) -> Iterator[list[rlt.Clip]]:
         generator = torch.Generator().manual_seed(0)
         for number in range(60):
             frames = torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8, generator=generator)
             times = 0.8 * (number % 5) + torch.arange(8).double() / 10
             seen.append(weakref.ref(frames))
-            yield rlt.Clip(frames, times)
+            yield [rlt.Clip(frames, times)]
             del frames
             alive.append(sum(ref() is not None for ref in seen))
 
-    monkeypatch.setattr(entry, "iter_clips", many_clips)
+    monkeypatch.setattr(passes, "iter_views", many_clips)
     report = inspect_video(video, tmp_path / "out", **CLIP)
     assert len(report.clips) == len(alive) == 60
     assert max(alive) <= 1
@@ -353,12 +361,12 @@ def test_no_frames_are_held_while_clips_are_counted(
 @pytest.mark.parametrize("moment", ["counting tokens", "encoding the overlay", "writing the page"])
 @pytest.mark.usefixtures("quick")
 def test_an_interrupted_run_leaves_everything_as_it_was(video: Path, tmp_path: Path, moment: str) -> None:
-    def interrupt(stage: str, _: float) -> None:
-        if stage == moment:
+    def interrupt(_: int, __: int, what: str) -> None:
+        if what == moment:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        inspect_video(video, tmp_path / "new" / "deep", progress=interrupt, **CLIP)
+        inspect_video(video, tmp_path / "new" / "deep", on_progress=interrupt, **CLIP)
     assert not (tmp_path / "new").exists()
     earlier = tmp_path / "earlier"
     earlier.mkdir()
@@ -366,7 +374,7 @@ def test_an_interrupted_run_leaves_everything_as_it_was(video: Path, tmp_path: P
         (earlier / name).write_text('{"made_by": "rlt inspect"}')
     (earlier / "mine.txt").write_text("mine")
     with pytest.raises(KeyboardInterrupt):
-        inspect_video(video, earlier, progress=interrupt, **CLIP)
+        inspect_video(video, earlier, on_progress=interrupt, **CLIP)
     assert {path.name for path in earlier.iterdir()} == {*FILES, "mine.txt"}
     assert {(earlier / name).read_text() for name in FILES} == {'{"made_by": "rlt inspect"}'}
 
@@ -439,27 +447,26 @@ def test_bad_videos_and_arguments_leave_no_folder(video: Path, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("module", "package"), [("matplotlib", "matplotlib"), ("PIL", "pillow")])
 def test_missing_packages_are_named_with_the_remedy(
-    monkeypatch: pytest.MonkeyPatch, video: Path, tmp_path: Path, module: str, package: str
+    monkeypatch: pytest.MonkeyPatch, video: Path, tmp_path: Path
 ) -> None:
-    for name in [name for name in sys.modules if name == module or name.startswith(f"{module}.")]:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingDependencyError, match=f'{package}, which.*pip install "rlt\\[viz\\]"') as error:
+    with pytest.raises(MissingDependencyError, match=r'matplotlib, which.*pip install "rlt\[viz\]"') as error:
         inspect_video(video, tmp_path / "out", **CLIP)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_plotting_is_imported_in_one_file_and_only_when_used() -> None:
-    for path in Path(entry.__file__).parent.glob("*.py"):
+    for path in Path(rlt.__file__).parent.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if {name.partition(".")[0] for name in names} & {"matplotlib", "PIL"}:
                 assert node.col_offset > 0, f"{path.name}:{node.lineno} imports a plotting package right away"
-                assert path.name == "viz.py" or isinstance(parent_of(tree, node), ast.If)  # for type checkers only
+                assert path.name == "plots.py" or isinstance(parent_of(tree, node), ast.If)  # for type checkers only
 
 
 def parent_of(tree: ast.AST, child: ast.AST) -> ast.AST:
@@ -498,14 +505,17 @@ def test_a_sampled_video_says_so(video: Path, tmp_path: Path) -> None:
 
 
 def test_the_overlay_of_a_long_video_is_a_window_around_the_representative_clip(video: Path) -> None:
-    scanner = ClipScanner(0.1, tubelet_size=2, patch_size=16, seconds_per_step=0.2)
+    scanner = ClipScanner(SETTINGS, FPS)
     for clip in iter_clips(video, **CLIP):
         scanner.add(clip)
     scan, seen = scanner.result(), probe(video)
-    assert window_starts(seen, SETTINGS, scan, 1.0) == pytest.approx([1.6])
-    assert window_starts(seen, SETTINGS, scan, 2.5) == pytest.approx([1.6, 2.4, 3.2])
-    assert window_starts(seen, SETTINGS, scan, 4.0) == pytest.approx([0.8, 1.6, 2.4, 3.2, 4.0])
-    assert window_starts(seen, SETTINGS, scan, 99.0) == pytest.approx([0.0, 0.8, 1.6, 2.4, 3.2, 4.0])
+    assert scan.representative() == 2  # at 1.6 s
+    assert window(seen, SETTINGS, scan, 1.0) == range(1)
+    assert window(seen, SETTINGS, scan, 2.5) == range(3)
+    assert window(seen, SETTINGS, scan, 4.0) == range(-1, 4)
+    assert window(seen, SETTINGS, scan, 99.0) == range(-2, 4)
+    cut_off = dataclasses.replace(seen, truncated=True)  # the last clip, of which half is there, cannot be read alone
+    assert window(cut_off, SETTINGS, scan, 99.0) == range(-2, 3)
 
 
 def test_frames_are_shown_at_a_readable_size() -> None:
@@ -531,15 +541,14 @@ def test_one_frame_is_refused_and_one_step_is_not(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_progress_never_falls_and_reaches_the_end(video: Path, tmp_path: Path) -> None:
-    told: list[tuple[str, float]] = []
-    inspect_video(video, tmp_path / "out", progress=lambda stage, share: told.append((stage, share)), **CLIP)
-    shares = [share for _, share in told]
-    assert shares == sorted(shares)
-    assert (shares[0], shares[-1]) == (0.0, 1.0)
-    assert len({share for stage, share in told if stage == "counting tokens"}) >= 6
-    with progress_bar("<half> [b].mkv") as bar:
-        move: Callable[[str, float], None] = bar
-        move("counting tokens", 0.5)
+    told: list[tuple[int, int, str]] = []
+    inspect_video(video, tmp_path / "out", on_progress=lambda *step: told.append(step), **CLIP)
+    assert {total for _, total, _ in told} == {100}
+    assert [done for done, *_ in told] == sorted(done for done, *_ in told)
+    assert (told[0], told[-1]) == ((0, 100, "counting tokens"), (100, 100, "done"))
+    assert len({done for done, _, what in told if what == "counting tokens"}) >= 6
+    with pytest.raises(InvalidArgumentError, match=r"takes no progress= any more; write on_progress=f"):
+        inspect_video(video, tmp_path / "out", progress=lambda *_: None, **CLIP)
 
 
 @pytest.mark.usefixtures("quick")
@@ -559,3 +568,82 @@ def test_a_short_file_that_is_cut_off_is_drawn_up_to_the_cut(tmp_path: Path, sha
         report = inspect_video(source, tmp_path / "out", size=64)
     assert 0 < report.overlay.num_frames <= report.scan.clips[-1].end * 12.5 / 4 + 1
     assert all(path.stat().st_size > 0 for path in report.paths.values())
+
+
+class Counted:
+    """How often files were opened since the beginning of a test, and how many frames were decoded from them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.opened, self.frames = 0, 0
+        opening, decoding = VideoFile.__init__, VideoFile._raw_frames
+
+        def opened(file: VideoFile, *arguments: object, **options: object) -> None:
+            self.opened += 1
+            opening(file, *arguments, **options)
+
+        def decoded(file: VideoFile) -> Iterator[object]:
+            for frame in decoding(file):
+                self.frames += 1
+                yield frame
+
+        monkeypatch.setattr(VideoFile, "__init__", opened)
+        monkeypatch.setattr(VideoFile, "_raw_frames", decoded)
+
+
+def test_a_short_video_is_decoded_once(monkeypatch: pytest.MonkeyPatch, video: Path, tmp_path: Path) -> None:
+    counted = Counted(monkeypatch)
+    report = inspect_video(video, tmp_path / "out", **CLIP)
+    assert report.overlay.num_frames == 44
+    assert counted.opened == 2  # one of them to see what the file holds
+    assert counted.frames == 1 + 44
+
+
+@pytest.mark.parametrize("max_seconds", [600.0, 2.0])
+def test_of_a_long_video_the_overlay_alone_is_decoded_again(
+    monkeypatch: pytest.MonkeyPatch, video: Path, tmp_path: Path, max_seconds: float
+) -> None:
+    whole = inspect_video(video, tmp_path / "once", max_seconds=max_seconds, **CLIP)
+    for module in (entry, passes):
+        monkeypatch.setattr(module, "OVERLAY_SECONDS", 1.6)
+    counted = Counted(monkeypatch)
+    long = inspect_video(video, tmp_path / "twice", max_seconds=max_seconds, **CLIP)
+    assert long.overlay.num_frames == 16
+    assert counted.opened == 3
+    assert counted.frames < 1 + 44 + 16 + 12  # a key frame every 12
+    numbers = [report.to_json() for report in (whole, long)]
+    assert all(content.pop("overlay") for content in numbers)
+    assert numbers[0] == numbers[1]
+    sheets = [(tmp_path / folder / "contact_sheet.png").read_bytes() for folder in ("once", "twice")]
+    assert sheets[0] == sheets[1]
+
+
+@pytest.mark.usefixtures("quick")
+def test_frames_are_not_held_beyond_a_limit(monkeypatch: pytest.MonkeyPatch, video: Path, tmp_path: Path) -> None:
+    for module in (entry, passes):
+        monkeypatch.setattr(module, "OVERLAY_SECONDS", 20.0)
+    monkeypatch.setattr(passes, "_MAX_HELD_BYTES", 5 * 8 * 128 * 128 * 3)  # of the five and a half clips that there are
+    counted = Counted(monkeypatch)
+    assert inspect_video(video, tmp_path / "out", **CLIP).overlay.num_frames == 44
+    assert counted.frames == 1 + 44 + 44
+
+
+@pytest.mark.usefixtures("quick")
+def test_several_videos_at_once(video: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.mkv", "sub/b.mkv"):
+        (folder / name).write_bytes(video.read_bytes())
+    (folder / "bad.mkv").write_bytes(b"nothing")
+    told: list[tuple[int, int, str]] = []
+    result = inspect_videos([folder], tmp_path / "out", on_progress=lambda *step: told.append(step), **CLIP)
+    assert [report.paths["index.html"] for report in result.reports] == [
+        tmp_path / "out" / name / "index.html" for name in ("a.mkv", "sub/b.mkv")
+    ]
+    assert [source for source, _ in result.failed] == [str(folder / "bad.mkv")]
+    assert [Path(video["source"]).name for video in result.to_json()["videos"]] == ["a.mkv", "b.mkv"]
+    assert [done for done, *_ in told] == sorted(done for done, *_ in told)
+    assert (told[0], told[-1]) == ((0, 300, "a.mkv: counting tokens"), (300, 300, "b.mkv: done"))
+    with pytest.raises(VideoError, match=r"bad\.mkv"):
+        inspect_videos([folder / "bad.mkv"], tmp_path / "one", **CLIP)
+    with pytest.raises(InvalidArgumentError, match=r"has no option 'treshold'.*did you mean 'threshold'"):
+        inspect_videos([video], tmp_path / "one", treshold=0.1)

@@ -95,6 +95,27 @@ def test_clips_lie_inside_evenly(num_video_frames, num_clips, span):
 
 @settings(derandomize=True, deadline=None)
 @given(
+    st.integers(1, 2000),
+    st.integers(1, 6),
+    st.integers(1, 20),
+    st.floats(0.1, 120),
+    st.sampled_from([Fraction(25), Fraction(30000, 1001), Fraction(10), Fraction(60)]),
+)
+def test_clips_of_a_rate_lie_inside_evenly(num_video_frames, num_clips, num_frames, fps, rate):
+    clip = ClipSpec(num_frames, fps=fps)
+    step = clip.step(rate)
+    for places in clip.spread(num_clips, num_video_frames, rate):
+        seconds = [place / rate for place in places]
+        assert all(late - early == 1 / Fraction(str(fps)) for early, late in pairwise(seconds))
+        assert places[0] >= 0
+        assert places[-1] - places[0] == (num_frames - 1) * step
+        assert places[-1] < num_video_frames - Fraction(1, 2) or places[0] == 0  # nearest to a frame of the video
+    uniform = ClipSpec(num_frames, sampling="uniform").spread(num_clips, num_video_frames, rate)
+    assert all(0 <= place < num_video_frames for places in uniform for place in places)
+
+
+@settings(derandomize=True, deadline=None)
+@given(
     st.lists(st.integers(0, 500), min_size=1, max_size=30, unique=True).map(sorted),
     st.lists(st.fractions(0, 500, max_denominator=30), min_size=1, max_size=20).map(sorted),
 )

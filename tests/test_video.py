@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,8 +16,20 @@ import torch
 
 import rlt.assets
 from rlt.errors import InvalidArgumentError, MissingDependencyError, TruncatedVideoWarning, VideoError, VideoWarning
-from rlt.video import VIDEO_EXTENSIONS, iter_clips, list_videos, probe, read_clip, read_clips
+from rlt.video import (
+    VIDEO_EXTENSIONS,
+    ClipPlan,
+    ClipSpec,
+    iter_clips,
+    list_videos,
+    probe,
+    read_clip,
+    read_clips,
+    read_spread,
+    read_views,
+)
 from rlt.video._pyav import VideoFile
+from rlt.video.geometry import View
 from video_factory import (
     as_frame,
     damage_packet,
@@ -157,6 +170,57 @@ def test_frames_of_variable_rate_are_evenly_spaced_in_time():
     assert 49 in covered
 
 
+@pytest.mark.parametrize(
+    ("fps", "expected"),
+    [
+        (25, [25, 26, 27, 28, 29, 30]),
+        (12.5, [25, 27, 29, 31, 33, 35]),
+        (10, [25, 27, 30, 32, 35, 37]),  # 27.5 and 32.5 are ties, which go to the earlier frame
+        (50, [25, 25, 26, 26, 27, 27]),
+        (1.5, [25, 42, 58, 58, 58, 58]),  # 41.7 and 58.3, then the end of the video
+    ],
+)
+def test_a_rate_of_sampling_in_frames_per_second(fps, expected):
+    data = video_bytes(60)
+    clip = read_clip(data, num_frames=6, fps=fps, size=None, start=1)
+    assert numbers(clip) == expected
+    assert clip.num_repeated == (3 if fps == 1.5 else 0)
+
+
+def test_a_rate_that_a_stride_means_takes_the_same_frames():
+    data = video_bytes(60, container="matroska", rate=Fraction(30000, 1001))
+    rate = Fraction(30000, 1001)
+    for start in (None, 0.2):
+        by_stride = read_clip(data, num_frames=8, frame_stride=4, size=32, start=start)
+        by_rate = read_clip(data, num_frames=8, fps=float(rate / 4), size=32, start=start)
+        assert torch.equal(by_stride.frames, by_rate.frames)
+        assert torch.equal(by_stride.times, by_rate.times)
+    many = [read_clips(data, num_clips=3, num_frames=4, size=None, **how) for how in ({}, {"fps": float(rate / 4)})]
+    assert [numbers(clip) for clip in many[0]] == [numbers(clip) for clip in many[1]]
+    streams = [iter_clips(data, num_frames=4, size=None, **how) for how in ({}, {"fps": float(rate / 4)})]
+    assert [numbers(clip) for clip in streams[0]] == [numbers(clip) for clip in streams[1]]
+
+
+def test_a_rate_is_evenly_spaced_in_the_time_of_a_video_of_variable_rate():
+    times = [*range(0, 990, 33), *(1000 + 200 * step for step in range(20))]
+    data = video_bytes(50, pts=times, time_base=Fraction(1, 1000))
+    expected = [min(range(50), key=lambda index: abs(times[index] / 1000 - place / 4)) for place in range(16)]
+    assert numbers(read_clip(data, num_frames=16, fps=4, size=None, start=0)) == expected
+    streamed = [number for clip in iter_clips(data, num_frames=4, fps=4, size=None) for number in numbers(clip)]
+    assert streamed[:16] == expected
+    # Above its own rate in its slow part: each picture is shown as long as it stands.
+    fast = read_clip(data, num_frames=40, fps=20, size=None, start=2.0)
+    assert fast.num_repeated == 0
+    assert numbers(fast)[0] == 35
+    assert [numbers(fast).count(number) for number in range(36, 44)] == [4] * 8
+
+
+def test_clips_of_a_rate_are_spread_over_the_whole_video(long_video):
+    clips = read_clips(long_video, num_clips=3, num_frames=4, fps=10, size=None)
+    # A clip spans 8.5 frames, so the starts are 0, 145 and 291, rounded down; ties go to the earlier frame.
+    assert [numbers(clip) for clip in clips] == [[0, 2, 5, 7], [145, 147, 150, 152], [291, 293, 296, 298]]
+
+
 def test_decodes_from_the_key_frame_to_the_last_sampled_frame(long_video, monkeypatch):
     decoded = []
     decode = VideoFile.decode
@@ -221,6 +285,15 @@ def test_one_frame_is_a_clip_and_a_warning():
     assert (numbers(clip), clip.num_repeated) == ([0, 0, 0, 0], 3)
     assert "\n" not in str(caught[0].message)
     assert caught[0].filename == __file__
+    for call in (
+        lambda: read_clips(data, num_clips=2, num_frames=4),
+        lambda: read_spread(data, ClipSpec(4)),
+        lambda: read_views(data, lambda _: [ClipPlan((0, 1))]),
+        lambda: list(iter_clips(data)),
+    ):
+        with pytest.warns(VideoWarning) as caught:
+            call()
+        assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_iterating_strides_without_gap_or_overlap(long_video):
@@ -458,6 +531,10 @@ def test_sound_and_cover_art_are_no_video(tmp_path, cover):
         ({"start": -0.5}, "start is -0.5"),
         ({"start": float("nan")}, "start is nan"),
         ({"start": 12.0}, "start is 12 s, behind the end of the video; 0 to below 12.000 s"),
+        ({"fps": 0}, "fps is 0; sampled frames per second, more than 0, are needed"),
+        ({"fps": float("inf")}, "fps is inf"),
+        ({"frame_strid": 2}, "read_clip has no option 'frame_strid'; allowed are num_frames, frame_stride, fps, size"),
+        ({"frame_strid": 2}, "did you mean 'frame_stride'?"),
         ({"decoder": "opencv"}, "decoder is 'opencv'; allowed are pyav, torchcodec"),
         ({"num_threads": -1}, "num_threads is -1"),
     ],
@@ -540,6 +617,18 @@ def test_a_damaged_middle_is_no_clip(tmp_path, kind):
     clips = iter_clips(path, num_frames=10, frame_stride=1, size=None)
     assert numbers(next(clips)) == list(range(10))
     one_line_error(VideoError, lambda: list(clips), str(path), "damaged")
+
+
+def test_damage_between_two_clips_touches_neither():
+    data = damage_packet(video_bytes(150, picture=speckled, options={"g": "20", "sc_threshold": "0"}), 30)
+    planned = [ClipPlan((0, 4)), ClipPlan((60, 64))]
+    clips = [clip for [clip] in read_views(data, lambda _: [replace(one, views=(View(None),)) for one in planned])]
+    assert [numbers(clip) for clip in clips] == [[0, 4], [60, 64]]
+    spread = read_clips(data, num_clips=4, num_frames=2, size=None)
+    assert [numbers(clip) for clip in spread] == [[0, 4], [48, 52], [96, 100], [145, 149]]
+    one_line_error(
+        VideoError, lambda: read_views(data, lambda _: [*planned, ClipPlan((28, 34))]), "damaged at about 1."
+    )
 
 
 @pytest.mark.parametrize("kind", ["hevc", "av1"])

@@ -1,42 +1,61 @@
-"""Writing files so that nothing a user had is lost: into a temporary sibling first, then renamed."""
+"""Writing files so that nothing a user had is lost: into a temporary folder beside them first, then renamed."""
 
 from __future__ import annotations
 
 import json
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from rlt.errors import InvalidArgumentError
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write to; it takes the name `path` only if the block succeeds.
+def replacing_all(folder: str | Path, names: Sequence[str]) -> Iterator[Path]:
+    """Give an empty folder to write files of these names into; they move to `folder` only if the block succeeds.
 
-    The suffix is kept, since some writers choose the format by it. Parent folders are made.
+    It is a hidden folder inside `folder`, so that moving is renaming on the same file system. Files are renamed in the
+    order of `names`; those that were not written, and all others in `folder`, stay as they are. `folder` and its
+    parents are made, and taken away again after a failure.
+
+    Raises:
+        InvalidArgumentError: if `folder` cannot be written, or one of the names is a folder there.
+    """
+    target = Path(folder)
+    with ExitStack() as undo:
+        try:
+            for path in (target / name for name in names):
+                if path.is_dir():
+                    raise InvalidArgumentError(f"{path} is a folder where a file is to be written; give another path")
+            made = [path for path in (target, *target.parents) if not path.exists()]  # the deepest first
+            undo.callback(_remove_empty, made)
+            target.mkdir(parents=True, exist_ok=True)
+            staging = tempfile.TemporaryDirectory(prefix=".rlt-", dir=target, ignore_cleanup_errors=True)
+        except OSError as error:
+            raise not_writable(target, error) from error
+        with staging as name:
+            yield Path(name)
+            for written in (Path(name) / name_of_file for name_of_file in names):
+                if written.exists():
+                    written.chmod(0o666 & ~_umask())  # some writers make files that only their owner can read
+                    written.replace(target / written.name)
+        undo.pop_all()
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path of the same name to write to; it takes the place of `path` only if the block succeeds.
+
+    Parent folders are made.
 
     Raises:
         InvalidArgumentError: if `path` is a folder, or cannot be written.
     """
     target = Path(path)
-    if target.is_dir():
-        raise InvalidArgumentError(f"{target} is a folder; give the name of a file to write")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
-    except OSError as error:
-        raise InvalidArgumentError(f"{target} cannot be written ({error.strerror}); choose another path") from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing_all(target.parent, [target.name]) as folder:
+        yield folder / target.name
 
 
 def write_json(path: str | Path, content: object) -> None:
@@ -45,6 +64,17 @@ def write_json(path: str | Path, content: object) -> None:
         temporary.write_text(
             json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
         )
+
+
+def not_writable(path: str | Path, error: OSError) -> InvalidArgumentError:
+    """The error for a place that the system does not let us write to."""
+    return InvalidArgumentError(f"{path} cannot be written ({error.strerror or error}); choose another path")
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _umask() -> int:

@@ -11,7 +11,6 @@ import re
 import warnings
 import zipfile
 from collections.abc import Collection, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 
 import safetensors
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from rlt.checks import some
 from rlt.errors import CheckpointError
-from rlt.files import replacing
+from rlt.files import replacing_all
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -239,13 +238,13 @@ def write_folder(
     refuse_other_model(folder, str(config["model_type"]))
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    texts = {**(others or {}), CONFIG: text}  # the configuration last: with it a folder is a checkpoint
     try:
-        with ExitStack() as files:  # renamed in reverse order
-            for name, content in {CONFIG: text, **(others or {})}.items():
-                files.enter_context(replacing(folder / name)).write_text(content, encoding="utf-8")
-            safetensors.torch.save_file(
-                whole, files.enter_context(replacing(folder / WEIGHTS)), metadata={"format": "pt"}
-            )
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing_all(folder, (WEIGHTS, *texts)) as staging:
+            for name, content in texts.items():
+                (staging / name).write_text(content, encoding="utf-8")
+            safetensors.torch.save_file(whole, staging / WEIGHTS, metadata={"format": "pt"})
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"{folder} cannot be written ({first_line(error)}); free space or choose another"

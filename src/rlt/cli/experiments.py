@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand
 from typing_extensions import override
 
-from rlt.cli.common import messages, output, progress
+from rlt.cli.console import output, progress, say, show
 from rlt.errors import MissingDependencyError
 
 Overrides = Annotated[
@@ -32,20 +32,20 @@ class WithOptions(TyperCommand):
 def train(overrides: Overrides = None) -> None:
     """Fine-tune a model, or train it from scratch: rlt train experiment=NAME data.train=FILE run_dir=DIR.
 
-    Presets: experiment, data, model, tokenizer (none, rlt, random, uniform_frames, tome), logger. resume=auto goes on
-    with a run that was cut off.
+    Presets: experiment, data, model, tokenizer (rlt, budget, none, random, uniform_frames), logger. resume=auto goes
+    on with a run that was cut off.
     """
     _require("lightning", "hydra", "torchmetrics", "kornia", "pyarrow")
     from rlt.conf import compose
     from rlt.training.run import train as run_training
 
     given = overrides or []
-    summary = run_training(compose(given), overrides=given, say=_say)
+    summary = run_training(compose(given), overrides=given, say=say)
     kept = f"{summary.tokens_kept:.1%} of the tokens kept"
     accuracy = "" if summary.val_top1 is None else f", validation top-1 {summary.val_top1:.1%}"
-    _show(f"{summary.run_dir}: step {summary.steps}, {summary.train_seconds:.1f} s of training, {kept}{accuracy}")
+    show(f"{summary.run_dir}: step {summary.steps}, {summary.train_seconds:.1f} s of training, {kept}{accuracy}")
     if summary.failed:
-        _say(f"replaced videos: {len(summary.failed)}, see {summary.run_dir}/summary.json")
+        say(f"replaced videos: {len(summary.failed)}, see {summary.run_dir}/summary.json")
 
 
 def evaluate(overrides: Overrides = None) -> None:
@@ -55,7 +55,7 @@ def evaluate(overrides: Overrides = None) -> None:
     compare_with=FILE.parquet compares with the predictions of another evaluation, pair by pair.
     """
     _require("lightning", "hydra", "torchmetrics", "kornia", "pyarrow")
-    from rlt.cli.show_evaluation import comparison_report, evaluation_report
+    from rlt.cli.show import evaluation_report, paired_report
     from rlt.conf import compose, merge_overrides
     from rlt.evaluation.run import evaluate_config, overrides_of_run
 
@@ -67,7 +67,7 @@ def evaluate(overrides: Overrides = None) -> None:
         run = evaluate_config(config, on_progress=update)
     output.print(evaluation_report(run.result))
     if run.comparison is not None:
-        output.print(comparison_report(run.comparison))
+        output.print(paired_report(run.comparison))
 
 
 def _require(*packages: str) -> None:
@@ -76,11 +76,3 @@ def _require(*packages: str) -> None:
         raise MissingDependencyError(
             f'{", ".join(missing)} cannot be imported; install what experiments need with: pip install "rlt[train]"'
         )
-
-
-def _say(text: str) -> None:
-    messages.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _show(text: str) -> None:
-    output.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlt.cli import experiments
-from rlt.cli.common import messages, output, progress
+from rlt.cli.console import messages, output, progress, say, show
 from rlt.cli.prepare import prepare_app
-from rlt.errors import RltError, TruncatedVideoWarning, VideoError, VideoWarning
+from rlt.errors import RltError, VideoError
 from rlt.files import write_json
 
 if TYPE_CHECKING:
@@ -175,45 +174,24 @@ def inspect(
     json: JsonFile = None,
 ) -> None:
     """Draw what run-length tokenization drops: pictures, a video overlay, and one page that holds them all."""
-    from rlt.cli import show as reports
-    from rlt.inspection import inspect_video, progress_bar
-    from rlt.video import list_videos
+    from rlt.inspection import inspect_videos
 
-    found = list_videos(videos)
-    root = Path(os.path.commonpath([path.absolute().parent for path in found]))
-    inspected: list[dict[str, object]] = []
-    failed: list[tuple[str, str]] = []
-    for path in found:
-        target = folder if len(found) == 1 else folder / path.absolute().relative_to(root)
-        with warnings.catch_warnings(record=True) as caught, progress_bar(path.name, console=messages) as update:
-            warnings.simplefilter("always", VideoWarning)
-            try:
-                report = inspect_video(
-                    path,
-                    target,
-                    threshold=threshold,
-                    num_frames=frames,
-                    frame_stride=stride,
-                    size=_parse_size(size),
-                    patch_size=patch_size,
-                    progress=update,
-                )
-            except VideoError as error:
-                if len(found) == 1:
-                    raise
-                failed.append((str(path), str(error)))
-                continue
-        inspected.append(report.to_json())
-        page = report.paths["index.html"]
-        output.print(f"{path}: {report.tokens_kept:.1%} of the tokens kept, see {page}", markup=False, soft_wrap=True)
-        cut_off = {str(warning.message) for warning in caught if issubclass(warning.category, TruncatedVideoWarning)}
-        failed += [(str(path), message) for message in cut_off]
-        for warning in caught:
-            if str(warning.message) not in cut_off:
-                _show_warning(warning.message)
+    with progress("Inspecting") as update:
+        result = inspect_videos(
+            videos,
+            folder,
+            threshold=threshold,
+            num_frames=frames,
+            frame_stride=stride,
+            size=_parse_size(size),
+            patch_size=patch_size,
+            on_progress=update,
+        )
+    for report in result.reports:
+        show(f"{report.video.source}: {report.tokens_kept:.1%} of the tokens kept, see {report.paths['index.html']}")
     if json is not None:
-        write_json(json, {"videos": inspected, "failed": reports.failed_json(failed)})
-    _exit_if_any(failed, num_videos=len(found))
+        write_json(json, result.to_json())
+    _exit_if_any(result.failed, num_videos=result.num_videos)
 
 
 @app.command()
@@ -287,8 +265,7 @@ def convert(
 
     with messages.status(f"Converting {source}"):
         report = convert_checkpoint(source, destination, to=to.value, num_heads=num_heads, new_head=new_head)
-    output.print(str(report), markup=False, highlight=False)
-    output.print(f"Written: {destination}", markup=False, highlight=False)
+    show(f"{report}\nWritten: {destination}")
 
 
 @app.command()
@@ -299,19 +276,17 @@ def models() -> None:
     output.print(reports.models_report())
 
 
-def _exit_if_any(failed: list[tuple[str, str]], *, num_videos: int) -> None:
+def _exit_if_any(failed: Sequence[tuple[str, str]], *, num_videos: int) -> None:
     if failed and num_videos == 1:  # pictures of what is left of a file that is cut off
         raise VideoError(failed[0][1])
     if failed:
-        from rlt.cli import show as reports
-
-        messages.print(reports.failed_report(failed), soft_wrap=True)  # a path that is broken cannot be copied
+        say("\n".join([f"Bad videos: {len(failed)}", *(f"  {error}" for _, error in failed)]), "red")
         raise typer.Exit(2)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     """One line, where Python shows two with a place in the source."""
-    messages.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    say(f"warning: {message}", "yellow")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -324,5 +299,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RltError as error:
         if debug:
             raise
-        messages.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        say(f"error: {error}", "red")
         sys.exit(2)

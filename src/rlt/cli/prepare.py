@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlt.cli.common import output, progress
+from rlt.cli.console import progress, show
 from rlt.errors import InvalidArgumentError
 from rlt.files import write_json
 
@@ -72,7 +72,7 @@ def _run(
             on_progress=update,
         )
     for line in report_lines(report):
-        output.print(line, markup=False, highlight=False, soft_wrap=True)
+        show(line)
     if json is not None:
         write_json(json, report.to_json())
     if not report.num_usable:

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rlt.benchmark import BenchmarkResult
 from rlt.checkpoints.models import MODELS
 from rlt.compare import ARMS, Comparison, VideoComparison
 from rlt.measure import Timing, machine_info
 from rlt.network.attention import choose_backend
-from rlt.tokens import Rule, rule_options
+from rlt.tokens import Everything, Rule, rule_name, rule_options
 from rlt.video import ClipSpec
 from rlt.video.geometry import Size
 
+if TYPE_CHECKING:  # what they need is not always installed
+    from rlt.benchmark import BenchmarkResult
+    from rlt.evaluation.comparison import PairedComparison
+    from rlt.evaluation.results import EvaluationResult
+    from rlt.evaluation.statistics import Interval
+
 _MAX_CLIPS_IN_DETAIL = 4
+_MAX_CLASSES = 10
+_MAX_FAILED = 10
 
 
 def comparison_report(result: Comparison) -> RenderableType:
@@ -46,23 +54,13 @@ def comparison_report(result: Comparison) -> RenderableType:
     return Group(*parts)
 
 
-def failed_report(failed: list[tuple[str, str]]) -> RenderableType:
-    """The videos that are cut off or could not be processed, one line each."""
-    return Text("\n".join([f"Bad videos: {len(failed)}", *(f"  {error}" for _, error in failed)]), style="red")
-
-
-def failed_json(failed: list[tuple[str, str]]) -> list[dict[str, str]]:
-    """The same as JSON values."""
-    return [{"source": source, "error": error} for source, error in failed]
-
-
 def benchmark_report(result: BenchmarkResult) -> RenderableType:
     """One row per arm, with its speed-up over the arm that the others are compared with."""
     settings = result.settings
     clips = f"{settings.clips} clips of {settings.clip.num_frames}x{settings.clip.size}x{settings.clip.size}"
-    table = Table()
-    for column in ("arm", "median", "slowest", "tokens", "GFLOPs", "memory", "speed-up"):
-        table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=column != "arm")
+    table = _table("arm", "median", "slowest", "tokens", "GFLOPs", "memory", "speed-up")
+    for column in table.columns[1:]:
+        column.no_wrap = True
     for arm in result.arms:
         speedup = result.speedup(arm)
         details = ", ".join(str(value) for value in arm.details.values())
@@ -88,11 +86,46 @@ def benchmark_report(result: BenchmarkResult) -> RenderableType:
     )
 
 
+def evaluation_report(result: EvaluationResult) -> RenderableType:
+    """Numbers, the classes that go wrong most, and the videos that could not be read."""
+    settings = result.settings
+    views = f"{settings.views.num_clips}x{settings.views.num_crops} views"
+    size = f"{settings.clip.num_frames} frames of {settings.clip.size} px"
+    title = f"{result.num_videos:,} videos, {views} of {size}, tokenizer {rule_name(settings.rule)}"
+    parts: list[RenderableType] = [Text(title, style="bold"), _numbers(result), _worst_classes(result)]
+    if settings.rule != Everything() and result.tokens_kept == 1:
+        parts.append(Text("The tokenizer dropped nothing: this is the dense model.", style="yellow"))
+    if result.failed:
+        shown = [f"  {path}: {error}" for path, error in result.failed[:_MAX_FAILED]]
+        more = [f"  ... and {len(result.failed) - _MAX_FAILED} more"] if len(result.failed) > _MAX_FAILED else []
+        parts.append(Text("\n".join([f"Not evaluated: {len(result.failed)}", *shown, *more]), style="red"))
+    machine = result.machine
+    parts.append(Text(f"Machine: {machine['processor']}, {machine['cores']} cores, device {machine['device']}"))
+    return Group(*parts)
+
+
+def paired_report(result: PairedComparison) -> RenderableType:
+    """Two runs side by side, the difference, and whether chance alone could make it."""
+    table = _table("", "first", "second", caption=f"{result.counts.total:,} videos in both runs")
+    table.add_row("predictions", Text(result.first), Text(result.second))
+    table.add_row("top-1", _percent(result.top1_first), _percent(result.top1_second))
+    table.add_row("right in this run only", f"{result.counts.only_first:,}", f"{result.counts.only_second:,}")
+    table.add_row("tokens kept", f"{result.tokens_kept_first:.1%}", f"{result.tokens_kept_second:.1%}")
+    difference = result.difference
+    points = f"{100 * difference.value:+.2f} points ({100 * difference.low:+.2f} to {100 * difference.high:+.2f})"
+    lines = [
+        f"First minus second: {points}, 95 % interval",
+        f"McNemar's exact test: p = {result.p_value:.3g}",
+        f"Same class predicted: {result.same_prediction:,} of {result.counts.total:,}",
+    ]
+    if result.left_out:
+        lines.append(f"Left out, in one run only: {len(result.left_out):,}")
+    return Group(table, Text("\n".join(lines)))
+
+
 def models_report() -> RenderableType:
     """The named models with their sizes, and the attention back end of each device."""
-    table = Table()
-    for column in ("name", "width", "depth", "heads", "patch", "tokens per clip"):
-        table.add_column(column, justify="left" if column == "name" else "right")
+    table = _table("name", "width", "depth", "heads", "patch", "tokens per clip")
     for name, config in MODELS.items():
         tokens = config.num_frames // config.tubelet_size * (config.image_size // config.patch_size) ** 2
         numbers = (config.width, config.depth, config.num_heads, config.patch_size, tokens)
@@ -103,6 +136,15 @@ def models_report() -> RenderableType:
     )
     title = Text("Models (VideoMAE, 16 frames of 224x224)", style="bold")
     return Group(title, table, Text(f"Attention back ends: {backends}"))
+
+
+def _table(*columns: str, left: tuple[str, ...] = (), **options: Any) -> Table:
+    """Columns are aligned right, apart from those named as `left`: the first one if none is named."""
+    table = Table(caption_justify="left", title_justify="left", **options)
+    for column in columns:
+        at_left = column in (left or columns[:1])
+        table.add_column(column, justify="left" if at_left else "right", overflow="fold")
+    return table
 
 
 def format_seconds(seconds: float) -> str:
@@ -141,9 +183,7 @@ def _rule_line(rule: Rule) -> str:
 
 
 def _stage_table(result: Comparison) -> Table:
-    table = Table(caption=f"median of {result.repeats} runs", caption_justify="left")
-    for column in ("", "dense", "RLT", "speed-up"):
-        table.add_column(column, justify="left" if not column else "right")
+    table = _table("", "dense", "RLT", "speed-up", caption=f"median of {result.repeats} runs")
     dense, kept = result.total_tokens("dense"), result.total_tokens("rlt")
     table.add_row("tokens", f"{dense:,}", f"{kept:,} ({result.tokens_kept:.1%})", "")
     decode = format_seconds(result.seconds("decode").median)
@@ -167,9 +207,7 @@ def _both(dense: Timing, rlt: Timing) -> tuple[str, str]:
 
 
 def _top_table(result: Comparison, video: VideoComparison, clip: int) -> Table:
-    table = Table()
-    for column in ("dense", "", "RLT", " "):
-        table.add_column(column, justify="right" if not column.strip() else "left")
+    table = _table("dense", "", "RLT", "", left=("dense", "RLT"))
     for pair in zip(video.top("dense")[clip], video.top("rlt")[clip], strict=True):
         table.add_row(*(cell for index, value in pair for cell in (Text(_class_name(result, index)), f"{value:.1%}")))
     return table
@@ -177,9 +215,7 @@ def _top_table(result: Comparison, video: VideoComparison, clip: int) -> Table:
 
 def _video_table(result: Comparison) -> Table:
     folder = os.path.commonpath([Path(video.source).absolute().parent for video in result.videos])
-    table = Table(caption=f"videos in {folder}", caption_justify="left")
-    for column in ("video", "tokens kept", "same top-1", "feature cosine"):
-        table.add_column(column, justify="left" if column == "video" else "right", overflow="fold")
+    table = _table("video", "tokens kept", "same top-1", "feature cosine", caption=f"videos in {folder}")
     for video in result.videos:
         name = str(Path(video.source).absolute().relative_to(folder))
         kept = video.tokens["rlt"] / video.tokens["dense"]
@@ -197,3 +233,34 @@ def _machine_line(device: str) -> str:
     info = machine_info(device)
     where = "" if info["device"] == "cpu" else f", {info['device']} (driver {info['driver']})"
     return f"{info['processor']}, {info['cores']} cores{where}, torch {info['torch']}"
+
+
+def _numbers(result: EvaluationResult) -> Table:
+    table = _table("", " ", show_header=False)
+    table.add_row("top-1 (95 % interval)", _percent(result.top1_interval))
+    table.add_row(f"top-{result.top_k} (95 % interval)", _percent(result.top5_interval))
+    table.add_row("mean over classes", f"{result.mean_class_accuracy:.1%}")
+    table.add_row("tokens kept (± standard deviation)", f"{result.tokens_kept:.1%} ± {result.tokens_kept_spread:.1%}")
+    table.add_row("clips a second, forward", f"{result.clips_per_second:.3g}")
+    table.add_row("clips a second, end to end", f"{result.clips_per_second_end_to_end:.3g}")
+    share = result.flops / result.flops_dense
+    table.add_row("GFLOPs a clip", f"{result.flops / result.num_clips / 1e9:,.3g} ({share:.1%} of dense)")
+    if result.peak_memory is not None:
+        table.add_row(f"peak memory ({result.peak_memory.meaning})", f"{result.peak_memory.bytes / 2**20:,.0f} MiB")
+    return table
+
+
+def _worst_classes(result: EvaluationResult) -> Table:
+    rows = [(row[label_id] / sum(row), sum(row), label_id) for label_id, row in enumerate(result.confusion) if sum(row)]
+    title = "classes" if len(rows) <= _MAX_CLASSES else f"the {_MAX_CLASSES} least accurate of {len(rows)} classes"
+    columns = ("class", "videos", "top-1", "most often taken for")
+    table = _table(*columns, left=(columns[0], columns[-1]), title=title)
+    for accuracy, videos, label_id in sorted(rows)[:_MAX_CLASSES]:
+        wrong = [0 if other == label_id else count for other, count in enumerate(result.confusion[label_id])]
+        taken_for = f"{result.class_names[wrong.index(max(wrong))]} ({max(wrong)})" if any(wrong) else ""
+        table.add_row(Text(result.class_names[label_id]), str(videos), f"{accuracy:.1%}", Text(taken_for))
+    return table
+
+
+def _percent(interval: Interval) -> str:
+    return f"{interval.value:.1%} ({interval.low:.1%} to {interval.high:.1%})"

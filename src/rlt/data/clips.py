@@ -47,7 +47,7 @@ def training_places(clip: ClipSpec, num_video_frames: int, rate: Fraction, gener
     """
     if clip.sampling == "uniform":
         return [*segment_indices(num_video_frames, torch.rand(clip.num_frames, generator=generator).tolist())]
-    room = max(int(num_video_frames - clip.span(rate)), 0)
+    room = max(num_video_frames - clip.span(rate), 0)
     return clip.places(int(torch.randint(room + 1, (), generator=generator)), rate)
 
 

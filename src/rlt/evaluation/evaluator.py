@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def evaluate(
     seed: int = 0,
     decoder: str = "pyav",
     max_videos: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int, str], None] | None = None,
 ) -> EvaluationResult:
     """Classify the videos of a manifest and measure accuracy, tokens, speed and memory.
 
@@ -66,7 +67,7 @@ def evaluate(
         seed: of rules that draw.
         decoder: see `rlt.read_clip`.
         max_videos: evaluate only so many, evenly spread over the manifest, which may be sorted by class.
-        on_progress: called with (videos done, videos in all).
+        on_progress: called with (videos done, videos in all, name of the last one).
 
     Raises:
         InvalidArgumentError: for an argument out of range, or classes that are not those of the model.
@@ -94,7 +95,12 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        wall, peak = _run(loader, forward, tally, lambda done: on_progress and on_progress(done, len(usable)))
+        wall, peak = _run(
+            loader,
+            forward,
+            tally,
+            lambda done: on_progress and on_progress(done, len(usable), Path(usable[done - 1].path).name),
+        )
     finally:
         model.train(was_training)
     if not tally.predictions:

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlt.evaluation.results import HISTOGRAM_BINS, EvaluationResult
-from rlt.files import replacing
-from rlt.plots import new_figure, save_figure
+from rlt.files import replacing_all
+from rlt.plots import INK, KEPT, MARK, QUIET_INK, add_colour_bar, new_figure, save_figure, style_chart
 from rlt.tokens import rule_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_INK, _QUIET_INK, _RULE = "#1f2328", "#59636e", "#d8dee4"
-_KEPT, _MARK = "#0072b2", "#d55e00"  # Okabe and Ito: told apart with any colour vision
 _MAX_NAMED_CLASSES = 40  # names of more classes cannot be read
 _MAX_NUMBERED_CLASSES = 15  # counts in more cells cannot be read
 _MAX_NAME = 28  # letters
@@ -29,12 +27,12 @@ def write_pictures(result: EvaluationResult, folder: str | Path) -> tuple[Path, 
         InvalidArgumentError: if they cannot be written.
         MissingDependencyError: if matplotlib is not installed.
     """
-    confusion, tokens = Path(folder) / "confusion.png", Path(folder) / "tokens.png"
-    for path, draw in ((confusion, draw_confusion), (tokens, draw_tokens)):
-        figure = draw(result)
-        with replacing(path) as temporary:
-            save_figure(figure, temporary)
-    return confusion, tokens
+    confusion, tokens = "confusion.png", "tokens.png"
+    figures = {confusion: draw_confusion(result), tokens: draw_tokens(result)}
+    with replacing_all(folder, (confusion, tokens)) as staging:
+        for name, figure in figures.items():
+            save_figure(figure, staging / name)
+    return Path(folder) / confusion, Path(folder) / tokens
 
 
 def draw_confusion(result: EvaluationResult) -> Figure:
@@ -47,23 +45,20 @@ def draw_confusion(result: EvaluationResult) -> Figure:
     figure = new_figure(side + 2.4, side + 1.2)
     axes = figure.subplots()
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
-    axes.set_xlabel("predicted class", color=_QUIET_INK)
-    axes.set_ylabel("class of the video", color=_QUIET_INK)
+    axes.set_xlabel("predicted class", color=QUIET_INK)
+    axes.set_ylabel("class of the video", color=QUIET_INK)
     title = f"Top-1 {result.top1:.1%} of {result.num_videos:,} videos, tokenizer {rule_name(result.settings.rule)}"
-    axes.set_title(title, fontsize=11, color=_INK, loc="left")
-    axes.tick_params(colors=_QUIET_INK, length=0)
+    axes.set_title(title, fontsize=11, color=INK, loc="left")
+    axes.tick_params(colors=QUIET_INK, length=0)
     if classes <= _MAX_NAMED_CLASSES:
         names = [_short(name) for name in result.class_names]
         axes.set_xticks(range(classes), names, rotation=90 if classes > 3 else 0, parse_math=False)
         axes.set_yticks(range(classes), names, parse_math=False)
     if classes <= _MAX_NUMBERED_CLASSES:
         for row, column in zip(*counts.nonzero(), strict=True):
-            colour = "white" if shares[row, column] > 55 else _INK
+            colour = "white" if shares[row, column] > 55 else INK
             axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=colour, fontsize=9)
-    bar = figure.colorbar(picture, ax=axes, fraction=0.046, pad=0.03)
-    bar.set_label("% of the videos of the class", color=_QUIET_INK)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(colors=_QUIET_INK, length=3)
+    add_colour_bar(figure, axes, picture, "% of the videos of the class")
     return figure
 
 
@@ -71,22 +66,17 @@ def draw_tokens(result: EvaluationResult) -> Figure:
     """Histogram of the share of tokens that the clips keep, with its mean."""
     figure = new_figure(7.6, 3.4)
     axes = figure.subplots()
+    style_chart(axes)
     width = 100 / HISTOGRAM_BINS
     edges = [width * index for index in range(HISTOGRAM_BINS)]
-    axes.bar(edges, result.tokens_histogram, width=width, align="edge", color=_KEPT, edgecolor="white")
+    axes.bar(edges, result.tokens_histogram, width=width, align="edge", color=KEPT, edgecolor="white")
     mean, spread = 100 * result.tokens_kept, 100 * result.tokens_kept_spread
-    axes.axvline(mean, color=_MARK, linewidth=1.4, label=f"mean {mean:.1f} %, standard deviation {spread:.1f} %")
+    axes.axvline(mean, color=MARK, linewidth=1.4, label=f"mean {mean:.1f} %, standard deviation {spread:.1f} %")
     axes.set_xlim(0, 100)
-    axes.set_xlabel("tokens of a clip that enter the network (%)", color=_QUIET_INK)
-    axes.set_ylabel("clips", color=_QUIET_INK)
+    axes.set_xlabel("tokens of a clip that enter the network (%)")
+    axes.set_ylabel("clips")
     axes.locator_params(axis="y", integer=True)
-    axes.grid(axis="y", color=_RULE, linewidth=0.7)
-    axes.set_axisbelow(True)
-    for name, spine in axes.spines.items():
-        spine.set_visible(name == "bottom")
-        spine.set_color(_RULE)
-    axes.tick_params(colors=_QUIET_INK, length=3)
-    figure.legend(loc="outside upper left", frameon=False, labelcolor=_INK, fontsize=9)
+    figure.legend(loc="outside upper left", frameon=False, labelcolor=INK, fontsize=9)
     return figure
 
 

@@ -90,7 +90,7 @@ def evaluate_config(config: Config, *, on_progress: Callable[[int, int, str], No
         seed=config.seed,
         decoder=config.data.decoder,
         max_videos=config.max_videos,
-        on_progress=None if on_progress is None else lambda done, total: on_progress(done, total, Path(path).name),
+        on_progress=on_progress,
     )
     if config.predictions is not None:
         write_predictions(result.predictions, config.predictions, class_names=manifest.class_names)

@@ -4,8 +4,8 @@ report = inspect_video("video.mp4", "inspection")  # writes inspection/index.htm
 report.tokens_kept                                 # 0.26
 """
 
-from rlt.inspection.entry import FILES, Progress, inspect_video, sampled_starts
-from rlt.inspection.progress import progress_bar
-from rlt.inspection.report import InspectReport
+from rlt.inspection.entry import Inspections, Progress, inspect_video, inspect_videos
+from rlt.inspection.passes import sampled_starts
+from rlt.inspection.report import FILES, InspectReport
 
-__all__ = ["FILES", "InspectReport", "Progress", "inspect_video", "progress_bar", "sampled_starts"]
+__all__ = ["FILES", "InspectReport", "Inspections", "Progress", "inspect_video", "inspect_videos", "sampled_starts"]

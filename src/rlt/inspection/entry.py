@@ -1,48 +1,53 @@
-"""`inspect_video`: from a video file to a folder of pictures, numbers and a page."""
+"""`inspect_video`, `inspect_videos`: from video files to folders of pictures, numbers and a page."""
 
 from __future__ import annotations
 
 import json
+import os
 import warnings
-from collections.abc import Callable, Iterator
-from fractions import Fraction
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlt.errors import InvalidArgumentError, VideoWarning
-from rlt.inspection.charts import draw_run_lengths, draw_tokens_against_threshold, draw_tokens_over_time
-from rlt.inspection.contact_sheet import write_contact_sheet
-from rlt.inspection.overlay import write_overlay
+from rlt.checks import named_options
+from rlt.errors import InvalidArgumentError, RltError, TruncatedVideoWarning, VideoError, VideoWarning
+from rlt.files import not_writable, replacing_all, write_json
+from rlt.inspection.charts import (
+    draw_contact_sheet,
+    draw_run_lengths,
+    draw_tokens_against_threshold,
+    draw_tokens_over_time,
+)
+from rlt.inspection.overlay import OverlayInfo, write_overlay
 from rlt.inspection.page import write_page
+from rlt.inspection.passes import OVERLAY_SECONDS, look, sampled_starts
 from rlt.inspection.report import (
     AGAINST_THRESHOLD,
     CONTACT_SHEET,
+    FILES,
+    MAKER,
     OVER_TIME,
     OVERLAY,
     PAGE,
+    REPORT,
     RUN_LENGTHS,
     InspectReport,
 )
-from rlt.inspection.scan import ClipScanner, ScanResult, curve_thresholds
-from rlt.inspection.staging import REPORT_NAME, staged_folder
-from rlt.inspection.views import ClipSettings, ClipView, view_clips, view_window
+from rlt.inspection.scan import curve_thresholds
+from rlt.inspection.views import ClipSettings, ClipView
 from rlt.plots import require_viz, save_figure
-from rlt.structures import Clip
-from rlt.video import Source, VideoInfo, iter_clips, probe, read_clip, require_motion
+from rlt.video import Source, list_videos, probe, require_motion
 from rlt.video.geometry import Size
-from rlt.video.sampling import clip_starts
 
-Progress = Callable[[str, float], None]
-"""Called with what is being done and the share of all work that is done, 0 to 1, never falling."""
+Progress = Callable[[int, int, str], None]
+"""Called with (steps done, steps in all, what is being done); the share that is done never falls."""
 
-FILES = (REPORT_NAME, CONTACT_SHEET, RUN_LENGTHS, OVER_TIME, AGAINST_THRESHOLD, OVERLAY, PAGE)
-"""Names of the files that an inspection writes."""
-
-_OVERLAY_SECONDS = 20.0  # keeps the page, which holds the video, at a few megabytes
-_MAX_SAMPLED_CLIPS = 300
-_SCAN_SHARE, _PICTURES_SHARE, _OVERLAY_SHARE = 0.75, 0.85, 0.99  # of the work, at the end of each part
+_COUNTED, _ENCODED, _DRAWN, _DONE = 75, 92, 99, 100  # steps at the end of each part of the work
 
 
+@named_options(progress="write on_progress=f, called as f(steps done, steps in all, what is being done)")
 def inspect_video(
     source: Source,
     output: str | Path,
@@ -55,12 +60,13 @@ def inspect_video(
     patch_size: int = 16,
     decoder: str = "pyav",
     max_seconds: float | None = 600.0,
-    progress: Progress | None = None,
+    on_progress: Progress | None = None,
 ) -> InspectReport:
     """Show what run-length tokenization keeps of a video: pictures, an overlay, one page that holds them, JSON.
 
     Writes contact_sheet.png, run_lengths.png, tokens_over_time.png, tokens_against_threshold.png, overlay.mp4,
-    index.html and report.json, all at the end and together. One clip is in memory at a time.
+    index.html and report.json, all at the end and together. A video of up to 20 s is decoded once; of a longer one the
+    20 s that the overlay shows are decoded again, so that a few clips are in memory at a time.
 
     Args:
         source: path, bytes or file object of the video.
@@ -74,12 +80,12 @@ def inspect_video(
         decoder: see `rlt.read_clip`.
         max_seconds: a longer video is sampled: clips spread evenly over it that cover this many seconds (300 clips at
             most). None = always the whole video. A file that is cut off is always read to the cut.
-        progress: called as work goes on, see `Progress`.
+        on_progress: called as work goes on, see `Progress`.
 
     Raises:
         VideoError: if the video cannot be opened or is damaged.
         InvalidArgumentError: for an argument out of range, or an output folder that cannot be written.
-        MissingDependencyError: if matplotlib or Pillow is not installed.
+        MissingDependencyError: if matplotlib is not installed.
     """
     require_viz()
     settings = ClipSettings(
@@ -91,95 +97,136 @@ def inspect_video(
         threshold=threshold,
         decoder=decoder,
     )
-    _check_arguments(settings, max_seconds)
-    tell = progress or (lambda _stage, _share: None)
-    with staged_folder(output, FILES, source=source) as folder:
-        info = require_motion(probe(source))
-        starts = sampled_starts(info, settings, max_seconds)
-        scan = _scan(source, info, settings, starts, tell)
-        view = view_clips(source, info, settings, scan.clips[scan.representative()].start)[0]
-        _write_pictures(view, scan, threshold, folder, tell)
-        overlay = write_overlay(
-            _told(view_window(source, info, settings, scan, _OVERLAY_SECONDS), info, settings, tell),
-            folder / OVERLAY,
-            fps=info.fps / frame_stride,
-        )
-        paths = {name: Path(output) / name for name in FILES}
-        report = InspectReport(info, settings, scan, starts is None, overlay, paths)
-        tell("writing the page", _OVERLAY_SHARE)
-        write_page(report, folder, folder / PAGE)
-        text = json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
-        (folder / REPORT_NAME).write_text(text + "\n", encoding="utf-8")
-    tell("done", 1.0)
+    curve_thresholds(threshold)
+    if max_seconds is not None and not max_seconds > 0:
+        raise InvalidArgumentError(f"max_seconds is {max_seconds}; more than 0 is needed, or None for the whole video")
+    tell = on_progress or (lambda *_: None)
+    try:
+        _check_output(Path(output), source)
+        with replacing_all(output, FILES) as folder:
+            info = require_motion(probe(source))
+            starts = sampled_starts(info, settings, max_seconds)
+            scan, views, numbers = look(
+                source,
+                info,
+                settings,
+                starts,
+                counted=lambda share: tell(int(_COUNTED * share), _DONE, "counting tokens"),
+            )
+            overlay, view = _write_overlay(views, numbers, folder / OVERLAY, info.fps / frame_stride, tell)
+            tell(_ENCODED, _DONE, "drawing pictures")
+            save_figure(draw_contact_sheet(view), folder / CONTACT_SHEET)
+            save_figure(draw_run_lengths(view, scan), folder / RUN_LENGTHS)
+            save_figure(draw_tokens_over_time(scan), folder / OVER_TIME)
+            save_figure(draw_tokens_against_threshold(scan, threshold), folder / AGAINST_THRESHOLD)
+            paths = {name: Path(output) / name for name in FILES}
+            report = InspectReport(info, settings, scan, starts is None, overlay, paths)
+            tell(_DRAWN, _DONE, "writing the page")
+            write_page(report, folder, folder / PAGE)
+            write_json(folder / REPORT, report.to_json())
+    except OSError as error:
+        if isinstance(error, RltError):  # a video that cannot be read is an OSError too
+            raise
+        raise not_writable(output, error) from error
+    tell(_DONE, _DONE, "done")
     return report
 
 
-def sampled_starts(info: VideoInfo, settings: ClipSettings, max_seconds: float | None) -> list[float] | None:
-    """Seconds at which the clips of a long video begin, spread evenly; None if the whole video is to be read."""
-    seconds_per_clip = settings.num_frames * settings.frame_stride / info.fps
-    if max_seconds is None or info.duration <= max_seconds or info.truncated:
-        return None
-    num_clips = min(max(int(max_seconds / seconds_per_clip), 1), _MAX_SAMPLED_CLIPS)
-    if num_clips * seconds_per_clip >= info.duration:
-        return None
-    span = settings.span(Fraction(info.fps))
-    return [start / info.fps for start in clip_starts(info.num_frames, num_clips, span)]
+@dataclass(frozen=True)
+class Inspections:
+    """What became of several videos."""
+
+    reports: tuple[InspectReport, ...]
+    """Of those that could be inspected, in order."""
+    failed: tuple[tuple[str, str], ...]
+    """(source, what is wrong with it) of those that could not, or are cut off."""
+
+    @property
+    def num_videos(self) -> int:
+        """Videos in all."""
+        return len({report.video.source for report in self.reports} | {source for source, _ in self.failed})
+
+    def to_json(self) -> dict[str, Any]:
+        """The reports, and what failed, as plain values."""
+        failed = [{"source": source, "error": error} for source, error in self.failed]
+        return {"videos": [report.to_json() for report in self.reports], "failed": failed}
 
 
-def _check_arguments(settings: ClipSettings, max_seconds: float | None) -> None:
-    curve_thresholds(settings.threshold)
-    if max_seconds is not None and not max_seconds > 0:
-        raise InvalidArgumentError(f"max_seconds is {max_seconds}; more than 0 is needed, or None for the whole video")
+def inspect_videos(
+    videos: Sequence[str | Path], output: str | Path, *, on_progress: Progress | None = None, **options: Any
+) -> Inspections:
+    """Inspect video files and folders of them; what one bad file says does not stop the others.
+
+    Args:
+        videos: see `rlt.video.list_videos`.
+        output: folder of a single video; one folder inside it per video if there are several.
+        on_progress: see `Progress`.
+        options: those of `inspect_video`.
+
+    Raises:
+        VideoError: if there are no videos, or the only one cannot be inspected.
+        InvalidArgumentError: see `inspect_video`.
+        MissingDependencyError: if matplotlib is not installed.
+    """
+    found = list_videos(videos)
+    root = Path(os.path.commonpath([path.absolute().parent for path in found]))
+    reports: list[InspectReport] = []
+    failed: list[tuple[str, str]] = []
+    for number, path in enumerate(found):
+        target = Path(output) if len(found) == 1 else Path(output) / path.absolute().relative_to(root)
+        tell = None if on_progress is None else partial(_tell_of_one, on_progress, number, len(found), path.name)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", VideoWarning)
+            try:
+                reports.append(inspect_video(path, target, on_progress=tell, **options))
+            except VideoError as error:
+                if len(found) == 1:
+                    raise
+                failed.append((str(path), str(error)))
+                continue
+        cut_off = {str(warning.message) for warning in caught if issubclass(warning.category, TruncatedVideoWarning)}
+        failed += [(str(path), message) for message in cut_off]
+        for warning in caught:
+            if str(warning.message) not in cut_off:
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return Inspections(tuple(reports), tuple(failed))
 
 
-def _scan(
-    source: Source, info: VideoInfo, settings: ClipSettings, starts: list[float] | None, tell: Progress
-) -> ScanResult:
-    scanner = ClipScanner(
-        settings.threshold,
-        tubelet_size=settings.tubelet_size,
-        patch_size=settings.patch_size,
-        seconds_per_step=settings.tubelet_size * settings.frame_stride / info.fps,
-    )
-    expected = info.num_frames / (settings.num_frames * settings.frame_stride) if starts is None else len(starts)
-    tell("counting tokens", 0.0)
-    for number, clip in enumerate(_clips(source, settings, starts), start=1):
-        scanner.add(clip)
-        tell("counting tokens", _SCAN_SHARE * min(number / expected, 1.0))
-    return scanner.result()
+def _tell_of_one(tell: Progress, number: int, num_videos: int, name: str, done: int, total: int, what: str) -> None:
+    tell(number * total + done, num_videos * total, f"{name}: {what}")
 
 
-def _clips(source: Source, settings: ClipSettings, starts: list[float] | None) -> Iterator[Clip]:
-    sampling: dict[str, Any] = {
-        "num_frames": settings.num_frames,
-        "frame_stride": settings.frame_stride,
-        "size": settings.size,
-        "decoder": settings.decoder,
-    }
-    if starts is None:
-        yield from iter_clips(source, **sampling)
-        return
-    for number, start in enumerate(starts):
-        with warnings.catch_warnings():
-            if number:  # what there is to say about the file was said with the first clip
-                warnings.simplefilter("ignore", VideoWarning)
-            clip = read_clip(source, start=start, **sampling)
-        yield clip
+def _check_output(folder: Path, source: Source) -> None:
+    """Refuse a folder that holds something of ours to be, but not by us, or the video itself."""
+    if folder.exists() and not folder.is_dir():
+        raise InvalidArgumentError(f"{folder} is a file; give the name of a folder to write into")
+    taken = [folder / name for name in FILES if (folder / name).exists()]
+    if isinstance(source, str | Path) and any(path.samefile(source) for path in taken if Path(source).exists()):
+        raise InvalidArgumentError(f"{source} would be overwritten by its own inspection; choose another output folder")
+    if taken and not _is_ours(folder):
+        raise InvalidArgumentError(f"{taken[0]} exists and was not made by {MAKER}; choose another output folder")
 
 
-def _write_pictures(view: ClipView, scan: ScanResult, threshold: float, folder: Path, tell: Progress) -> None:
-    tell("drawing pictures", _SCAN_SHARE)
-    write_contact_sheet(view, folder / CONTACT_SHEET)
-    save_figure(draw_run_lengths(view, scan), folder / RUN_LENGTHS)
-    save_figure(draw_tokens_over_time(scan), folder / OVER_TIME)
-    save_figure(draw_tokens_against_threshold(scan, threshold), folder / AGAINST_THRESHOLD)
+def _is_ours(folder: Path) -> bool:
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(report, dict) and report.get("made_by") == MAKER
 
 
-def _told(views: Iterator[ClipView], info: VideoInfo, settings: ClipSettings, tell: Progress) -> Iterator[ClipView]:
-    seconds = min(info.duration, _OVERLAY_SECONDS)
-    expected = max(seconds * info.fps / (settings.num_frames * settings.frame_stride), 1.0)
-    tell("encoding the overlay", _PICTURES_SHARE)
-    for number, view in enumerate(views, start=1):
-        yield view
-        done = min(number / expected, 1.0)
-        tell("encoding the overlay", _PICTURES_SHARE + (_OVERLAY_SHARE - _PICTURES_SHARE) * done)
+def _write_overlay(
+    views: Iterable[ClipView], numbers: range, path: Path, fps: float, tell: Progress
+) -> tuple[OverlayInfo, ClipView]:
+    """Write the overlay of clips with these numbers; also gives back the clip that is number 0."""
+    found: list[ClipView] = []
+
+    def passing() -> Iterator[ClipView]:
+        for number, view in zip(numbers, views, strict=False):
+            share = (number - numbers.start) / len(numbers)
+            tell(_COUNTED + int((_ENCODED - _COUNTED) * share), _DONE, "encoding the overlay")
+            if number == 0:
+                found.append(view)
+            yield view
+
+    return write_overlay(passing(), path, fps=fps, max_seconds=OVERLAY_SECONDS), found[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from math import inf
 from pathlib import Path
 
 import av
@@ -35,13 +36,14 @@ class OverlayInfo:
     """Frames a second: the sampled ones, so that time runs as it did."""
 
 
-def write_overlay(views: Iterable[ClipView], path: Path, *, fps: float) -> OverlayInfo:
+def write_overlay(views: Iterable[ClipView], path: Path, *, fps: float, max_seconds: float = inf) -> OverlayInfo:
     """Encode clips on end, with the memory of one clip.
 
     Args:
         views: clips of the same size.
         path: the MP4 file to write.
         fps: sampled frames a second.
+        max_seconds: frames that come later after the first one are left out.
 
     Raises:
         MissingDependencyError: if the installed PyAV has no H.264 encoder.
@@ -55,8 +57,8 @@ def write_overlay(views: Iterable[ClipView], path: Path, *, fps: float) -> Overl
             if num_frames == 0:
                 start = float(view.times[0])
                 stream.height, stream.width = (side + side % 2 for side in view.frames.shape[1:3])
-            for pixels in view.dimmed():
-                frame = av.VideoFrame.from_ndarray(_even(pixels).numpy(), format="rgb24")
+            for number in range(int((view.times < start + max_seconds).sum())):
+                frame = av.VideoFrame.from_ndarray(_even(view.dimmed(number)).numpy(), format="rgb24")
                 frame.pts, frame.time_base = num_frames, 1 / rate
                 container.mux(stream.encode(frame))
                 num_frames += 1
@@ -81,8 +83,5 @@ def _add_stream(container: OutputContainer, rate: Fraction) -> VideoStream:
 def _even(pixels: Tensor) -> Tensor:
     """Repeat the last row and column of uint8 [H, W, 3] where a side is odd: 4:2:0 video has even sides."""
     height, width, _ = pixels.shape
-    if height % 2:
-        pixels = torch.cat([pixels, pixels[-1:]], 0)
-    if width % 2:
-        pixels = torch.cat([pixels, pixels[:, -1:]], 1)
-    return pixels.contiguous()
+    rows, columns = (torch.arange(side + side % 2).clamp(max=side - 1) for side in (height, width))
+    return pixels[rows][:, columns].contiguous() if height % 2 or width % 2 else pixels.contiguous()

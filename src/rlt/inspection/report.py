@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rlt.inspection.overlay import OverlayInfo
 from rlt.inspection.scan import ClipCount, ScanResult
-from rlt.inspection.staging import MAKER
 from rlt.inspection.views import ClipSettings
 from rlt.structures import TokenGrid
 from rlt.video import VideoInfo
 
+MAKER = "rlt inspect"
+"""Value of "made_by" in the report: the mark of a folder whose files may be replaced."""
+REPORT = "report.json"
 CONTACT_SHEET, RUN_LENGTHS = "contact_sheet.png", "run_lengths.png"
 OVER_TIME, AGAINST_THRESHOLD = "tokens_over_time.png", "tokens_against_threshold.png"
 OVERLAY, PAGE = "overlay.mp4", "index.html"
+FILES = (REPORT, CONTACT_SHEET, RUN_LENGTHS, OVER_TIME, AGAINST_THRESHOLD, OVERLAY, PAGE)
+"""Names of the files that an inspection writes, in this order: a folder left half replaced is known as one of ours."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,12 +85,7 @@ class InspectReport:
             "whole_video": self.whole_video,
             "seconds_seen": self.seconds_seen,
             "video": {
-                "codec": video.codec,
-                "width": video.width,
-                "height": video.height,
-                "fps": video.fps,
-                "duration": video.duration,
-                "num_frames": video.num_frames,
+                name: getattr(video, name) for name in ("codec", "width", "height", "fps", "duration", "num_frames")
             },
             "settings": {
                 "num_frames": settings.num_frames,
@@ -102,19 +101,9 @@ class InspectReport:
                 "mean_at_place": self.scan.run_lengths.tolist(),
             },
             "clips": [
-                {
-                    "start": clip.start,
-                    "end": clip.end,
-                    "tokens_kept": clip.tokens_kept,
-                    "kept_per_step": list(clip.kept),
-                }
-                for clip in self.clips
+                {"start": at.start, "end": at.end, "tokens_kept": at.tokens_kept, "kept_per_step": list(at.kept)}
+                for at in self.clips
             ],
             "representative_clip": self.scan.representative(),
-            "overlay": {
-                "start": self.overlay.start,
-                "seconds": self.overlay.seconds,
-                "num_frames": self.overlay.num_frames,
-                "fps": self.overlay.fps,
-            },
+            "overlay": asdict(self.overlay),
         }

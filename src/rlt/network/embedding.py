@@ -5,7 +5,7 @@ Shape legend: T tokens of all clips, P values of a patch, D model width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -39,13 +39,12 @@ class PatchEmbedding(nn.Module):
         if patches_TP.dtype != torch.uint8:
             return F.linear(values_TP, self.weight, self.bias)
         # normalised = (pixel - center) * scale + offset, in each channel and in float32
-        channels = self.weight.float().unflatten(1, (-1, 3)).unbind(2)
-        scaled_DP = _times(channels, [1 / (255 * std) for std in self.std])
-        offsets = [(_PIXEL_CENTER / 255 - mean) / std for mean, std in zip(self.mean, self.std, strict=True)]
-        bias_D = self.bias.float() + _times(channels, offsets).sum(1)
+        weight_DP3 = self.weight.float().unflatten(1, (-1, 3))
+        scaled_DP = (weight_DP3 * self._per_channel(1 / (255 * std) for std in self.std)).flatten(1)
+        offsets = ((_PIXEL_CENTER / 255 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
+        bias_D = self.bias.float() + (weight_DP3 * self._per_channel(offsets)).flatten(1).sum(1)
         return F.linear(values_TP.sub_(_PIXEL_CENTER), scaled_DP.to(self.weight.dtype), bias_D.to(self.bias.dtype))
 
-
-def _times(channels: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
-    """Each channel of the weights, [width, pixels], times its factor: [width, values]."""
-    return torch.stack([x * factor for x, factor in zip(channels, factors, strict=True)], dim=2).flatten(1)
+    def _per_channel(self, values: Iterable[float]) -> Tensor:
+        """float32 [3] beside the weights. Filled there, since a copy from the host would wait for the device."""
+        return torch.stack([self.weight.new_full((), value, dtype=torch.float32) for value in values])

@@ -3,43 +3,65 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import av
 import torch
 from torch import Tensor
 
-from rlt.video.geometry import CoverCrop, CropBox, View, check_size, crop_offsets
+from rlt.video.geometry import CropBox, Size, View, check_size, cover, crop_offsets
 
 # Bilinear is what VideoMAE and RLT were evaluated with; swscale widens its kernels when it shrinks, so it is
 # antialiased. The other flags keep full chroma resolution and exact rounding, the same on every CPU.
 SCALE_FLAGS = "bilinear+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"
 
-
 _Filters = list[tuple[str, str]]
+_Crop = CropBox | Callable[[int, int], CropBox] | None
 
 
-class FrameConverter:
-    """Crop, scale, convert to RGB, rotate and mirror frames in one libav filter graph."""
+class ViewsConverter:
+    """Pictures of frames for several views; those that differ only in place and mirroring share crop and scaling.
 
-    def __init__(self, view: View, *, num_threads: int = 0, uncut: bool = False) -> None:
-        """The graph is built for the first frame, and again when frames change.
+    Graphs are kept for all frames to come: building one takes longer than scaling a frame.
 
-        Args:
-            view: what is seen of a frame.
-            num_threads: threads for scaling; 0 = libav decides.
-            uncut: leave out the last step, the crop to the view's size at its position.
-        """
+    Args:
+        num_threads: threads for scaling; 0 = libav decides.
+    """
+
+    def __init__(self, *, num_threads: int = 0) -> None:
+        self._num_threads = num_threads
+        self._converters: dict[tuple[Size, _Crop], _FrameConverter] = {}
+
+    def __call__(self, frame: av.VideoFrame, views: Iterable[View]) -> dict[View, Tensor]:
+        """uint8 [H, W, 3] RGB of one frame for each of `views`."""
+        pictures: dict[View, Tensor] = {}
+        scaled: dict[tuple[Size, _Crop], Tensor] = {}
+        for view in views:
+            key = view.size, view.crop
+            if key not in self._converters:
+                self._converters[key] = _FrameConverter(view, self._num_threads)
+            if key not in scaled:
+                scaled[key] = self._converters[key](frame)
+            whole, (height, width) = scaled[key], self._converters[key].size
+            top, left = crop_offsets(whole.shape[0] - height, whole.shape[1] - width, view.position)
+            picture = whole[top : top + height, left : left + width]
+            pictures[view] = picture.flip(1) if view.hflip else picture
+        return pictures
+
+
+class _FrameConverter:
+    """Scale, convert to RGB and rotate frames in one libav filter graph, and cut out a view's `crop` before that."""
+
+    def __init__(self, view: View, num_threads: int) -> None:
         self._view = view
-        self._uncut = uncut
-        self._size = check_size(view.size)
+        self.size = check_size(view.size) or (0, 0)  # known with the first frame where the view has none
         self._num_threads = num_threads
         self._key: tuple[Any, ...] | None = None
         self._graph: av.filter.Graph | None = None
 
     def __call__(self, frame: av.VideoFrame) -> Tensor:
-        """uint8 [H, W, 3] RGB of one frame."""
+        """uint8 [H, W, 3] RGB of one frame; without a crop one side is the view's and the other one covers it."""
         matrix = display_matrix(frame)
         key = (frame.width, frame.height, frame.format.name, int(frame.colorspace), int(frame.color_range), matrix)
         if self._graph is None or key != self._key:
@@ -51,7 +73,14 @@ class FrameConverter:
         turns = orientation_filters(matrix)
         swapped = any(name == "transpose" for name, _ in turns)
         width, height = (frame.height, frame.width) if swapped else (frame.width, frame.height)
-        before, scaled_height, scaled_width, after = self._geometry(width, height, turns)
+        if self._view.size is None and self._graph is None:  # a change of resolution does not change the clip's size
+            self.size = (height, width)
+        box = self._view.box(width, height)
+        before: _Filters = []
+        scaled_height, scaled_width = self.size if box else cover(width, height, self.size)
+        if box:
+            box = _as_stored(box, width, height, turns)
+            before = [("crop", f"{box.width}:{box.height}:{box.left}:{box.top}:exact=1")]
         if swapped:
             scaled_height, scaled_width = scaled_width, scaled_height
         unknown_matrix = int(frame.colorspace) in (2, 3)
@@ -68,60 +97,10 @@ class FrameConverter:
             ("scale", scale + (":in_color_matrix=bt601" if unknown_matrix else "")),
             ("format", "rgb24"),
             *turns,  # after scaling, where frames are small; scaling is separable, so the order does not matter
-            *after,
-            *([("hflip", "")] if self._view.hflip else []),
             ("buffersink", ""),
         ]
         graph.link_nodes(*(graph.add(name, arguments) for name, arguments in filters)).configure()
         return graph
-
-    def _geometry(self, width: int, height: int, turns: _Filters) -> tuple[_Filters, int, int, _Filters]:
-        """Filters before scaling, height and width to scale to (as displayed), filters after the frame is upright."""
-        box = self._view.box(width, height)
-        if box is not None and self._size is not None:
-            box = _as_stored(box, width, height, turns)
-            return [("crop", f"{box.width}:{box.height}:{box.left}:{box.top}:exact=1")], *self._size, []
-        geometry = CoverCrop.fit(width, height, self._size, position=self._view.position)
-        if self._size is None:  # a stream that changes its resolution keeps the size of its first frame
-            self._size = (geometry.height, geometry.width)
-        crop = ("crop", f"{geometry.width}:{geometry.height}:{geometry.left}:{geometry.top}")
-        return [], geometry.scaled_height, geometry.scaled_width, [] if self._uncut else [crop]
-
-
-class ViewsConverter:
-    """Pictures of frames for several views; views of one size that differ only in their place share the scaling."""
-
-    def __init__(self, views: Iterable[View], *, num_threads: int = 0) -> None:
-        """Graphs are kept for all frames to come: building one takes longer than scaling a frame."""
-        self._converters: dict[View, FrameConverter] = {}
-        self._shared: dict[tuple[int, int], FrameConverter] = {}
-        sizes: dict[tuple[int, int], list[View]] = {}
-        for view in dict.fromkeys(views):
-            self._converters[view] = FrameConverter(view, num_threads=num_threads)
-            size = check_size(view.size)
-            if size is not None and view.crop is None:
-                sizes.setdefault(size, []).append(view)
-        for size, alike in sizes.items():
-            if len(alike) > 1:
-                self._shared[size] = FrameConverter(View(size), num_threads=num_threads, uncut=True)
-
-    def __call__(self, frame: av.VideoFrame, views: Iterable[View]) -> dict[View, Tensor]:
-        """uint8 [H, W, 3] RGB of one frame for each of `views`."""
-        pictures: dict[View, Tensor] = {}
-        scaled: dict[tuple[int, int], Tensor] = {}
-        for view in views:
-            size = check_size(view.size)
-            if view.crop is not None or size not in self._shared:
-                pictures[view] = self._converters[view](frame)
-                continue
-            if size not in scaled:
-                scaled[size] = self._shared[size](frame)
-            height, width = size
-            whole = scaled[size]
-            top, left = crop_offsets(whole.shape[0] - height, whole.shape[1] - width, view.position)
-            picture = whole[top : top + height, left : left + width]
-            pictures[view] = picture.flip(1) if view.hflip else picture
-        return pictures
 
 
 def _as_stored(box: CropBox, width: int, height: int, turns: _Filters) -> CropBox:

@@ -8,7 +8,6 @@ from fractions import Fraction
 from heapq import heappop, heappush
 from itertools import chain
 from math import ceil
-from types import TracebackType
 from typing import NamedTuple
 
 import av
@@ -45,12 +44,10 @@ class TimedFrame(NamedTuple):
 
 
 class PacketTime(NamedTuple):
-    """When the frame of a packet is shown, known without decoding it."""
+    """When the frame of a packet is shown, known without decoding it: as in `TimedFrame`."""
 
     ticks: int
-    """Presentation time from the first frame of the stream, in units of `VideoFile.tick`."""
     duration: int
-    """How long it is shown, in the same units; 0 if the file does not say."""
 
 
 class VideoFile:
@@ -87,9 +84,7 @@ class VideoFile:
     def __enter__(self) -> VideoFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -140,14 +135,12 @@ class VideoFile:
         else:
             self.num_frames = max(round(seconds * self.rate), 1)
 
-    def _frames_until(self, ticks: int) -> int:
-        return max(round(ticks / self.frame_ticks), 1)
-
     def rescan(self) -> None:
         """Measure `num_frames` again from the packets instead of the headers."""
         packets = self.scan()
         last = packets[-1] if packets else PacketTime(0, 0)
-        self.num_frames = self._frames_until(last.ticks + max(last.duration, round(self.frame_ticks)))
+        end = last.ticks + max(last.duration, round(self.frame_ticks))
+        self.num_frames = max(round(end / self.frame_ticks), 1)
 
     def scan(self) -> list[PacketTime]:
         """Times of all frames in ascending order, from their packets; read once. Leaves the file at its beginning."""
@@ -208,7 +201,8 @@ class VideoFile:
     def _raw_frames(self) -> Iterator[TimedFrame]:
         checks_packets = self.has_times and self.codec in _ONE_FRAME_PER_PACKET
         latest, count = -1, 0
-        for packet in chain(self._take_peeked(), self._packets(), [None]):
+        peeked, self._peeked = self._peeked, []
+        for packet in chain(peeked, self._packets(), [None]):
             ticks = None
             if packet is not None and packet.pts is not None:
                 ticks = packet.pts - self.origin
@@ -244,10 +238,6 @@ class VideoFile:
                     yield TimedFrame(latest, duration or 0, frame)
         if self._demuxer_failed:
             self._flaws.append(latest + 1)
-
-    def _take_peeked(self) -> Iterator[av.Packet[VideoStream]]:
-        peeked, self._peeked = self._peeked, []
-        return iter(peeked)
 
     def _packets(self) -> Iterator[av.Packet[VideoStream]]:
         packets = self._container.demux(self.stream)

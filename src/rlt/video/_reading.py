@@ -105,21 +105,22 @@ def read_planned(source: Source, planner: Planner, decoder: str, num_threads: in
         return clips
 
 
-def stream_clips(source: Source, spec: ClipSpec, decoder: str, num_threads: int) -> Iterator[Clip]:
-    """Consecutive clips in one pass. Errors are those of `rlt.video.iter_clips`."""
-    view = View(spec.size)
+def stream_clips(
+    source: Source, spec: ClipSpec, views: Sequence[View], decoder: str, num_threads: int
+) -> Iterator[list[Clip]]:
+    """Consecutive clips in one pass, one per view. Errors are those of `rlt.video.iter_clips`."""
     with VideoFile(source, num_threads=num_threads) as file:
         for warning in _file_warnings(file):
             warnings.warn(warning, stacklevel=2)
         step = spec.step(file.rate) * file.frame_ticks
-        wanted = ((index * step, {view}) for index in count())
-        shown = _show(file, wanted, ViewsConverter([view], num_threads=num_threads), decoder)
+        wanted = ((index * step, views) for index in count())
+        shown = _show(file, wanted, ViewsConverter(num_threads=num_threads), decoder)
         num_sampled = 0
         while chunk := list(islice(shown, spec.num_frames)):
             num_sampled += len(chunk)
             if not file.missing:
                 _require_whole(file, max(chunk[-1][0], ceil((num_sampled - 1) * step)))
-            yield _make_clip(file, chunk, view, spec.num_frames)
+            yield [_make_clip(file, chunk, view, spec.num_frames) for view in views]
         if num_sampled == 0:
             raise nothing_decodes(file)
         if not file.missing:  # where it is, the end of the file is damaged and the warning has said so
@@ -129,7 +130,7 @@ def stream_clips(source: Source, spec: ClipSpec, decoder: str, num_threads: int)
 def _read_plans(file: VideoFile, plans: Sequence[ClipPlan], decoder: str, *, measured: bool) -> list[list[Clip]]:
     """All clips; `measured` says that the number of frames was counted and not taken from the headers."""
     targets = [_moments(file, plan.places) for plan in plans]
-    convert = ViewsConverter((view for plan in plans for view in plan.views), num_threads=file.num_threads)
+    convert = ViewsConverter(num_threads=file.num_threads)
     clips: dict[int, list[Clip]] = {}
 
     def read(group: list[int]) -> None:

@@ -92,9 +92,9 @@ def missing_bytes(source: Source) -> tuple[int, int] | None:
 def _reader(source: Source) -> AbstractContextManager[BinaryIO]:
     if isinstance(source, bytes | bytearray | memoryview):
         return io.BytesIO(source)
-    return (
-        Path(source).open("rb") if isinstance(source, str | os.PathLike) else nullcontext(source)
-    )  # not ours to close
+    if isinstance(source, str | os.PathLike):
+        return Path(source).open("rb")
+    return nullcontext(source)  # not ours to close
 
 
 def _end_of_boxes(file: BinaryIO, size: int) -> int:

@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from operator import itemgetter
 from pathlib import Path
 
 from rlt.checks import at_least, named_options
@@ -25,7 +26,7 @@ from rlt.errors import InvalidArgumentError, VideoError
 from rlt.structures import Clip
 from rlt.video._filters import display_matrix, rotation_degrees
 from rlt.video._pyav import VideoFile
-from rlt.video._reading import ClipPlan, check_reading, nothing_decodes, read_planned, stream_clips
+from rlt.video._reading import ClipPlan, Planner, check_reading, nothing_decodes, read_planned, stream_clips
 from rlt.video._sources import Source, check_source
 from rlt.video.geometry import Size, View
 from rlt.video.spec import ClipSpec
@@ -108,15 +109,20 @@ def read_clip(
     spec = ClipSpec(num_frames, frame_stride, fps, size)
     if start is not None and not 0 <= start < float("inf"):
         raise InvalidArgumentError(f"start is {start} s; seconds from the first frame, 0 or more, are needed")
+    return read_planned(source, _planner(spec, start=start), decoder, num_threads)[0][0]
+
+
+def _planner(spec: ClipSpec, *, num_clips: int = 1, start: float | None = None) -> Planner:
+    at_least(1, num_clips=num_clips)
 
     def plan(file: VideoFile) -> list[ClipPlan]:
         if start is None:
-            [places] = spec.spread(1, file.num_frames, file.rate)
+            clips = spec.spread(num_clips, file.num_frames, file.rate)
         else:
-            places = spec.places(_first_place(file, start), file.rate)
-        return [ClipPlan(places, (View(size),))]
+            clips = [spec.places(_first_place(file, start), file.rate)]
+        return [ClipPlan(places, (View(spec.size),)) for places in clips]
 
-    return read_planned(source, plan, decoder, num_threads)[0][0]
+    return plan
 
 
 def _first_place(file: VideoFile, start: float) -> Fraction:
@@ -150,19 +156,15 @@ def read_clips(
         InvalidArgumentError: also if num_clips is below 1.
     """
     spec = ClipSpec(num_frames, frame_stride, fps, size)
-    return read_spread(source, spec, num_clips, decoder=decoder, num_threads=num_threads)
+    return [clip for [clip] in read_planned(source, _planner(spec, num_clips=num_clips), decoder, num_threads)]
 
 
+@named_options()
 def read_spread(
     source: Source, spec: ClipSpec, num_clips: int = 1, *, decoder: str = "pyav", num_threads: int = 0
 ) -> list[Clip]:
     """`read_clips` with the frames and the size of the clips as one value."""
-    at_least(1, num_clips=num_clips)
-
-    def plan(file: VideoFile) -> list[ClipPlan]:
-        return [ClipPlan(places, (View(spec.size),)) for places in spec.spread(num_clips, file.num_frames, file.rate)]
-
-    return [clip for [clip] in read_planned(source, plan, decoder, num_threads)]
+    return [clip for [clip] in read_planned(source, _planner(spec, num_clips=num_clips), decoder, num_threads)]
 
 
 @named_options()
@@ -186,8 +188,17 @@ def iter_clips(
         InvalidArgumentError: for an argument out of range.
     """
     spec = ClipSpec(num_frames, frame_stride, fps, size)
+    views = iter_views(source, spec, [View(size)], decoder=decoder, num_threads=num_threads)
+    return map(itemgetter(0), views)  # no frame of its own, so that warnings point at the caller
+
+
+@named_options()
+def iter_views(
+    source: Source, spec: ClipSpec, views: Sequence[View], *, decoder: str = "pyav", num_threads: int = 0
+) -> Iterator[list[Clip]]:
+    """As `iter_clips`, but one clip per view: a frame is decoded once for all of them. The size is that of the view."""
     check_reading(source, decoder, num_threads)
-    return stream_clips(source, spec, decoder, num_threads)
+    return stream_clips(source, spec, views, decoder, num_threads)
 
 
 def probe(source: Source) -> VideoInfo:

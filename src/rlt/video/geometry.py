@@ -15,89 +15,47 @@ import torch
 from rlt.errors import InvalidArgumentError
 
 Size = int | tuple[int, int] | None
-"""Output size in pixels: a number = square, (height, width), or None = as the video has it."""
+"""Output size in pixels: a number = the short side is scaled to it and a square cut out; (height, width) = both are
+covered, then cut; None = as the video has it."""
 
 
-@dataclass(frozen=True)
-class CoverCrop:
-    """Scale a frame to `scaled_height` x `scaled_width`, then cut `height` x `width` out of it at (`top`, `left`)."""
+def cover(source_width: int, source_height: int, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) that a frame is scaled to in order to cover `size`, a (height, width), all in pixels.
 
-    scaled_height: int
-    """Height in pixels after scaling."""
-    scaled_width: int
-    """Width in pixels after scaling."""
-    top: int
-    """Rows cut off above the crop."""
-    left: int
-    """Columns cut off left of the crop."""
-    height: int
-    """Rows of the result."""
-    width: int
-    """Columns of the result."""
-
-    @classmethod
-    def fit(
-        cls,
-        source_width: int,
-        source_height: int,
-        size: Size,
-        *,
-        position: tuple[float, float] = (0.5, 0.5),
-    ) -> CoverCrop:
-        """Geometry for one frame size.
-
-        The frame keeps its aspect ratio: it is scaled until one side meets the target and the other one covers it,
-        the longer side rounded down, as VideoMAE's and torchvision's resizing do. The crop's offset is rounded to the
-        nearest integer, halves to the even one, as their centre crop does.
-
-        Args:
-            source_width: width of the frame as displayed, in pixels.
-            source_height: height of the frame as displayed, in pixels.
-            size: int: the short side becomes `size`, then a square is cut. (height, width): both are covered, then
-                cut. None: nothing is scaled or cut.
-            position: (vertical, horizontal) place of the crop, each from 0 (top, left) to 1 (bottom, right); the
-                default is the centre. (0.5, 0), (0.5, 0.5), (0.5, 1) are the three crops of wide video.
-
-        Raises:
-            InvalidArgumentError: for a size below 1 or a position outside 0..1.
-        """
-        if source_width < 1 or source_height < 1:
-            raise InvalidArgumentError(f"the frame is {source_width}x{source_height} pixels; at least 1x1 is needed")
-        height, width = check_size(size) or (source_height, source_width)
-        if not all(0 <= fraction <= 1 for fraction in position):
-            raise InvalidArgumentError(f"crop position is {position}; fractions (vertical, horizontal) from 0 to 1 fit")
-        if height * source_width >= width * source_height:
-            scaled_height, scaled_width = height, source_width * height // source_height
-        else:
-            scaled_height, scaled_width = source_height * width // source_width, width
-        top, left = crop_offsets(scaled_height - height, scaled_width - width, position)
-        return cls(scaled_height, scaled_width, top, left, height, width)
+    The frame keeps its aspect ratio: one side meets the target and the other one covers it, the longer side rounded
+    down, as VideoMAE's and torchvision's resizing do.
+    """
+    height, width = size
+    if height * source_width >= width * source_height:
+        return height, source_width * height // source_height
+    return source_height * width // source_width, width
 
 
 def crop_offsets(spare_height: int, spare_width: int, position: tuple[float, float]) -> tuple[int, int]:
-    """(top, left) of a crop at `position` (see `CoverCrop.fit`) in a frame that is so many pixels larger than it."""
+    """(top, left) of a crop at `position` in a frame that is so many pixels larger than it.
+
+    They are rounded to the nearest integer, halves to the even one, as torchvision's centre crop does.
+
+    Args:
+        spare_height: rows that are cut off.
+        spare_width: columns that are cut off.
+        position: (vertical, horizontal) place, each from 0 (top, left) to 1 (bottom, right). (0.5, 0), (0.5, 0.5),
+            (0.5, 1) are the three crops of wide video.
+    """
     return round(spare_height * Fraction(position[0])), round(spare_width * Fraction(position[1]))
 
 
 @dataclass(frozen=True)
 class CropBox:
-    """A part of a frame, in pixels of the video as displayed."""
+    """A part of a frame, in pixels of the video as displayed, at least 1x1."""
 
     top: int
-    """Rows above it."""
     left: int
-    """Columns left of it."""
     height: int
-    """Its rows, at least 1."""
     width: int
-    """Its columns, at least 1."""
 
     def check_inside(self, source_width: int, source_height: int) -> CropBox:
-        """Return self if a frame of that size holds it.
-
-        Raises:
-            InvalidArgumentError: if it does not.
-        """
+        """Return self if a frame of that size holds it, raise otherwise."""
         inside = 0 <= self.left < self.left + self.width <= source_width
         if not (inside and 0 <= self.top < self.top + self.height <= source_height):
             raise InvalidArgumentError(
@@ -114,7 +72,8 @@ class View:
     size: Size = 224
     """Output size in pixels: see `Size`. With `crop` a number or a pair is needed."""
     position: tuple[float, float] = (0.5, 0.5)
-    """(vertical, horizontal) place of the crop that `CoverCrop.fit` cuts; not used with `crop`."""
+    """(vertical, horizontal) place of the part that is cut out of the frame after it was scaled to cover `size`, each
+    from 0 to 1, see `crop_offsets`; not used with `crop`."""
     crop: CropBox | Callable[[int, int], CropBox] | None = None
     """A part of the frame to cut out before it is scaled to `size` (its aspect ratio is not kept), or a function that
     gives it from (width, height) of the frame. None scales the whole frame and cuts afterwards."""
@@ -122,20 +81,15 @@ class View:
     """Whether the picture is mirrored left to right."""
 
     def __post_init__(self) -> None:
-        """Hold that a crop has a size to be scaled to.
-
-        Raises:
-            InvalidArgumentError: for a size that is not allowed.
-        """
+        if not all(0 <= fraction <= 1 for fraction in self.position):
+            raise InvalidArgumentError(
+                f"crop position is {self.position}; fractions (vertical, horizontal) from 0 to 1 fit"
+            )
         if check_size(self.size) is None and self.crop is not None:
             raise InvalidArgumentError("size is None; a crop needs the size in pixels that it is scaled to")
 
     def box(self, source_width: int, source_height: int) -> CropBox | None:
-        """The part of a frame of that size that `crop` means, None without one.
-
-        Raises:
-            InvalidArgumentError: if it does not lie inside the frame.
-        """
+        """The part of a frame of that size that `crop` means, which must lie inside it; None without one."""
         if self.crop is None:
             return None
         box = self.crop if isinstance(self.crop, CropBox) else self.crop(source_width, source_height)

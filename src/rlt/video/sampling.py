@@ -25,7 +25,7 @@ class Timed(Protocol):
 TimedT = TypeVar("TimedT", bound=Timed)
 
 
-def clip_starts(num_video_frames: int, num_clips: int, span: Fraction | int) -> list[int]:
+def clip_starts(num_video_frames: int, num_clips: int, span: int) -> list[int]:
     """First frames of clips that are spread evenly over a video.
 
     One clip is centred. Several reach from the first frame to the last one: the first starts at 0, the last ends with
@@ -38,16 +38,16 @@ def clip_starts(num_video_frames: int, num_clips: int, span: Fraction | int) -> 
         span: frames of the video that one clip covers (`ClipSpec.span`), at least 1.
 
     Returns:
-        `num_clips` frame numbers in ascending order, each from 0 to max(num_video_frames - span, 0), rounded down.
+        `num_clips` frame numbers in ascending order, each from 0 to max(num_video_frames - span, 0).
 
     Raises:
         InvalidArgumentError: if an argument is below 1.
     """
-    at_least(1, num_video_frames=num_video_frames, num_clips=num_clips, span=float(span))
+    at_least(1, num_video_frames=num_video_frames, num_clips=num_clips, span=span)
     room = max(num_video_frames - span, 0)
     if num_clips == 1:
-        return [int(room // 2)]
-    return [int(position * room // (num_clips - 1)) for position in range(num_clips)]
+        return [room // 2]
+    return [position * room // (num_clips - 1) for position in range(num_clips)]
 
 
 def segment_indices(num_video_frames: int, offsets: Sequence[float]) -> list[int]:

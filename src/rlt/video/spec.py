@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from math import floor
 from typing import Any
 
 from rlt.checks import at_least, one_of
@@ -23,15 +24,15 @@ class ClipSpec:
     """Frames and size of a clip."""
 
     num_frames: int = 16
-    """Frames in a clip, at least 1; a multiple of the model's tubelet size where there is a model."""
+    """Frames in a clip, at least 1; a multiple of the model's tubelet size."""
     frame_stride: int = 4
     """For "dense": distance of two sampled frames in frames of the video, at least 1."""
     fps: float | None = None
-    """For "dense", instead of frame_stride: sampled frames per second of the video's time, above 0. Above the video's
+    """For "dense", instead of frame_stride: sampled frames per second of the video's time, above 0; above the video's
     own rate frames are taken several times."""
     size: Any = 224
-    """Height and width in pixels, at least 1, or a pair [height, width]; multiples of the model's patch size where
-    there is a model. Nothing (null) leaves frames as large as the video has them."""
+    """Height and width in pixels, or a pair [height, width]; each at least 1 and a multiple of the model's patch size.
+    Without a model also None: as large as the video has them."""
     sampling: str = "dense"
     """"dense" takes frames `frame_stride` apart from one part of the video (Kinetics), "uniform" takes one frame of
     each of `num_frames` equal segments of the whole video (Something-Something)."""
@@ -65,9 +66,9 @@ class ClipSpec:
         """Distance of two sampled frames in frames of a video that has `rate` of them a second."""
         return self.frame_stride if self.fps is None else rate / Fraction(str(self.fps))
 
-    def span(self, rate: Fraction) -> Place:
-        """Frames of the video from the first to the last frame of a dense clip, both counted."""
-        return (self.num_frames - 1) * self.step(rate) + 1
+    def span(self, rate: Fraction) -> int:
+        """Frames of the video from the first to the last frame of a dense clip, both counted, to the nearest one."""
+        return floor((self.num_frames - 1) * self.step(rate) + Fraction(3, 2))
 
     def places(self, start: Place, rate: Fraction) -> list[Place]:
         """Where the frames of a dense clip lie that begins at `start`, past the end of the video or not."""

@@ -1,0 +1,60 @@
+"""Results on standard output, progress and messages on standard error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+output = Console()
+"""Results: standard output."""
+messages = Console(stderr=True)
+"""Progress, warnings and errors: standard error."""
+
+_SECONDS_BETWEEN_LINES = 5.0  # of progress, where there is no terminal
+
+
+def show(text: str) -> None:
+    """Print a line of results as it is; a path that is broken cannot be copied."""
+    output.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Print a message as it is, in one line."""
+    messages.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Show how far work is while the block runs: a bar, or a line every few seconds where there is no terminal.
+
+    The function that it gives is called with (steps done, steps in all, what is worked on).
+    """
+    if not messages.is_terminal:
+        yield _progress_lines(title)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[what]}", markup=False),
+    )
+    with Progress(*columns, console=messages, transient=True) as bar:
+        task = bar.add_task(title, total=None, what="")
+        yield lambda done, total, what: bar.update(task, completed=done, total=total, what=what)
+
+
+def _progress_lines(title: str) -> Callable[[int, int, str], None]:
+    last = time.monotonic()
+
+    def update(done: int, total: int, what: str) -> None:
+        nonlocal last
+        if time.monotonic() >= last + _SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            say(f"{title}: {done:,} of {total:,}, {what}")
+
+    return update
