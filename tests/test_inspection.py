@@ -109,7 +109,7 @@ def test_threshold_curve_equals_keep_mask_at_every_threshold(tmp_path: Path) -> 
     levels = 128 + rng.uniform(-1, 1, (16, 4, 4, 1)) * np.linspace(0, 40, 16).reshape(4, 4, 1)  # restless to the right
     noisy = levels.repeat(16, 1).repeat(16, 2).repeat(3, 3).astype(np.uint8)
     video = write_frames(tmp_path / "noisy.mkv", noisy)
-    scanner = ClipScanner(0.137, tubelet_size=2, patch_size=16, seconds_per_step=0.2)
+    scanner = ClipScanner(dataclasses.replace(SETTINGS, threshold=0.137), FPS)
     clips = list(iter_clips(video, **CLIP))
     for clip in clips:
         scanner.add(clip)
@@ -505,7 +505,7 @@ def test_a_sampled_video_says_so(video: Path, tmp_path: Path) -> None:
 
 
 def test_the_overlay_of_a_long_video_is_a_window_around_the_representative_clip(video: Path) -> None:
-    scanner = ClipScanner(0.1, tubelet_size=2, patch_size=16, seconds_per_step=0.2)
+    scanner = ClipScanner(SETTINGS, FPS)
     for clip in iter_clips(video, **CLIP):
         scanner.add(clip)
     scan, seen = scanner.result(), probe(video)

@@ -9,7 +9,7 @@ from fractions import Fraction
 from rlt.errors import VideoWarning
 from rlt.inspection.scan import ClipScanner, ScanResult
 from rlt.inspection.views import ClipSettings, ClipView, display_size
-from rlt.structures import Clip, PatchSpec
+from rlt.structures import Clip
 from rlt.video import ClipPlan, Source, VideoFile, VideoInfo, iter_views, read_views
 from rlt.video.geometry import View, check_size
 from rlt.video.sampling import clip_starts
@@ -18,7 +18,7 @@ OVERLAY_SECONDS = 20.0
 """Longest overlay: it keeps the page, which holds the video, at a few megabytes."""
 
 _MAX_SAMPLED_CLIPS = 300
-_FRAMES_AT_ONCE = 64  # decoded together: every read begins at the key frame before it
+_FRAMES_AT_ONCE = 32  # decoded together: every read begins at the key frame before it
 _MAX_HELD_BYTES = 200_000_000  # frames of a short video, which wait for the choice of the representative clip
 
 
@@ -53,12 +53,7 @@ def look(
         starts: see `sampled_starts`.
         counted: called with the share of the clips that are counted, 0 to 1.
     """
-    scanner = ClipScanner(
-        settings.threshold,
-        tubelet_size=settings.tubelet_size,
-        patch_size=settings.patch_size,
-        seconds_per_step=settings.tubelet_size * settings.frame_stride / info.fps,
-    )
+    scanner = ClipScanner(settings, info.fps)
     views = clip_views(info, settings)
     expected = info.num_frames / settings.length if starts is None else len(starts)
     height, width = check_size(views[-1].size) or (info.height, info.width)
@@ -96,7 +91,7 @@ def clip_views(info: VideoInfo, settings: ClipSettings) -> tuple[View, ...]:
         InvalidArgumentError: if a clip does not divide into tokens.
     """
     sides = check_size(settings.size) or (info.height, info.width)
-    grid = PatchSpec(settings.tubelet_size, settings.patch_size).grid((settings.num_frames, *sides, 3))
+    grid = settings.patches.grid((settings.num_frames, *sides, 3))
     shown = display_size(grid, settings.patch_size, info)
     return (View(settings.size),) if shown == sides else (View(settings.size), View(shown))
 
@@ -115,7 +110,8 @@ def read_at(
             if chunk or quiet:
                 warnings.simplefilter("ignore", VideoWarning)
             clips = _read_together(source, settings, views, places[chunk : chunk + at_once])
-        yield from clips
+        while clips:  # and none of them is held while the next ones are read
+            yield clips.pop(0)
 
 
 def _read_together(

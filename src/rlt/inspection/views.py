@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlt.errors import InvalidArgumentError
-from rlt.structures import Clip, TokenGrid
+from rlt.structures import Clip, PatchSpec, TokenGrid
 from rlt.tokens import keep_mask
 from rlt.video import ClipSpec, VideoInfo
 
@@ -37,6 +37,15 @@ class ClipSettings(ClipSpec):
         """Frames of the video from the beginning of one clip to that of the next."""
         return self.num_frames * self.frame_stride
 
+    @property
+    def patches(self) -> PatchSpec:
+        """How clips are cut into tokens."""
+        return PatchSpec(self.tubelet_size, self.patch_size)
+
+    def keep_mask(self, clip: Clip) -> Tensor:
+        """bool [T', H', W'], True where a token of the clip is kept."""
+        return keep_mask(clip.frames[None], threshold=self.threshold, spec=self.patches)[0]
+
 
 @dataclass(frozen=True, eq=False)
 class ClipView:
@@ -55,15 +64,9 @@ class ClipView:
     @classmethod
     def of(cls, clips: Sequence[Clip], settings: ClipSettings) -> ClipView:
         """From a clip as it was seen for the mask and, if there are two, for the eye."""
-        tokens, shown = clips[0], clips[-1]
-        (mask,) = keep_mask(
-            tokens.frames[None],
-            threshold=settings.threshold,
-            tubelet_size=settings.tubelet_size,
-            patch_size=settings.patch_size,
-        )
+        shown = clips[-1]
         num_real = len(shown.frames) - shown.num_repeated
-        return cls(shown.frames[:num_real], shown.times[:num_real], mask, settings.tubelet_size)
+        return cls(shown.frames[:num_real], shown.times[:num_real], settings.keep_mask(clips[0]), settings.tubelet_size)
 
     @property
     def num_steps(self) -> int:

@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from operator import itemgetter
 from pathlib import Path
 
 from rlt.checks import at_least, named_options
@@ -187,7 +188,8 @@ def iter_clips(
         InvalidArgumentError: for an argument out of range.
     """
     spec = ClipSpec(num_frames, frame_stride, fps, size)
-    return (clip for [clip] in iter_views(source, spec, [View(size)], decoder=decoder, num_threads=num_threads))
+    views = iter_views(source, spec, [View(size)], decoder=decoder, num_threads=num_threads)
+    return map(itemgetter(0), views)  # no frame of its own, so that warnings point at the caller
 
 
 @named_options()
