@@ -24,15 +24,15 @@ def list_models() -> list[str]:
     return list(MODELS)
 
 
-def model_config(name: str) -> ViTConfig:
-    """The configuration of a named model.
+def model_config(name: str, num_heads: int | None = None) -> ViTConfig:
+    """The configuration of a named model, with another number of attention heads if one is given.
 
     Raises:
         InvalidArgumentError: for an unknown name, listing the known ones.
     """
     if name not in MODELS:
         raise InvalidArgumentError(f"model is {name!r}; allowed are {', '.join(MODELS)}")
-    return MODELS[name]
+    return MODELS[name] if num_heads is None else MODELS[name].replace(num_heads=num_heads)
 
 
 def create_model(
@@ -41,6 +41,7 @@ def create_model(
     num_classes: int | None = None,
     checkpoint: str | Path | None = None,
     new_head: bool = False,
+    num_heads: int | None = None,
 ) -> VisionTransformer:
     """Build a model, with random weights or those of a checkpoint, in evaluation mode.
 
@@ -50,6 +51,7 @@ def create_model(
         checkpoint: a file, a folder or a hub id in any layout that `rlt.checkpoints` knows; None for random weights.
         new_head: take a new random head instead of the checkpoint's, or where it has none (after pretraining). With
             num_classes=None it has as many outputs as the checkpoint's, or 400.
+        num_heads: attention heads where they are not those of the named size.
 
     Returns:
         The model; `model.config.labels` holds class names where the checkpoint has them.
@@ -58,10 +60,10 @@ def create_model(
         InvalidArgumentError: for an unknown name.
         CheckpointError: if the checkpoint cannot be read, or its weights are not those of the named model.
     """
-    config = model_config(name)
+    config = model_config(name, num_heads)
     if checkpoint is None:
         return VisionTransformer(config.replace(num_classes=400 if num_classes is None else num_classes)).eval()
-    model = load_checkpoint(checkpoint, num_classes=num_classes, new_head=new_head)
+    model = load_checkpoint(checkpoint, num_classes=num_classes, new_head=new_head, num_heads=num_heads)
     for field in ("width", "depth", "num_heads", "mlp_width", "patch_size", "tubelet_size"):
         ours, theirs = getattr(config, field), getattr(model.config, field)
         if ours != theirs:
