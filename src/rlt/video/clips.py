@@ -18,7 +18,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from operator import itemgetter
 from pathlib import Path
 
 from rlt.checks import at_least, named_options
@@ -74,10 +73,7 @@ def read_clip(
     decoder: str = "pyav",
     num_threads: int = 0,
 ) -> Clip:
-    """Read one clip.
-
-    Decodes from the key frame before the first sampled frame to the last sampled frame, and converts the sampled ones.
-    In a video shorter than the clip the last frame is repeated (`Clip.num_repeated`).
+    """Read one clip. In a video that is shorter the last frame is repeated (`Clip.num_repeated`).
 
     Args:
         source: path, bytes of a whole file, or a binary file object that can seek.
@@ -119,21 +115,16 @@ def _planner(spec: ClipSpec, *, num_clips: int = 1, start: float | None = None) 
         if start is None:
             clips = spec.spread(num_clips, file.num_frames, file.rate)
         else:
-            clips = [spec.places(_first_place(file, start), file.rate)]
+            first, length = Fraction(start) * file.rate, float(file.num_frames / file.rate)
+            if first >= file.num_frames:
+                raise InvalidArgumentError(
+                    f"{file.name}: start is {start:g} s, behind the end of the video; "
+                    f"0 to below {length:.3f} s is allowed"
+                )
+            clips = [spec.places(first, file.rate)]
         return [ClipPlan(places, (View(spec.size),)) for places in clips]
 
     return plan
-
-
-def _first_place(file: VideoFile, start: float) -> Fraction:
-    """`start` in frames of the video."""
-    first = Fraction(start) * file.rate
-    if first >= file.num_frames:
-        length = float(file.num_frames / file.rate)
-        raise InvalidArgumentError(
-            f"{file.name}: start is {start:g} s, behind the end of the video; 0 to below {length:.3f} s is allowed"
-        )
-    return first
 
 
 @named_options()
@@ -188,8 +179,8 @@ def iter_clips(
         InvalidArgumentError: for an argument out of range.
     """
     spec = ClipSpec(num_frames, frame_stride, fps, size)
-    views = iter_views(source, spec, [View(size)], decoder=decoder, num_threads=num_threads)
-    return map(itemgetter(0), views)  # no frame of its own, so that warnings point at the caller
+    check_reading(source, decoder, num_threads)
+    return (clip for [clip] in stream_clips(source, spec, [View(size)], decoder, num_threads, depth=2))
 
 
 @named_options()
@@ -198,7 +189,7 @@ def iter_views(
 ) -> Iterator[list[Clip]]:
     """As `iter_clips`, but one clip per view: a frame is decoded once for all of them. The size is that of the view."""
     check_reading(source, decoder, num_threads)
-    return stream_clips(source, spec, views, decoder, num_threads)
+    return stream_clips(source, spec, views, decoder, num_threads, depth=1)
 
 
 def probe(source: Source) -> VideoInfo:
