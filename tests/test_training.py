@@ -413,9 +413,7 @@ def test_what_is_typed_wins_over_the_run() -> None:
         asdict(compose(["seed=1"], run={"data": run["data"]}))["data"] == run["data"]
     )  # what it leaves out is default
 
-    some = compose(
-        ["tokenizer.keep_ratio=0.5", "data.clip.num_frames=8"], run=run | {"tokenizer": {"rule": "random"}}
-    )
+    some = compose(["tokenizer.keep_ratio=0.5", "data.clip.num_frames=8"], run=run | {"tokenizer": {"rule": "random"}})
     assert (some.tokenizer.rule, some.tokenizer.keep_ratio) == ("random", 0.5)
     assert (some.data.clip.num_frames, some.data.clip.frame_stride, some.data.clip.size) == (8, 2, 112)
 
