@@ -100,20 +100,11 @@ def read_planned(source: Source, planner: Planner, decoder: str, num_threads: in
 
 
 def stream_clips(
-<<<<<<< HEAD
-    source: Source, spec: ClipSpec, views: Sequence[View], decoder: str, num_threads: int, *, stacklevel: int = 2
-=======
     source: Source, spec: ClipSpec, views: Sequence[View], decoder: str, num_threads: int, *, depth: int
->>>>>>> w-t2
 ) -> Iterator[list[Clip]]:
     """Consecutive clips in one pass, one per view. Warnings point `depth` frames above this one."""
     with VideoFile(source, num_threads=num_threads) as file:
-<<<<<<< HEAD
-        for warning in _file_warnings(file):
-            warnings.warn(warning, stacklevel=stacklevel)
-=======
         _warn(file, stacklevel=depth + 2)
->>>>>>> w-t2
         step = spec.step(file.rate) * file.frame_ticks
         wanted = ((index * step, views) for index in count())
         shown = _show(file, wanted, ViewsConverter(num_threads=num_threads), decoder)

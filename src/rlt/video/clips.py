@@ -180,14 +180,8 @@ def iter_clips(
     """
     spec = ClipSpec(num_frames, frame_stride, fps, size)
     check_reading(source, decoder, num_threads)
-<<<<<<< HEAD
-    # A generator, which can be closed early; as one more frame it moves the caller, at whom warnings point.
-    # A generator, which can be closed early; as one more frame it moves the caller, at whom warnings point.
-    return (clip for [clip] in stream_clips(source, spec, [View(size)], decoder, num_threads, stacklevel=3))
-=======
     # A generator, which can be closed early; as one more frame it moves the caller, at whom warnings point.
     return (clip for [clip] in stream_clips(source, spec, [View(size)], decoder, num_threads, depth=2))
->>>>>>> w-t2
 
 
 @named_options()
