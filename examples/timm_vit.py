@@ -13,43 +13,33 @@ from pathlib import Path
 
 import timm
 import torch
-from torch import nn
 
 import rlt
 from rlt import assets
+from rlt.adapters import tiny
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print what a patched model keeps, and its class beside that of the unpatched one."""
+    """Print what a patched model keeps, and its class beside that from all tokens."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="name of timm; random weights without it")
     parser.add_argument("--video", type=Path, default=assets.path("traffic.mp4"))
     options = parser.parse_args(arguments)
 
-    model = load(options.model).eval()
+    model = timm.create_model(options.model, pretrained=True).eval() if options.model else tiny.build("timm")
     clip = rlt.read_clip(options.video, num_frames=16, frame_stride=2, size=model.patch_embed.img_size[0])
-    frames = clip.frames.permute(0, 3, 1, 2)  # uint8 [frames, 3, height, width]
-    mean, std = (torch.tensor(model.pretrained_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
-    images = (frames / 255 - mean) / std  # what the model's transform gives
+    frames = clip.frames.permute(0, 3, 1, 2)  # uint8 [frames, 3, height, width], which a patched model normalises
 
     with torch.inference_mode():
-        dense = model(images)  # one row of logits per frame
         rlt.patch(model, threshold=0.1)
         model.rlt.check()
-        fewer = model(images)
+        with model.rlt.override(rule=rlt.Everything()):
+            dense = model(frames)  # one row of logits per frame
+        fewer = model(frames)
     last = model.rlt.last
-    print(f"{type(model).__name__}: {sum(last.tokens_kept)} of {last.tokens_dense} tokens ({last.share_kept:.1%})")
+    print(f"{type(model).__name__}: {sum(last.num_kept)} of {last.num_dense} tokens ({last.share_kept:.1%})")
     for name, logits in (("all tokens", dense), ("tokens that change", fewer)):
         print(f"{name}: class {int(logits.mean(0).argmax())}")  # of the mean over frames
-    rlt.unpatch(model)
-
-
-def load(name: str | None) -> nn.Module:
-    """The named model, or a small one with random weights."""
-    if name is not None:
-        return timm.create_model(name, pretrained=True)
-    torch.manual_seed(0)
-    return timm.create_model("vit_tiny_patch16_224", depth=2)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,88 +16,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import rlt
-from rlt import assets
-from rlt.adapters import LastForward, PatchOptions, supported_models
-from rlt.adapters.selection import choose_tokens, float_token_differences
+from adapted_models import CLASSIFIERS, ENCODERS, GRID, IDS, PATCH, clips, output_of, videomae, vivit, vjepa2
+from rlt import Everything, PatchSpec, Random, Threshold, assets
+from rlt.adapters import Call, supported_models
 from rlt.errors import InvalidArgumentError
 from rlt.structures import IMAGENET_MEAN, IMAGENET_STD
+from rlt.tokens import PatchView, choose_rule
 
 transformers = pytest.importorskip("transformers")
-
-SIZE = {"image_size": 32, "num_frames": 8}
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-PATCH, TUBELET, GRID = 8, 2, (4, 4, 4)
-
-
-def videomae(kind: str = "VideoMAEForVideoClassification", **changes: Any) -> nn.Module:
-    token = {"patch_size": PATCH, "tubelet_size": TUBELET}
-    config = transformers.VideoMAEConfig(**SIZE, **SMALL, **token, num_labels=5, **changes)
-    return build(getattr(transformers, kind), config)
-
-
-def vivit(kind: str = "VivitForVideoClassification", **changes: Any) -> nn.Module:
-    config = transformers.VivitConfig(**SIZE, **SMALL, tubelet_size=[TUBELET, PATCH, PATCH], num_labels=5, **changes)
-    return build(getattr(transformers, kind), config)
-
-
-def vjepa2(kind: str = "VJEPA2ForVideoClassification", **changes: Any) -> nn.Module:
-    config = transformers.VJEPA2Config(
-        patch_size=PATCH,
-        tubelet_size=TUBELET,
-        crop_size=32,
-        frames_per_clip=8,
-        hidden_size=48,
-        num_attention_heads=4,
-        num_hidden_layers=2,
-        mlp_ratio=2.0,
-        pred_hidden_size=24,
-        pred_num_attention_heads=2,
-        pred_num_hidden_layers=2,
-        pred_mlp_ratio=2.0,
-        num_pooler_layers=1,
-        num_labels=5,
-        **changes,
-    )
-    return build(getattr(transformers, kind), config)
-
-
-def build(kind: Any, config: Any) -> nn.Module:
-    torch.manual_seed(0)
-    model: nn.Module = kind(config).eval()
-    for parameter in model.parameters():  # fresh heads and biases are zeros, which would hide mistakes
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model
-
-
-CLASSIFIERS: list[Callable[[], nn.Module]] = [
-    videomae,
-    lambda: videomae(use_mean_pooling=False),
-    vivit,
-    vjepa2,
-]
-ENCODERS: list[Callable[[], nn.Module]] = [
-    lambda: videomae("VideoMAEModel"),
-    lambda: videomae("VideoMAEModel", use_mean_pooling=False),
-    lambda: vivit("VivitModel"),
-    lambda: vjepa2("VJEPA2Model"),
-]
-IDS = ["videomae", "videomae first token", "vivit", "vjepa2"]
-
-
-def clips(num_clips: int = 3) -> Tensor:
-    """Normalised floats [B, T, C, H, W]: noise that stands still in ever more of the picture from clip to clip."""
-    generator = torch.Generator().manual_seed(7)
-    frames = torch.randn(num_clips, 8, 3, 32, 32, generator=generator)
-    for number in range(num_clips):
-        still = 8 * (number + 1)
-        frames[number, :, :, :, :still] = frames[number, :1, :, :, :still]
-    return frames
-
-
-def output_of(model: nn.Module, frames: Tensor, **kwargs: Any) -> Tensor:
-    out = model(frames, **kwargs)
-    found: Tensor = out.logits if "logits" in out else out.last_hidden_state
-    return found
 
 
 def twin_logits(model: nn.Module, frames: Tensor, mask: Tensor) -> Tensor:
@@ -127,9 +54,9 @@ def twin_logits(model: nn.Module, frames: Tensor, mask: Tensor) -> Tensor:
 def test_nothing_dropped_is_the_unpatched_model(make: Callable[[], nn.Module]) -> None:
     model, frames = make(), clips()
     before = output_of(model, frames)
-    rlt.patch(model, policy="none")
+    rlt.patch(model, rule=Everything())
     torch.testing.assert_close(output_of(model, frames), before, atol=2e-5, rtol=1e-5)
-    assert model.rlt.last.tokens_kept == (64, 64, 64)
+    assert model.rlt.last.num_kept == (64, 64, 64)
 
 
 @pytest.mark.parametrize("make", CLASSIFIERS, ids=IDS)
@@ -138,7 +65,7 @@ def test_dropped_tokens_leave_what_the_parts_compute_clip_by_clip(make: Callable
     rlt.patch(model, threshold=0.1)
     logits = output_of(model, frames)
     mask = model.rlt.last.mask
-    assert model.rlt.last.tokens_kept == (52, 40, 28)
+    assert model.rlt.last.num_kept == (52, 40, 28)
     logits.square().sum().backward()
     ours = {name: parameter.grad for name, parameter in model.named_parameters()}
     rlt.unpatch(model)
@@ -181,7 +108,7 @@ def test_copies_stay_patched_and_independent(make: Callable[[], nn.Module], copi
     assert twin.rlt.model is twin
     rlt.unpatch(model)
     torch.testing.assert_close(output_of(twin, frames), logits)
-    assert twin.rlt.last.tokens_kept == (52, 40, 28)
+    assert twin.rlt.last.num_kept == (52, 40, 28)
 
 
 @pytest.mark.parametrize("make", ENCODERS, ids=IDS)
@@ -213,7 +140,7 @@ def test_autocast_rounds_what_it_rounds_in_the_unpatched_model(make: Callable[[]
     exact = output_of(model, frames)
     with torch.autocast("cpu", torch.bfloat16):
         expected = output_of(model, frames).float()
-        rlt.patch(model, policy="none")
+        rlt.patch(model, rule=Everything())
         logits = output_of(model, frames).float()
     assert not torch.equal(expected, exact)
     assert (logits - exact).abs().max() < 1.1 * (expected - exact).abs().max()
@@ -236,27 +163,27 @@ def test_autocast_labels_and_checkpointing(make: Callable[[], nn.Module]) -> Non
 def test_hidden_states_are_filled_on_request() -> None:
     model, frames = videomae(), clips()
     before = model(frames, output_hidden_states=True).hidden_states
-    rlt.patch(model, policy="none", expand="fill")
+    rlt.patch(model, rule=Everything(), expand="fill")
     filled = model(frames, output_hidden_states=True).hidden_states
     assert len(filled) == len(before)
     for ours, theirs in zip(filled, before, strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
-    with model.rlt.override(policy="rlt"):
+    with model.rlt.override(rule=Threshold()):
         assert {state.shape for state in model(frames, output_hidden_states=True).hidden_states} == {(3, 64, 32)}
-    with model.rlt.override(policy="rlt", expand=None):
+    with model.rlt.override(rule=Threshold(), expand=None):
         packed = model(frames, output_hidden_states=True).hidden_states
-    assert packed[1].shape == (1, sum(model.rlt.last.tokens_kept), 32)
+    assert packed[1].shape == (1, sum(model.rlt.last.num_kept), 32)
 
 
 def test_vjepa2_predicts_from_the_filled_grid_and_takes_clips_of_any_length() -> None:
     model, frames = vjepa2("VJEPA2Model"), clips()
     before = model(frames)
-    rlt.patch(model, policy="none")
+    rlt.patch(model, rule=Everything())
     after = model(frames)
     torch.testing.assert_close(
         after.predictor_output.last_hidden_state, before.predictor_output.last_hidden_state, atol=2e-4, rtol=1e-3
     )
-    with model.rlt.override(policy="rlt"):
+    with model.rlt.override(rule=Threshold()):
         assert model(frames).predictor_output.last_hidden_state.shape == before.last_hidden_state.shape
         assert model(frames[:, :4], skip_predictor=True).last_hidden_state.shape == (3, 32, 48)
 
@@ -284,7 +211,7 @@ def test_float_differences_are_those_of_the_integers() -> None:
     clip = rlt.read_clip(assets.path("animation.mp4"), size=64)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     floats = (clip.frames.permute(0, 3, 1, 2)[None].float() / 255 - mean) / std
-    ours = float_token_differences(floats, tubelet_size=2, patch_size=16)
+    ours = PatchView(floats, PatchSpec()).differences
     theirs = rlt.tokens.token_differences(clip.frames[None])
     torch.testing.assert_close(ours.double(), theirs, atol=1e-5, rtol=1e-5)
 
@@ -294,21 +221,24 @@ def test_float_differences_are_those_of_the_integers() -> None:
 )
 def test_budgets_keep_what_differs_most(options: dict[str, Any], count: int) -> None:
     frames = clips()
-    mask = choose_tokens(frames, PatchOptions(**options), tubelet_size=2, patch_size=PATCH)
+    view = PatchView(frames, PatchSpec(patch_size=PATCH))
+    mask = choose_rule(**options)(view, seeds=range(3))
     assert mask.flatten(1).sum(1).tolist() == [count] * 3
     assert mask[:, 0].all()
-    differences = float_token_differences(frames, tubelet_size=2, patch_size=PATCH)
-    for clip, kept in zip(differences, mask[:, 1:], strict=True):
+    for clip, kept in zip(view.differences, mask[:, 1:], strict=True):
         if kept.any() and not kept.all():
             assert clip[kept].min() >= clip[~kept].max()
 
 
 def test_random_keeps_as_many_as_rlt() -> None:
     frames = clips()
-    masks = [choose_tokens(frames, PatchOptions(policy=p), tubelet_size=2, patch_size=PATCH) for p in ("rlt", "random")]
-    assert torch.equal(masks[0].flatten(1).sum(1), masks[1].flatten(1).sum(1))
-    assert not torch.equal(*masks)
-    assert output_of(rlt.patch(videomae(), policy="random"), frames).shape == (3, 5)
+    found = []
+    for rule in (Threshold(), Random(), Random(seed=1)):
+        model = rlt.patch(videomae(), rule=rule)
+        assert output_of(model, frames).shape == (3, 5)
+        found.append(model.rlt.last)
+    assert found[0].num_kept == found[1].num_kept == found[2].num_kept == (52, 40, 28)
+    assert not any(torch.equal(one.mask, other.mask) for one, other in pairwise(found))
 
 
 @settings(max_examples=60, deadline=None)
@@ -318,13 +248,22 @@ def test_places_and_filling_agree_with_any_mask(data: st.DataObject, num_clips: 
     bits = data.draw(st.lists(st.booleans(), min_size=num_clips * 12, max_size=num_clips * 12))
     mask = torch.tensor(bits).view(num_clips, time, height, width)
     mask[:, 0] = True
-    last = LastForward(mask)
-    rows = last.row_at_place().view(mask.shape)
+    call = Call.of(mask)
+    rows = call.rows.view(mask.shape)
     expected = [(b, t, h, w) for b, t, h, w in mask.nonzero().tolist()]
-    assert last.place().tolist() == [t * 4 + h * 2 + w for _, t, h, w in expected]
+    assert call.place.tolist() == [t * 4 + h * 2 + w for _, t, h, w in expected]
     for b, t, h, w in torch.ones_like(mask).nonzero().tolist():
         newest = max(step for step in range(t + 1) if mask[b, step, h, w])
         assert expected[int(rows[b, t, h, w])] == (b, newest, h, w)
+    with_extra = Call.of(mask, extra=2)
+    assert with_extra.segments.num_tokens == len(expected) + 2 * num_clips
+    packed = [
+        row for clip in range(num_clips) for row in [(clip, -2), (clip, -1)] + [x for x in expected if x[0] == clip]
+    ]
+    filled = [[packed[row] for row in clip] for clip in with_extra.rows.tolist()]
+    assert filled == [
+        [(b, -2), (b, -1)] + [expected[row] for row in rows[b].flatten().tolist()] for b in range(num_clips)
+    ]
 
 
 def test_the_check_engages_on_a_static_clip_and_fails_without_dropping() -> None:
@@ -332,11 +271,11 @@ def test_the_check_engages_on_a_static_clip_and_fails_without_dropping() -> None
     model.rlt.check()
     assert model.rlt.last is None
     with (
-        model.rlt.override(policy="none"),
+        model.rlt.override(rule=Everything()),
         pytest.raises(InvalidArgumentError, match="no token of a static clip was dropped"),
     ):
         model.rlt.check()
-    assert repr(model.rlt).startswith("ViViTAdapter(PatchOptions(threshold=0.1")
+    assert repr(model.rlt).startswith("ViViTAdapter(PatchOptions(rule=Threshold(threshold=0.1)")
 
 
 def test_a_layer_that_evades_packed_attention_is_an_error_not_a_wrong_answer() -> None:
@@ -348,7 +287,7 @@ def test_a_layer_that_evades_packed_attention_is_an_error_not_a_wrong_answer() -
 
 def test_patching_again_replaces_the_options() -> None:
     model = rlt.patch(rlt.patch(videomae()), threshold=0.5)
-    assert model.rlt.options.threshold == 0.5
+    assert model.rlt.options.rule == Threshold(0.5)
     rlt.unpatch(rlt.unpatch(model))
     assert "forward" not in model.videomae.embeddings.__dict__
 
@@ -357,12 +296,16 @@ def test_patching_again_replaces_the_options() -> None:
     ("options", "message"),
     [
         ({"threshold": -1.0}, "threshold is -1.0"),
-        ({"policy": "tome"}, "policy is 'tome'; allowed are rlt, none, random"),
+        ({"rule": "tome"}, "tome is no rule"),
+        ({"rule": "rtl"}, "rule is 'rtl'; allowed are .*did you mean 'rlt'"),
+        ({"policy": "none"}, r"patch takes no policy= any more; give rule=rlt.Everything\(\)"),
+        ({"treshold": 0.2}, "patch has no option 'treshold'; allowed are threshold, .*; did you mean 'threshold'"),
+        ({"threshold": 0.2, "keep_ratio": 0.5}, "give one of them"),
         ({"keep_ratio": 0.0}, "keep_ratio is 0.0"),
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"max_tokens": 9, "keep_ratio": 0.5}, "give one of them"),
         ({"expand": "zero"}, "expand is 'zero'; allowed are None and 'fill'"),
-        ({"expand": "fill", "policy": "random"}, "random tokens stand for no others"),
+        ({"expand": "fill", "rule": Random()}, "tokens of Random.* stand for no others"),
     ],
 )
 def test_bad_options_leave_the_model_alone(options: dict[str, Any], message: str) -> None:

@@ -11,16 +11,16 @@ from torch import Tensor
 
 import rlt
 from optional_packages import import_or_skip
-from rlt import assets
-from rlt.adapters.selection import float_token_differences
+from rlt import Everything, assets
+from rlt.tokens import PatchView
 
 import_or_skip("torchvision")
 transformers = import_or_skip("transformers")
 if not hasattr(transformers, "Qwen3VLVideoProcessor") or not hasattr(transformers, "VideoMAEVideoProcessor"):
     pytest.skip("transformers is too old for video processors of these models", allow_module_level=True)
 
-import test_adapters as classifiers  # noqa: E402
-import test_adapters_qwen as qwen  # noqa: E402
+import adapted_models as classifiers  # noqa: E402
+import qwen_inputs as qwen  # noqa: E402
 
 SIDE = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
 THRESHOLD = 0.1
@@ -55,14 +55,13 @@ def test_the_rule_behind_a_processor_is_that_on_bytes(name: str) -> None:
     make, mean, std = PROCESSORS[name]
     frames, processor = real_frames(), getattr(transformers, name)(**SIDE, do_resize=False)
     given = processed(processor, frames)
-    model = rlt.patch(make(), threshold=THRESHOLD)
+    model = rlt.patch(make(), threshold=THRESHOLD, pixel_mean=mean, pixel_std=std)
     logits = model(**given).logits
     mask = model.rlt.last.mask
     assert 0 < model.rlt.last.share_kept < 0.9
-    with model.rlt.override(pixel_mean=mean, pixel_std=std):
-        from_bytes = model(frames[None]).logits
+    from_bytes = model(frames[None]).logits
     pixels = next(iter(given.values()))
-    differences = float_token_differences(pixels, tubelet_size=2, patch_size=classifiers.PATCH)
+    differences = PatchView(pixels, model.rlt.spec).differences
     clear = torch.ones_like(mask)
     clear[:, 1:] = (differences - THRESHOLD).abs() > 1e-5
     assert clear.float().mean() > 0.95
@@ -77,7 +76,7 @@ def test_a_processor_found_by_the_automatic_class(tmp_path: Path) -> None:
     model = rlt.patch(classifiers.videomae())
     still = real_frames()[:1].expand(8, -1, -1, -1)
     model(**processed(processor, still.repeat_interleave(2, 2).repeat_interleave(3, 3)))  # scaled and cropped
-    assert model.rlt.last.tokens_kept == (16,)
+    assert model.rlt.last.num_kept == (16,)
 
 
 @torch.no_grad()
@@ -90,7 +89,7 @@ def test_the_pipeline_says_what_the_model_says() -> None:
     rlt.unpatch(model)
     dense = classify(str(assets.path("traffic.mp4")), num_frames=8, frame_sampling_rate=2, top_k=5)
     assert [entry["score"] for entry in said] != [entry["score"] for entry in dense]
-    rlt.patch(model, policy="none")
+    rlt.patch(model, rule=Everything())
     same = classify(str(assets.path("traffic.mp4")), num_frames=8, frame_sampling_rate=2, top_k=5)
     assert [entry["label"] for entry in same] == [entry["label"] for entry in dense]
     torch.testing.assert_close([entry["score"] for entry in same], [entry["score"] for entry in dense])
@@ -152,13 +151,13 @@ def test_a_qwen_model_takes_what_its_processor_gives(name: str) -> None:
     assert given["video_grid_thw"].tolist() == [grid]
     dense = model(**given).logits
     answer = model.generate(**given, max_new_tokens=4, do_sample=False)
-    rlt.patch(model, policy="none")
+    rlt.patch(model, rule=Everything())
     torch.testing.assert_close(model(**given).logits, dense, atol=1e-5, rtol=1e-5)
     assert torch.equal(model.generate(**given, max_new_tokens=4, do_sample=False), answer)
     rlt.patch(model, threshold=THRESHOLD)
     fewer = model(**given).logits
     mask = model.rlt.last.masks[0]
-    assert torch.equal(mask, qwen.naive_mask(pixels))
+    assert torch.equal(mask, qwen.naive_mask(pixels, std=qwen.std_of(model)))
     dropped = int((~mask).sum())
     assert 0 < dropped < mask.numel()
     assert fewer.shape[1] == dense.shape[1] - dropped

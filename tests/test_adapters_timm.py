@@ -23,6 +23,7 @@ from torch import Tensor
 
 import rlt
 from optional_packages import import_or_skip
+from rlt import Budget, Everything, Random, UniformFrames
 from rlt.errors import InvalidArgumentError
 
 timm = import_or_skip("timm")
@@ -117,7 +118,7 @@ def twin_features(model: Any, frames: Tensor) -> Tensor:
 def test_nothing_dropped_gives_the_unpatched_model(kind: str) -> None:
     model, frames = build(kind), stack()
     expected, features = model(frames), model.forward_features(frames)
-    rlt.patch(model, policy="none")
+    rlt.patch(model, rule=Everything())
     torch.testing.assert_close(model(frames), expected, atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(model.forward_features(frames), features, atol=1e-5, rtol=1e-5)
     assert model.rlt.last.share_kept == 1
@@ -140,7 +141,7 @@ def test_rarer_kinds_in_double_precision(more: dict[str, Any]) -> None:
     frames = frames if "img_size" not in more else torch.cat([frames, frames.flip(0)], dim=3)
     still = frames[:1].expand(3, -1, -1, -1)
     expected, standing = model(frames), model(still)
-    rlt.patch(model, policy="none")
+    rlt.patch(model, rule=Everything())
     torch.testing.assert_close(model(frames), expected, atol=1e-11, rtol=1e-11)
     rlt.patch(model)
     torch.testing.assert_close(model(still), standing, atol=1e-11, rtol=1e-11)
@@ -157,7 +158,7 @@ def test_equals_the_twin_frame_by_frame(kind: str) -> None:
     torch.testing.assert_close(model(frames), expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(model.forward_features(frames), features, atol=1e-5, rtol=1e-4)
     places = changed_places(frames)
-    assert model.rlt.last.tokens_kept == (sum(map(len, places)),)
+    assert model.rlt.last.num_kept == (sum(map(len, places)),)
     assert 0 < model.rlt.last.share_kept < 0.8
     found = [set(mask.flatten().nonzero()[:, 0].tolist()) for mask in model.rlt.last.mask[0]]
     assert found == places
@@ -170,7 +171,7 @@ def test_a_clip_that_stands_still_gives_the_outputs_of_the_unpatched_model(kind:
     expected = model(frames)
     rlt.patch(model)
     torch.testing.assert_close(model(frames), expected, atol=1e-5, rtol=1e-5)
-    assert model.rlt.last.tokens_kept == (SIDE * SIDE,)
+    assert model.rlt.last.num_kept == (SIDE * SIDE,)
 
 
 @torch.no_grad()
@@ -181,7 +182,7 @@ def test_clips_of_a_batch_do_not_touch_each_other() -> None:
     torch.testing.assert_close(together, torch.cat([model(one), model(other)]), atol=1e-6, rtol=1e-5)
     with model.rlt.override(frames_per_clip=None):
         model(torch.cat([one, one]))
-        assert len(model.rlt.last.tokens_kept) == 1
+        assert len(model.rlt.last.num_kept) == 1
 
 
 @settings(max_examples=40, deadline=None)
@@ -211,7 +212,7 @@ def test_every_place_is_shown_by_its_newest_token(clips: int, time: int, kind: s
             for place in range(SIDE * SIDE):
                 newest = max(t for t in range(frame + 1) if last.mask[clip, t].flatten()[place])
                 expected.append(order.index((clip, newest, place)))
-    assert last.rows.flatten().tolist() == expected
+    assert model.rlt.call.rows.flatten().tolist() == expected
 
 
 BUILT: dict[str, Any] = {}
@@ -222,7 +223,7 @@ def test_gradients_are_those_of_the_unpatched_model_where_nothing_is_dropped() -
     F.cross_entropy(model(frames), torch.arange(6) % 5).backward()
     theirs = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
-    rlt.patch(model, policy="none").train()
+    rlt.patch(model, rule=Everything()).train()
     F.cross_entropy(model(frames), torch.arange(6) % 5).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, theirs[name], atol=1e-5, rtol=1e-4, msg=name)
@@ -233,7 +234,7 @@ def test_training_drops_the_same_as_the_unpatched_model_for_the_same_seed() -> N
         model, frames = build(kind, **more).train(), stack()
         torch.manual_seed(7)
         expected = model(frames)
-        rlt.patch(model, policy="none")
+        rlt.patch(model, rule=Everything())
         torch.manual_seed(7)
         torch.testing.assert_close(model(frames), expected, atol=1e-5, rtol=1e-5)
         torch.manual_seed(8)
@@ -244,12 +245,12 @@ def test_a_dropped_path_is_that_of_one_frame() -> None:
     model, frames = rlt.patch(build("registers", drop_path_rate=0.5), threshold=THRESHOLD), stack()
     model(frames)
     layer = model.blocks[-1].drop_path1
-    ones = torch.ones(1, model.rlt.segments.num_tokens, 4)
+    ones = torch.ones(1, model.rlt.call.segments.num_tokens, 4)
     assert torch.equal(layer(ones), ones)
     layer.train()
     drawn = {float(value) for _ in range(8) for value in layer(ones).unique()}
     assert drawn == {0.0, 2.0}
-    assert all(len(frame.unique()) == 1 for frame in layer(ones)[0].split(model.rlt.segments.lengths))
+    assert all(len(frame.unique()) == 1 for frame in layer(ones)[0].split(model.rlt.call.segments.lengths))
     layer.scale_by_keep = False
     assert {float(value) for _ in range(8) for value in layer(ones).unique()} == {0.0, 1.0}
 
@@ -288,11 +289,11 @@ def test_options_hold() -> None:
     model, frames = build(), stack(still=0.9)
     rlt.patch(model, keep_ratio=0.5)
     model(frames)
-    assert model.rlt.last.tokens_kept == (6 * SIDE * SIDE // 2,)
+    assert model.rlt.last.num_kept == (6 * SIDE * SIDE // 2,)
     with model.rlt.override(keep_ratio=None, max_tokens=20):
         model(frames)
-        assert model.rlt.last.tokens_kept == (20,)
-    with model.rlt.override(policy="uniform_frames"):
+        assert model.rlt.last.num_kept == (20,)
+    with model.rlt.override(rule=UniformFrames(like=Budget(keep_ratio=0.5))):
         model(frames)
         assert model.rlt.last.mask[0].flatten(1).all(1).sum() == 3
     model.rlt.check()
@@ -308,7 +309,7 @@ def test_uint8_frames_are_normalised_as_the_model_was_trained() -> None:
     expected = model((frames / 255 - 0.5) / std)
     rlt.patch(model)
     torch.testing.assert_close(model(frames), expected, atol=1e-5, rtol=1e-5)
-    assert model.rlt.last.tokens_kept == (2 * SIDE * SIDE,)
+    assert model.rlt.last.num_kept == (2 * SIDE * SIDE,)
 
 
 @pytest.mark.parametrize("kind", ["class token", "norm before, queries normalised"])
@@ -320,7 +321,7 @@ def test_autocast_rounds_what_it_rounds_in_the_unpatched_model(kind: str) -> Non
     exact = model(frames)
     with torch.autocast("cpu", torch.bfloat16):
         expected = model(frames)
-        rlt.patch(model, policy="none")
+        rlt.patch(model, rule=Everything())
         logits = model(frames)
     assert found == [torch.float32] * 3
     assert not torch.equal(expected.float(), exact)
@@ -378,10 +379,13 @@ def test_bad_calls_are_told() -> None:
             model(frames, is_causal=True)
     with pytest.raises(InvalidArgumentError, match="forward_features"):
         model.forward_intermediates(frames)
-    with model.rlt.override(policy="random"), pytest.raises(InvalidArgumentError, match="policy is 'random'"):
+    with (
+        model.rlt.override(rule=Random()),
+        pytest.raises(InvalidArgumentError, match=r"tokens of Random.* stand for no others"),
+    ):
         model(frames)
-    with pytest.raises(InvalidArgumentError, match="policy is 'random'"):
-        rlt.patch(build(), policy="random")
+    with pytest.raises(InvalidArgumentError, match=r"tokens of Random.* stand for no others"):
+        rlt.patch(build(), rule=Random())
     dropping = rlt.patch(build(attn_drop_rate=0.1)).train()
     with pytest.raises(InvalidArgumentError, match="attn_drop_rate=0"):
         dropping(frames)

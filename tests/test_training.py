@@ -319,7 +319,9 @@ def test_wandb_is_one_flag_away_and_works_offline(
     assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
 
 
-def test_compiled_blocks_give_the_same_run(manifest: Path, tmp_path: Path) -> None:
+def test_compiled_blocks_give_the_same_run(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = rlt.checkpoints.models.MODELS
+    monkeypatch.setitem(models, "vit_tiny", models["vit_tiny"].replace(depth=2))  # compiles in seconds
     same = ["model.drop_path=0", "trainer.max_steps=2"]
     run(manifest, tmp_path / "eager", *same)
     run(manifest, tmp_path / "compiled", *same, "trainer.compile=true")
@@ -411,9 +413,7 @@ def test_what_is_typed_wins_over_the_run() -> None:
         asdict(compose(["seed=1"], run={"data": run["data"]}))["data"] == run["data"]
     )  # what it leaves out is default
 
-    some = compose(
-        ["tokenizer.keep_ratio=0.5", "data.clip.num_frames=8"], run=run | {"tokenizer": {"rule": "random"}}
-    )
+    some = compose(["tokenizer.keep_ratio=0.5", "data.clip.num_frames=8"], run=run | {"tokenizer": {"rule": "random"}})
     assert (some.tokenizer.rule, some.tokenizer.keep_ratio) == ("random", 0.5)
     assert (some.data.clip.num_frames, some.data.clip.frame_stride, some.data.clip.size) == (8, 2, 112)
 

@@ -227,12 +227,7 @@ class RunLengthTokens:
 
     def token_at_place(self) -> Tensor:
         """int64 [T', H', W']: the row of the token whose run covers each place of the grid."""
-        rows = torch.full(self.grid, -1, dtype=torch.int64, device=self.coords.device)
-        rows[tuple(self.coords.unbind(1))] = torch.arange(len(self), device=rows.device)
-        # Rows grow with t within a column, so the newest kept row so far is the largest so far.
-        newest: Tensor = rows.cummax(dim=0).values
-        _require(bool((newest[0] >= 0).all()), "a column has no token at t=0, so its places belong to no run")
-        return newest
+        return token_at_place(self.mask())
 
     def validate(self) -> RunLengthTokens:
         """Check the order contract of this module in full and return self.
@@ -484,6 +479,23 @@ def pack(tokens: Iterable[RunLengthTokens] | RunLengthTokens) -> PackedTokens:
         grids=tuple(clip.grid for clip in clips),
         spec=first.spec,
     )
+
+
+def token_at_place(mask: Tensor) -> Tensor:
+    """Which kept token stands for each place: int64, in the shape of the mask.
+
+    Args:
+        mask: bool [..., T', H', W'], True where a token is kept. Tokens are counted over the whole mask, in its order.
+
+    Raises:
+        InvalidArgumentError: if a token of a first time step is dropped, as by rules that choose no runs.
+    """
+    whole = bool(mask.select(-3, 0).all())
+    _require(
+        whole, "a column has no token at t=0, so its places belong to no run (tokens that were not chosen by runs)"
+    )
+    rows = torch.where(mask, mask.flatten().cumsum(0).view(mask.shape) - 1, -1)
+    return rows.cummax(dim=-3).values  # rows grow with t within a column, so the newest kept one is the largest so far
 
 
 def check_frames(frames: Tensor, *, dims: tuple[int, ...] = (4, 5)) -> None:

@@ -5,15 +5,17 @@ Shape legend: B clips, T tokens of all clips, D model width, H heads, K head wid
 
 from __future__ import annotations
 
+import abc
 from importlib.metadata import version
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
-from rlt.adapters.base import Adapter
 from rlt.adapters.options import PatchOptions
+from rlt.adapters.packed import PackedPatch
+from rlt.adapters.patching import Hook, Override, sides
 from rlt.errors import InvalidArgumentError, MissingDependencyError
 from rlt.network.attention import packed_attention
 
@@ -22,40 +24,53 @@ ATTENTION = "rlt_packed"
 OLDEST_TRANSFORMERS = 5
 
 
-class InterfaceAdapter(Adapter):
+class InterfacePatch(PackedPatch):
     """Tells a model by its configuration to attend through `rlt_packed`."""
 
+    library: ClassVar[str] = "transformers"
     attention = staticmethod(packed_attention)
     """What runs within; another function of the same signature to compare with."""
 
     def __init__(self, model: nn.Module, options: PatchOptions) -> None:
-        """See `Adapter`."""
         super().__init__(model, options)
         self._attention_before = ""
 
-    def attach(self) -> None:
-        """See `Adapter.attach`.
+    @property
+    @abc.abstractmethod
+    def encoder(self) -> Any:
+        """The bare model, which may be the patched one itself."""
 
-        Raises:
-            MissingDependencyError: if the installed transformers is too old.
-        """
+    @property
+    def fills(self) -> bool:
+        """Whether outputs go back on the full grid; bare encoders always give the shape that they had."""
+        return self.encoder is self.model or self.options.expand == "fill"
+
+    @override
+    def edits(self) -> list[Override | Hook]:
+        marks = [Override(module, "rlt_adapter", self) for module in self.attention_modules()]
+        return [*marks, Hook(self.model, self.finish)]
+
+    @override
+    def input_shape(self) -> tuple[int, int, int, int]:
+        config = self.model.config
+        return config.num_frames, config.num_channels, *sides(config.image_size)
+
+    @override
+    def attach(self) -> None:
         register_attention()
         super().attach()
         self._attention_before = self.model.config._attn_implementation
         self.model.config._attn_implementation = ATTENTION
-        for module in self.attention_modules():
-            module.__dict__["rlt_adapter"] = self
 
+    @override
     def detach(self) -> None:
-        """See `Adapter.detach`."""
         super().detach()
-        for module in self.attention_modules():
-            module.__dict__.pop("rlt_adapter", None)
         if self.model.config._attn_implementation == ATTENTION:  # otherwise the user has chosen another one since
             self.model.config._attn_implementation = self._attention_before
 
-    def _check_untouched(self) -> None:
-        super()._check_untouched()
+    @override
+    def check_attachable(self) -> None:
+        super().check_attachable()
         if self.model.config._attn_implementation == ATTENTION:
             raise InvalidArgumentError(
                 "the model shares its configuration with a patched model; unpatch that one, or build this one from a "
@@ -63,31 +78,27 @@ class InterfaceAdapter(Adapter):
             )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Of a copy or pickle: a fresh process does not know our attention yet."""
-        register_attention()
+        register_attention()  # a fresh process, which unpickles, does not know it yet
         self.__dict__.update(state)
 
-    def begin(self, lengths: tuple[int, ...], device: torch.device) -> None:
-        """See `Adapter.begin`.
-
-        Raises:
-            InvalidArgumentError: if the model's attention is not ours any more, which would let clips see each other.
-        """
+    @override
+    def begin(self, pixel_values: Tensor) -> Tensor:
         if self.model.config._attn_implementation != ATTENTION:
             raise InvalidArgumentError(
                 f"attention of the patched model was set to {self.model.config._attn_implementation!r}; call rlt.patch "
                 "again, or rlt.unpatch to use that one"
             )
-        super().begin(lengths, device)
+        return super().begin(pixel_values)
 
+    @override
     def finish(self, _module: nn.Module, _inputs: object, output: Any) -> Any:
         """Put hidden states back on the full grid, where that is asked for; otherwise they stay packed, [1, T, D].
 
         Raises:
-            InvalidArgumentError: as `Adapter.finish`, or if attention weights are asked for of a model that gave some
+            InvalidArgumentError: as `check_packed`, or if attention weights are asked for of a model that gave some
                 before.
         """
-        super().finish(_module, _inputs, output)
+        self.check_packed()
         plain = isinstance(output, tuple)  # return_dict=False
         found = output if plain else (getattr(output, "attentions", None),)
         empty = any(isinstance(value, tuple) and all(part is None for part in value) for value in found)
@@ -104,9 +115,10 @@ class InterfaceAdapter(Adapter):
         return output
 
     def _fill_states(self, states: tuple[Any, ...]) -> tuple[Any, ...]:
-        packed = (1, self.segments.num_tokens)
+        call = self.call
+        packed = (1, call.segments.num_tokens)
         return tuple(
-            self.fill(state[0]) if isinstance(state, Tensor) and tuple(state.shape[:2]) == packed else state
+            call.fill(state[0]) if isinstance(state, Tensor) and tuple(state.shape[:2]) == packed else state
             for state in states
         )
 
@@ -128,7 +140,7 @@ def rlt_packed(
     Raises:
         InvalidArgumentError: for a mask, dropout or scaling, which packed attention does not have.
     """
-    adapter: InterfaceAdapter | None = module.__dict__.get("rlt_adapter")
+    adapter: InterfacePatch | None = module.__dict__.get("rlt_adapter")
     if adapter is None:
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
@@ -140,9 +152,10 @@ def rlt_packed(
             f"attention with mask={attention_mask is not None}, dropout={dropout}, scaling={scaling} cannot be packed; "
             "set attention_probs_dropout_prob=0 in the model's configuration, or unpatch it"
         )
-    adapter.packed_calls += 1
+    call = adapter.call
+    call.packed_calls += 1
     q_THK, k_THK, v_THK = (x[0].transpose(0, 1) for x in (query, key, value))
-    return adapter.attention(q_THK, k_THK, v_THK, adapter.segments)[None], None
+    return adapter.attention(q_THK, k_THK, v_THK, call.segments)[None], None
 
 
 def register_attention() -> None:

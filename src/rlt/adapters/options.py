@@ -2,65 +2,73 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
+from rlt.checks import Renamed, at_least, one_of
 from rlt.errors import InvalidArgumentError
-from rlt.tokens import Threshold
+from rlt.structures import RGB, token_at_place
+from rlt.tokens import Rule, Threshold, choose_rule
+from rlt.tokens.tokenize import POLICY
 
-Policy = Literal["rlt", "none", "random", "uniform_frames"]
+Expand = Literal["fill"]
+PLAIN = ("threshold", "keep_ratio", "max_tokens")
+"""What says which rule to take where none is given; see `rlt.tokens.choose_rule`."""
+MOVED = {"policy": POLICY, "seed": "give rule=rlt.Random(seed=...)"}
+"""Options of earlier versions, and what is written instead."""
 
 
 @dataclass(frozen=True)
 class PatchOptions:
-    """Which tokens a patched model keeps. Of threshold, keep_ratio and max_tokens the last that is given counts."""
+    """What a patched model does."""
 
-    threshold: float = 0.1
-    """Keep what differs by more from the time step before, in units of the normalised clip; see `rlt.keep_mask`."""
-    keep_ratio: float | None = None
-    """Keep this share of each clip's tokens instead, those that differ most, above 0 and up to 1."""
-    max_tokens: int | None = None
-    """Keep at most so many tokens of each clip instead, those that differ most. The first time step is always kept."""
-    policy: Policy = "rlt"
-    """"rlt", "none" (keep all), and for comparisons "random" (as many tokens as "rlt", drawn at random) or
-    "uniform_frames" (all tokens of evenly spread time steps, about as many as "rlt" keeps)."""
-    expand: Literal["fill"] | None = None
+    rule: Rule = Threshold()
+    """Which tokens it keeps. Thresholds are in units of the ImageNet-normalised picture, whatever the model's own."""
+    expand: Expand | None = None
     """"fill" puts outputs per token back on the full grid, each dropped place with the token that stands for it, and a
     classifier pools over that. None pools over the kept tokens. Bare encoders always fill."""
-    pixel_mean: tuple[float, float, float] | None = None
-    """Used for uint8 `pixel_values` only: mean of each channel on the scale 0..1. None is what the family's processor
-    takes: 0.5 for ViViT, ImageNet's for the others."""
-    pixel_std: tuple[float, float, float] | None = None
-    """Used for uint8 `pixel_values` only: standard deviation of each channel on the scale 0..1; None as above."""
-    seed: int = 0
-    """Of policy "random"."""
     frames_per_clip: int | None = None
     """Image models only: how many consecutive images of a batch are one clip. None: the whole batch is one."""
+    pixel_mean: RGB | None = None
+    """Of each channel on the scale 0..1: what `pixel_values` were normalised by. None is what the processor that lies
+    beside the checkpoint says, or else that of the family."""
+    pixel_std: RGB | None = None
+    """As above: the standard deviation of each channel on the scale 0..1."""
 
     def __post_init__(self) -> None:
-        """Hold values.
-
-        Raises:
-            InvalidArgumentError: naming the field.
-        """
-        Threshold(self.threshold)
-        if self.policy not in get_args(Policy):
-            raise InvalidArgumentError(f"policy is {self.policy!r}; allowed are {', '.join(get_args(Policy))}")
         if self.expand not in (None, "fill"):
             raise InvalidArgumentError(f"expand is {self.expand!r}; allowed are None and 'fill'")
-        if self.expand == "fill" and self.policy == "random":
-            raise InvalidArgumentError("expand is 'fill', but random tokens stand for no others; use policy='rlt'")
-        if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
-            raise InvalidArgumentError(f"keep_ratio is {self.keep_ratio}; above 0 and up to 1 is needed")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise InvalidArgumentError(f"max_tokens is {self.max_tokens}; at least 1 is needed")
-        if self.frames_per_clip is not None and self.frames_per_clip < 1:
-            raise InvalidArgumentError(f"frames_per_clip is {self.frames_per_clip}; at least 1 is needed")
-        if self.keep_ratio is not None and self.max_tokens is not None:
-            raise InvalidArgumentError("keep_ratio and max_tokens are both given; give one of them")
+        if self.expand == "fill":
+            self.check_runs("expand is 'fill'")
+        at_least(1, frames_per_clip=self.frames_per_clip)
+
+    def check_runs(self, reason: str) -> None:
+        """Hold that every place has a token that stands for it.
+
+        Raises:
+            InvalidArgumentError: for rules whose tokens stand for themselves alone, such as `rlt.Random`.
+        """
+        if not self.rule.runs:
+            raise InvalidArgumentError(f"{reason}, but tokens of {self.rule} stand for no others; use another rule")
+
+    def changed(self, **changes: Any) -> PatchOptions:
+        """The same with other values; `threshold`, `keep_ratio` and `max_tokens` say what `rule` is.
+
+        Raises:
+            InvalidArgumentError: for values out of range, or a name that is no option.
+        """
+        allowed = [*PLAIN, *(field.name for field in fields(self))]
+        for name in changes:
+            if name in MOVED:
+                raise InvalidArgumentError(f"{name} is no option any more; {MOVED[name]}")
+            one_of(allowed, option=name)
+        asked = {name: changes.pop(name) for name in (*PLAIN, "rule") if name in changes}
+        if any(value is not None for value in asked.values()):
+            changes["rule"] = choose_rule(**asked)
+        return replace(self, **changes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,24 +78,23 @@ class LastForward:
     mask: Tensor
     """bool [B, T', H', W'], True where a token was kept."""
 
-    @property
-    def tokens_kept(self) -> tuple[int, ...]:
+    tokens_kept = Renamed("num_kept, the tokens of each clip; share_kept is their share")
+    tokens_dense = Renamed("num_dense")
+
+    @cached_property
+    def num_kept(self) -> tuple[int, ...]:
         """Tokens of each clip that went through the network."""
         return tuple(self.mask.flatten(1).sum(1).tolist())
 
     @property
-    def tokens_dense(self) -> int:
+    def num_dense(self) -> int:
         """Tokens of one clip before anything is dropped."""
         return self.mask[0].numel()
 
     @property
     def share_kept(self) -> float:
         """Share of all tokens that was kept, above 0 and up to 1."""
-        return float(self.mask.float().mean())
-
-    def place(self) -> Tensor:
-        """int64 [kept tokens of all clips]: t * H' * W' + h * W' + w of each in its own clip."""
-        return self.mask.flatten(1).nonzero()[:, 1]
+        return sum(self.num_kept) / self.mask.numel()
 
     def row_at_place(self) -> Tensor:
         """int64 [B, T' * H' * W']: which kept token, counted over all clips, stands for each place.
@@ -95,12 +102,7 @@ class LastForward:
         Raises:
             InvalidArgumentError: if a clip's first time step was not kept whole.
         """
-        if not bool(self.mask[:, 0].all()):
-            raise InvalidArgumentError("a token of the first time step was dropped, so its places belong to no token")
-        rows = torch.where(self.mask, self.mask.flatten().cumsum(0).view(self.mask.shape) - 1, -1)
-        newest: Tensor = rows.cummax(dim=1).values  # rows grow with time within a column
-        return newest.flatten(1)
+        return token_at_place(self.mask).flatten(1)
 
     def __repr__(self) -> str:
-        """Counts in one line."""
-        return f"LastForward({list(self.tokens_kept)} of {self.tokens_dense} tokens per clip)"
+        return f"LastForward({list(self.num_kept)} of {self.num_dense} tokens per clip)"

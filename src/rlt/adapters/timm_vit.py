@@ -7,35 +7,66 @@ tokens that frames see, P + L for each that has tokens of its own, D model width
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar
+from functools import cached_property, partial
+from typing import Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
-from rlt.adapters.base import Adapter
 from rlt.adapters.options import LastForward, PatchOptions
+from rlt.adapters.packed import Call, PackedPatch, embed_patches
+from rlt.adapters.patching import Hook, Override
+from rlt.adapters.statistics import Statistics
 from rlt.errors import InvalidArgumentError
 from rlt.network.attention import packed_cross_attention
 from rlt.structures import Segments
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class LastFrames(LastForward):
-    """What the last call kept, and which token stands for each place of each frame."""
+@dataclass(eq=False)
+class FramesCall(Call):
+    """A call whose segments are frames, each of which sees a whole picture."""
 
-    rows: Tensor
-    """int64 [F, P + L]: row of the packed sequence."""
-    keys: Tensor
-    """int64 [S]: the same one after the other, without frames that have no token of their own."""
-    seen: Segments
-    """P + L keys of each of these frames."""
+    @classmethod
+    @override
+    def of(cls, mask: Tensor, extra: int = 0) -> FramesCall:
+        """Begin with which patches to keep, bool [B, frames of a clip, H', W'], and P."""
+        # Without prefix a frame that repeats the one before has nothing to run.
+        counts = tuple(count for count in mask.flatten(2).sum(2).flatten().tolist() if count + extra)
+        segments = Segments.from_lengths([count + extra for count in counts], device=mask.device)
+        return cls(LastForward(mask), mask.nonzero(), counts, segments, extra)
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """int64 [F]: kept patches of each frame, of those without tokens too."""
+        return self.kept.mask.flatten(2).sum(2).flatten()
+
+    @cached_property
+    @override
+    def rows(self) -> Tensor:
+        """int64 [F, P + L]: the row that stands for each token of each frame."""
+        kept_F, device = self.counts, self.counts.device
+        # Kept patch number r lies behind the prefixes of its own frame and of those before it.
+        frame_F = torch.arange(len(kept_F), device=device)
+        frame_N = frame_F.repeat_interleave(kept_F, output_size=len(self.coords))
+        row_N = torch.arange(len(frame_N), device=device) + self.extra * (frame_N + 1)
+        patch_FL = row_N[self.kept.row_at_place()].view(len(kept_F), -1)
+        first_F1 = (kept_F.cumsum(0) - kept_F + self.extra * frame_F)[:, None]
+        return torch.cat([first_F1 + torch.arange(self.extra, device=device), patch_FL], dim=1)
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """int64 [S]: the rows that frames see, one after the other."""
+        return self.rows[self.counts + self.extra > 0].flatten()
+
+    @cached_property
+    def seen(self) -> Segments:
+        """P + L keys of each frame that has tokens."""
+        return Segments.from_lengths([self.rows.shape[1]] * len(self.segments), device=self.rows.device)
 
 
-class TimmViTAdapter(Adapter):
+class TimmViTAdapter(PackedPatch):
     """Patches that repeat those of the frame before go through no layer; what they were stands for them.
 
     A call takes a batch of images as before, [frames, 3, H, W], for consecutive frames of one clip, or of several with
@@ -45,8 +76,7 @@ class TimmViTAdapter(Adapter):
     dropped patch costs no linear layer; attention costs changed patches times all places. What is approximate: the
     patch that stands was computed beside the rest of its own, earlier picture.
 
-    Features and pooling see the full grid [frames, P + L, D] whatever `expand` is. A threshold is in units of the
-    normalisation that the model was trained with: 0.1 is 12.75 grey levels where mean and standard deviation are 0.5.
+    Features and pooling see the full grid [frames, P + L, D] whatever `expand` is.
     """
 
     model_classes: ClassVar[tuple[str, ...]] = ("VisionTransformer",)
@@ -57,54 +87,69 @@ class TimmViTAdapter(Adapter):
     """What runs within; another function of the same signature to compare with."""
 
     def __init__(self, model: nn.Module, options: PatchOptions) -> None:
-        """Prepare for a model; `attach` begins.
-
-        Raises:
-            InvalidArgumentError: for a model that computes in another way than this adapter knows, or policy "random".
-        """
         super().__init__(model, options)
         _check_supported(self.model)
-        _check_policy(options)
-        trained_with = getattr(self.model, "pretrained_cfg", None) or {}
-        mean, std = self.pixel_statistics
-        self.pixel_statistics = tuple(trained_with.get("mean", mean)), tuple(trained_with.get("std", std))
+        options.check_runs("frames see a whole picture")
 
-    def overrides(self) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
-        """See `Adapter.overrides`."""
+    @override
+    def default_statistics(self) -> Statistics:
+        trained_with = getattr(self.model, "pretrained_cfg", None) or {}
+        mean, std = super().default_statistics()
+        return tuple(trained_with.get("mean", mean)), tuple(trained_with.get("std", std))
+
+    @override
+    def edits(self) -> list[Override | Hook]:
         model = self.model
+        layers = [Override(module, "forward", partial(self.attend, module)) for module in self.attention_modules()]
+        paths = [
+            Override(module, "forward", partial(self.drop_paths, module))
+            for module in model.blocks.modules()
+            if type(module).__name__ == "DropPath"
+        ]
         return [
-            (model, "forward_intermediates", self.refuse_intermediates),
-            (model, "_pos_embed", self.add_positions),
-            (model.patch_embed, "forward", self.embed),
-            (model.norm, "forward", self.normalise),
-            *((module, "forward", partial(self.attend, module)) for module in self.attention_modules()),
-            *(
-                (module, "forward", partial(self.drop_paths, module))
-                for module in model.blocks.modules()
-                if type(module).__name__ == "DropPath"
-            ),
+            Override(model, "forward_intermediates", self.refuse_intermediates),
+            Override(model, "_pos_embed", self.add_positions),
+            Override(model.patch_embed, "forward", self.embed),
+            Override(model.norm, "forward", self.normalise),
+            *layers,
+            *paths,
+            Hook(model, self.finish),
         ]
 
+    @override
     def attention_modules(self) -> list[nn.Module]:
-        """The attention layers of all blocks."""
         return [module for module in self.model.blocks.modules() if type(module).__name__ == "Attention"]
 
+    @override
     def input_shape(self) -> tuple[int, int, int, int]:
-        """(frames, channels, height, width) of the smallest clip in which something can repeat."""
+        # Of the smallest clip in which something can repeat.
         return 2, self.model.patch_embed.proj.in_channels, *self.model.patch_embed.img_size
 
+    @override
+    def token_size(self) -> tuple[int, int]:
+        return 1, self.model.patch_embed.patch_size[0]
+
+    @override
     def static_shape(self) -> tuple[int, ...]:
-        """See `Adapter.static_shape`; images, not clips."""
-        return self.options.frames_per_clip or 2, *self.input_shape()[1:]
+        return self.options.frames_per_clip or 2, *self.input_shape()[1:]  # images, not clips
+
+    @property
+    @override
+    def call(self) -> FramesCall:
+        return cast(FramesCall, super().call)
+
+    @override
+    def open_call(self, mask: Tensor) -> FramesCall:
+        return FramesCall.of(mask, self.model.num_prefix_tokens)
 
     def embed(self, images: Tensor) -> Tensor:
         """Pixels [F, C, H, W], normalised float or uint8 -> embeddings of the kept patches [1, N, D].
 
         Raises:
             InvalidArgumentError: for images of another size than the model is made for, a batch that is no whole number
-                of clips, policy "random", or a model in training with dropout of attention weights.
+                of clips, a rule whose tokens stand for no others, or dropout of attention weights in training.
         """
-        _check_policy(self.options)
+        self.options.check_runs("frames see a whole picture")
         self._check_training()
         per_clip = self.options.frames_per_clip or max(len(images), 1)
         if images.ndim != 4 or len(images) == 0 or len(images) % per_clip:
@@ -112,35 +157,13 @@ class TimmViTAdapter(Adapter):
                 f"the images have shape {list(images.shape)}; [frames, channels, height, width] is needed, with a "
                 f"multiple of frames_per_clip={self.options.frames_per_clip} frames"
             )
+        patches_NP = self.begin(images.unflatten(0, (-1, per_clip)))
         embedding = self.model.patch_embed
-        clips = images.unflatten(0, (-1, per_clip))
-        patches_NC, last = self.select(clips, tubelet_size=1, patch_size=embedding.patch_size[0])
-        self._plan(last)
-        weight = embedding.proj.weight
-        x_ND = F.linear(patches_NC.to(weight.dtype), weight.flatten(1), embedding.proj.bias)
-        output: Tensor = embedding.norm(x_ND)[None]
-        return output
-
-    def _plan(self, last: LastForward) -> None:
-        """Where the tokens of each frame lie in the packed sequence, and which of them every frame sees."""
-        prefix, (clips, time, height, width) = self.model.num_prefix_tokens, last.mask.shape
-        kept_F = last.mask.flatten(2).sum(2).flatten()
-        # Kept patch number r lies behind the prefixes of its own frame and of those before it.
-        frame_F = torch.arange(clips * time, device=kept_F.device)
-        row_N = torch.arange(int(kept_F.sum()), device=kept_F.device)
-        row_N = row_N + prefix * (frame_F.repeat_interleave(kept_F) + 1)
-        patch_FL = row_N[last.row_at_place()].view(clips * time, height * width)
-        first_F1 = (kept_F.cumsum(0) - kept_F + prefix * frame_F)[:, None]
-        rows = torch.cat([first_F1 + torch.arange(prefix, device=kept_F.device), patch_FL], dim=1)
-        runs_F = kept_F + prefix > 0  # without prefix a frame that repeats the one before has nothing to run
-        lengths = [length for length in (kept_F + prefix).tolist() if length]
-        seen = Segments.from_lengths([rows.shape[1]] * len(lengths), device=kept_F.device)
-        self.last = LastFrames(last.mask, rows, rows[runs_F].flatten(), seen)
-        self.packed_calls, self._call = 0, (Segments.from_lengths(lengths, device=kept_F.device), self.last)
+        return embedding.norm(embed_patches(patches_NP, embedding.proj))[None]
 
     def add_positions(self, x_1ND: Tensor) -> Tensor:
         """Kept patches -> the packed sequence [1, T, D]: the prefix of each frame, then its patches, with positions."""
-        model, last = self.model, self.kept
+        model, call = self.model, self.call
         prefix = [token[0] for token in (model.cls_token, model.reg_token) if token is not None]
         prefix_PD = torch.cat(prefix) if prefix else x_1ND[0, :0]
         # Under autocast positions and prefix stay float32, and with them all hidden states, as in the model itself.
@@ -150,10 +173,9 @@ class TimmViTAdapter(Adapter):
             if not model.no_embed_class:
                 prefix_PD = prefix_PD + positions_D[: len(prefix_PD)]
                 positions_D = positions_D[len(prefix_PD) :]
-            x_ND = x_ND + positions_D.index_select(0, last.place() % last.mask[0, 0].numel())
-        counts = [length - len(prefix_PD) for length in self.segments.lengths]
-        output: Tensor = drop(torch.cat([part for x_nD in x_ND.split(counts) for part in (prefix_PD, x_nD)]))
-        return output[None]
+            x_ND = x_ND + positions_D.index_select(0, call.place % call.kept.mask[0, 0].numel())
+        frames = x_ND.split(call.num_kept)
+        return drop(torch.cat([part for x_nD in frames for part in (prefix_PD, x_nD)]))[None]
 
     def attend(self, module: Any, x_1TD: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Attention layer of timm on packed frames, [1, T, D] -> [1, T, D].
@@ -165,21 +187,19 @@ class TimmViTAdapter(Adapter):
             raise InvalidArgumentError(
                 "attn_mask or is_causal is set; frames of a patched model are packed, leave it out"
             )
-        self.packed_calls += 1
-        last = self.kept
-        assert isinstance(last, LastFrames)
+        call = self.call
+        call.packed_calls += 1
         q_THK, k_THK, v_THK = module.qkv(x_1TD[0]).unflatten(1, (3, module.num_heads, -1)).unbind(1)
         q_THK, k_THK = module.q_norm(q_THK), module.k_norm(k_THK)
-        if len(last.keys) != len(q_THK):  # otherwise nothing was dropped
-            k_THK, v_THK = k_THK[last.keys], v_THK[last.keys]
+        if len(call.keys) != len(q_THK):  # otherwise nothing was dropped
+            k_THK, v_THK = k_THK[call.keys], v_THK[call.keys]
         # Under autocast the norms of queries and keys give float32, beside values in half precision.
-        x_TD = self.attention(q_THK.to(v_THK), k_THK.to(v_THK), v_THK, self.segments, last.seen).flatten(1)
+        x_TD = self.attention(q_THK.to(v_THK), k_THK.to(v_THK), v_THK, call.segments, call.seen).flatten(1)
         for name in ("norm", "gate"):  # older versions have neither
             part = getattr(module, name, None)
             if part is not None:
                 x_TD = part(x_TD) if name == "norm" else x_TD * part(x_1TD[0]).sigmoid()
-        output: Tensor = module.proj_drop(module.proj(x_TD))
-        return output[None]
+        return module.proj_drop(module.proj(x_TD))[None]
 
     def drop_paths(self, module: Any, x_1TD: Tensor) -> Tensor:
         """Stochastic depth of timm on packed frames [1, T, D]: frame by frame, not all of them at once.
@@ -189,29 +209,21 @@ class TimmViTAdapter(Adapter):
         if not module.training or module.drop_prob == 0:
             return x_1TD
         share_kept = 1 - module.drop_prob
-        lengths_F = self.segments.cu_seqlens.diff()
+        lengths_F = self.call.segments.cu_seqlens.diff()
         scale_F = x_1TD.new_empty(len(lengths_F)).bernoulli_(share_kept)
         if share_kept > 0 and module.scale_by_keep:
             scale_F = scale_F / share_kept
-        return x_1TD * scale_F.repeat_interleave(lengths_F)[:, None]
+        return x_1TD * scale_F.repeat_interleave(lengths_F, output_size=x_1TD.shape[1])[:, None]
 
     def normalise(self, x_1TD: Tensor) -> Tensor:
         """The last norm on [1, T, D], then frames [F, P + L, D] with every place filled.
 
         Raises:
-            InvalidArgumentError: as `Adapter.finish`, for calls of `forward_features` alone.
+            InvalidArgumentError: as `check_packed`, here as well for calls of `forward_features` alone.
         """
-        self.finish(self.model, None, None)
+        self.check_packed()
         norm = self.model.norm
-        x_TD: Tensor = type(norm).forward(norm, self.remember(x_1TD))[0]
-        return self.fill(x_TD)
-
-    def fill(self, x_TD: Tensor) -> Tensor:
-        """See `Adapter.fill`, but for frames: [F, P + L, D]."""
-        last = self.kept
-        assert isinstance(last, LastFrames)
-        x_FLD: Tensor = x_TD[last.rows]
-        return x_FLD
+        return self.call.fill(type(norm).forward(norm, self.remember(x_1TD))[0])
 
     def refuse_intermediates(self, *_: object, **__: object) -> None:
         """Not offered.
@@ -233,16 +245,6 @@ class TimmViTAdapter(Adapter):
                     "the model drops attention weights in training, which packed attention cannot; create it with "
                     "attn_drop_rate=0, or call model.eval()"
                 )
-
-
-def _check_policy(options: PatchOptions) -> None:
-    """Hold that every place has a token that stands for it.
-
-    Raises:
-        InvalidArgumentError: for policy "random".
-    """
-    if options.policy == "random":
-        raise InvalidArgumentError("policy is 'random', but random tokens stand for no others; use policy='rlt'")
 
 
 def _check_supported(model: Any) -> None:

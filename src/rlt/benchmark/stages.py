@@ -60,7 +60,7 @@ def embed_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
     patches_float = patches_float.to(settings.dtype)
     packed = packed_by(settings.rule, frames, settings)
     width = create_model(settings.model).config.width
-    embedding = PatchEmbedding(width, tubelet_size=2, patch_size=16, mean=SPEC.mean, std=SPEC.std)
+    embedding = PatchEmbedding(width, SPEC)
     convolution = nn.Conv3d(3, width, (2, 16, 16), (2, 16, 16))
     with torch.no_grad():
         convolution.weight.copy_(embedding.weight.unflatten(1, (2, 16, 16, 3)).permute(0, 4, 1, 2, 3))

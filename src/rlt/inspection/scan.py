@@ -8,24 +8,27 @@ import torch
 from torch import Tensor
 
 from rlt.errors import InvalidArgumentError, VideoError
-from rlt.structures import Clip, PatchSpec, TokenGrid
+from rlt.inspection.views import ClipSettings
+from rlt.structures import Clip, TokenGrid
 from rlt.tokens import token_differences
+from rlt.video import VideoInfo
 
 _CURVE_END = 0.5  # normalised units; beyond it hardly any real video keeps more than the first step of a clip
 _CURVE_POINTS = 101
 
 
-def curve_thresholds(threshold: float) -> tuple[float, ...]:
+def curve_thresholds(threshold: float | None) -> tuple[float, ...]:
     """Thresholds of the curve, ascending: 0 to 0.5 in steps of 0.005, further if `threshold` lies beyond, and itself.
 
     Raises:
-        InvalidArgumentError: if threshold is negative, infinite or not a number.
+        InvalidArgumentError: if threshold is infinite.
     """
-    if not 0 <= threshold < float("inf"):
-        raise InvalidArgumentError(f"threshold is {threshold}; 0 or more is needed (0.1 is the paper's)")
-    end = max(_CURVE_END, 1.25 * threshold)
+    chosen = () if threshold is None else (float(threshold),)
+    if threshold == float("inf"):
+        raise InvalidArgumentError(f"threshold is {threshold}; a number is needed that a curve can reach")
+    end = max(_CURVE_END, *(1.25 * at for at in chosen), 0.0)
     steps = {round(end * index / (_CURVE_POINTS - 1), 6) for index in range(_CURVE_POINTS)}
-    return tuple(sorted(steps | {float(threshold)}))
+    return tuple(sorted(steps | set(chosen)))
 
 
 @dataclass(frozen=True)
@@ -112,54 +115,48 @@ class ScanResult:
 
 
 class ClipScanner:
-    """Adds up the numbers of one clip after the other. Holds no frames, and no more than a few numbers per clip."""
+    """Adds up the numbers of one clip after the other. Holds no frames, and no more than a few numbers per clip.
 
-    def __init__(self, threshold: float, *, tubelet_size: int, patch_size: int, seconds_per_step: float) -> None:
-        """Prepare for clips that are cut into tokens this way (see `rlt.keep_mask`), at this pace.
+    Args:
+        settings: how clips are cut into tokens, and which are kept.
+        info: the video that they are of.
+    """
 
-        Raises:
-            InvalidArgumentError: if threshold is negative, infinite or not a number.
-        """
-        self._threshold = threshold
-        self._tubelet_size = tubelet_size
-        self._patch_size = patch_size
-        self._seconds_per_step = seconds_per_step
-        self._thresholds = torch.tensor(curve_thresholds(threshold), dtype=torch.float64)
+    def __init__(self, settings: ClipSettings, info: VideoInfo) -> None:
+        self._settings = settings
+        self._seconds_per_step = settings.tubelet_size * float(settings.pace(info)) / info.fps
+        self._thresholds = torch.tensor(curve_thresholds(settings.threshold), dtype=torch.float64)
         self._kept_at = torch.zeros(len(self._thresholds), dtype=torch.int64)
-        self._kept_at_place: Tensor | None = None
+        self._kept_at_place = torch.zeros((), dtype=torch.int64)
         self._clips: list[ClipCount] = []
 
-    def add(self, clip: Clip) -> ClipCount:
-        """Count what one clip keeps at every threshold of the curve; its differences are computed once.
+    def add(self, clip: Clip) -> None:
+        """Count what one clip keeps, with these settings and at every threshold of the curve.
 
         Raises:
             InvalidArgumentError: if the clip does not divide into tokens.
             VideoError: if the clip's size differs from that of the clips before.
         """
-        grid = PatchSpec(self._tubelet_size, self._patch_size).grid(clip.frames.shape)
+        grid = self._settings.patches.grid(clip.frames.shape)
         if self._clips and grid != self._clips[0].grid:
             raise VideoError(f"{clip.source}: its frames change their size in the middle; give a size in pixels")
-        steps = _real_steps(clip, self._tubelet_size)
-        differences = token_differences(
-            clip.frames[None], tubelet_size=self._tubelet_size, patch_size=self._patch_size
-        )[0, : steps - 1].cpu()
+        steps = _real_steps(clip, self._settings.tubelet_size)
+        differences = token_differences(clip.frames[None], spec=self._settings.patches)[0, : steps - 1].cpu()
         # How many of the sorted differences lie above each threshold: strictly greater, as `keep_mask` has it.
         ordered = differences.flatten().sort().values
         above = len(ordered) - torch.searchsorted(ordered, self._thresholds, right=True)
-        tokens_per_step = grid.height * grid.width
-        self._kept_at += above + tokens_per_step
-        mask = differences > self._threshold
-        kept_at_place = mask.sum(0) + 1
-        self._kept_at_place = kept_at_place if self._kept_at_place is None else self._kept_at_place + kept_at_place
-        count = ClipCount(
-            start=float(clip.times[0]),
-            end=float(clip.times[len(clip.times) - 1 - clip.num_repeated]),
-            times=tuple(clip.times[:: self._tubelet_size][:steps].tolist()),
-            kept=(tokens_per_step, *mask.flatten(1).sum(1).tolist()),
-            grid=grid,
+        self._kept_at += above + grid.height * grid.width
+        mask = self._settings.keep_mask(clip)[:steps].cpu()
+        self._kept_at_place = self._kept_at_place + mask.sum(0)
+        self._clips.append(
+            ClipCount(
+                start=float(clip.times[0]),
+                end=float(clip.times[len(clip.times) - 1 - clip.num_repeated]),
+                times=tuple(clip.times[:: self._settings.tubelet_size][:steps].tolist()),
+                kept=tuple(mask.flatten(1).sum(1).tolist()),
+                grid=grid,
+            )
         )
-        self._clips.append(count)
-        return count
 
     def result(self) -> ScanResult:
         """The sums over all clips so far.
@@ -167,7 +164,7 @@ class ClipScanner:
         Raises:
             InvalidArgumentError: if there was no clip.
         """
-        if self._kept_at_place is None:
+        if not self._clips:
             raise InvalidArgumentError("no clip was counted; add at least one")
         num_tokens = sum(clip.num_tokens for clip in self._clips)
         num_steps = sum(len(clip.kept) for clip in self._clips)

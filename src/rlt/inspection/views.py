@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from rlt.errors import InvalidArgumentError
-from rlt.structures import Clip, TokenGrid
-from rlt.tokens import keep_mask
+from rlt.structures import Clip, PatchSpec, TokenGrid
+from rlt.tokens import PatchView, Rule, Threshold
+from rlt.tokens.rules import apply_rule
 from rlt.video import ClipSpec, VideoInfo
+from rlt.video.spec import Place
 
 _SHORT_SIDE = 336  # pixels of a frame in the pictures: four of them side by side fit on a page
 _LUMA = (0.299, 0.587, 0.114)  # BT.601 weights of red, green and blue
@@ -27,15 +30,32 @@ class ClipSettings(ClipSpec):
     """Frames per token."""
     patch_size: int = 16
     """Height and width of a token in pixels."""
-    threshold: float = 0.1
-    """Tokens that differ by more than this from the one before are kept, see `rlt.keep_mask`."""
+    rule: Rule = Threshold()
+    """Which tokens are kept."""
     decoder: str = "pyav"
     """See `rlt.read_clip`."""
 
     @property
-    def length(self) -> int:
+    def threshold(self) -> float | None:
+        """That of the rule, if it is one."""
+        return self.rule.threshold if isinstance(self.rule, Threshold) else None
+
+    def pace(self, info: VideoInfo) -> Place:
+        """Frames of the video from one sampled frame to the next."""
+        return self.step(Fraction(info.fps))
+
+    def length(self, info: VideoInfo) -> Place:
         """Frames of the video from the beginning of one clip to that of the next."""
-        return self.num_frames * self.frame_stride
+        return self.num_frames * self.pace(info)
+
+    @property
+    def patches(self) -> PatchSpec:
+        """How clips are cut into tokens."""
+        return PatchSpec(self.tubelet_size, self.patch_size)
+
+    def keep_mask(self, clip: Clip) -> Tensor:
+        """bool [T', H', W'], True where a token of the clip is kept."""
+        return apply_rule(self.rule, PatchView(clip.frames[None], self.patches))[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,15 +75,9 @@ class ClipView:
     @classmethod
     def of(cls, clips: Sequence[Clip], settings: ClipSettings) -> ClipView:
         """From a clip as it was seen for the mask and, if there are two, for the eye."""
-        tokens, shown = clips[0], clips[-1]
-        (mask,) = keep_mask(
-            tokens.frames[None],
-            threshold=settings.threshold,
-            tubelet_size=settings.tubelet_size,
-            patch_size=settings.patch_size,
-        )
+        shown = clips[-1]
         num_real = len(shown.frames) - shown.num_repeated
-        return cls(shown.frames[:num_real], shown.times[:num_real], mask, settings.tubelet_size)
+        return cls(shown.frames[:num_real], shown.times[:num_real], settings.keep_mask(clips[0]), settings.tubelet_size)
 
     @property
     def num_steps(self) -> int:

@@ -73,7 +73,7 @@ class Block(nn.Module):
     """Pre-norm transformer block."""
 
     def __init__(
-        self, width: int, num_heads: int, mlp_width: int, *, qkv_bias: bool = True, layer_norm_eps: float = 1e-6
+        self, width: int, num_heads: int, mlp_width: int, qkv_bias: bool = True, layer_norm_eps: float = 1e-6
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=layer_norm_eps)
@@ -94,8 +94,7 @@ class Block(nn.Module):
 
 def mean_per_clip(x_TD: Tensor, segments: Segments) -> Tensor:
     """Mean of the tokens of each clip: [T, D] -> [clips, D]."""
-    # Two ways, because a graph must not depend on the lengths, and sums by index are slower, round otherwise and are
-    # in no fixed order on CUDA.
+    # Two ways: a graph must not depend on the lengths, and sums by index round otherwise, on CUDA anew in each run.
     if segments.host is not None:
         return torch.stack([x_nD.mean(0) for x_nD in x_TD.split(segments.host)])
     lengths_B = segments.cu_seqlens.diff()

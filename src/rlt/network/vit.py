@@ -64,24 +64,12 @@ class VisionTransformer(
         super().__init__()
         self.config = config
         width = config.width
-        self.patch_embed = PatchEmbedding(
-            width,
-            tubelet_size=config.tubelet_size,
-            patch_size=config.patch_size,
-            mean=config.pixel_mean,
-            std=config.pixel_std,
-        )
+        self.patch_embed = PatchEmbedding(width, config.patches)
         time = config.num_frames // config.tubelet_size
         self.positions = SinusoidPositions(width, time * (config.image_size // config.patch_size) ** 2)
         self.length_embed = nn.Parameter(torch.zeros(time, width)) if config.length_encoding == "learned" else None
         self.blocks = nn.ModuleList(
-            Block(
-                width,
-                config.num_heads,
-                config.mlp_width,
-                qkv_bias=config.qkv_bias,
-                layer_norm_eps=config.layer_norm_eps,
-            )
+            Block(width, config.num_heads, config.mlp_width, config.qkv_bias, config.layer_norm_eps)
             for _ in range(config.depth)
         )
         self.fc_norm = nn.LayerNorm(width, eps=config.head_norm_eps)
@@ -145,9 +133,6 @@ class VisionTransformer(
 
     def forward(self, packed: PackedTokens) -> Tensor:
         """Classify clips.
-
-        Args:
-            packed: the tokens of one or more clips, with the model's tubelet and patch size.
 
         Returns:
             float [clips, classes], or the features [clips, width] where the model has no head. The row of a clip does
@@ -296,11 +281,9 @@ class VisionTransformer(
         if config is not None:
             raise InvalidArgumentError("save_pretrained writes the model's own configuration; set model.config instead")
         folder = Path(save_directory)
-        card = (
-            {}
-            if (folder / "README.md").exists()
-            else {"README.md": str(self.generate_model_card(**(model_card_kwargs or {})))}
-        )
+        card = {}
+        if not (folder / "README.md").exists():
+            card["README.md"] = str(self.generate_model_card(**(model_card_kwargs or {})))
         try:
             written_by = version("rlt")
         except PackageNotFoundError:  # run from a source tree
@@ -348,15 +331,7 @@ def trace_features(
 ) -> Tensor:
     """`VisionTransformer.forward_features` as a function of tensors alone, in which no number of tokens is a constant.
 
-    Args:
-        model: whose `prepare` was called with the tokens.
-        patches_TP: uint8 or float [T, values].
-        place_T: int64 [T], see `PackedTokens.place`.
-        lengths_T: int64 [T], run lengths.
-        cu_seqlens: int32 [clips + 1].
-
-    Returns:
-        float [clips, width].
+    The model's `prepare` was called before; the tensors are those of `rlt.export.network_inputs`.
     """
     return model._features(patches_TP, place_T, lengths_T, Segments(cu_seqlens, len(patches_TP)))
 

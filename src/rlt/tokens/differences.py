@@ -6,7 +6,7 @@ along time, height and width (T' = T / tubelet_size, H' = H / patch_size, W' = W
 
 from __future__ import annotations
 
-from functools import cache, cached_property
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -45,6 +45,7 @@ class PatchView:
             self.grid = spec.grid(frames.shape)
         self.frames = frames
         self.spec = spec
+        self._differences: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -60,12 +61,17 @@ class PatchView:
         """(B, T', H', W') of the mask that a rule gives."""
         return len(self), *self.grid
 
-    @cached_property
+    @property
     def differences(self) -> Tensor:
         """Each token against the one before it: float [B, T' - 1, H', W'], see `token_differences`.
 
         What is no number counts as large: broken frames show in the outputs, as without a rule.
         """
+        if self._differences is None:  # no cached_property, whose lock torch.export cannot trace before Python 3.12
+            self._differences = self._compute_differences()
+        return self._differences
+
+    def _compute_differences(self) -> Tensor:
         if not self.frames.is_floating_point():
             return token_differences(self.frames, spec=self.spec)
         found = float_token_differences(self.frames, self.spec)
@@ -80,7 +86,7 @@ class PatchView:
             mask: Tensor = kernels.mark(self.frames, threshold, self.spec)
             return mask
         mask = torch.ones(self.shape, dtype=torch.bool, device=self.device)
-        torch.gt(self.differences, threshold, out=mask[:, 1:])
+        mask[:, 1:] = self.differences > threshold
         return mask
 
 

@@ -16,11 +16,10 @@ from rlt.video.clips import (
     require_motion,
 )
 from rlt.video.decoders import DECODERS, Decoder
-from rlt.video.spec import SAMPLINGS, ClipSpec
+from rlt.video.spec import ClipSpec
 
 __all__ = [
     "DECODERS",
-    "SAMPLINGS",
     "VIDEO_EXTENSIONS",
     "ClipPlan",
     "ClipSpec",

@@ -23,10 +23,8 @@ _Crop = CropBox | Callable[[int, int], CropBox] | None
 class ViewsConverter:
     """Pictures of frames for several views; those that differ only in place and mirroring share crop and scaling.
 
-    Graphs are kept for all frames to come: building one takes longer than scaling a frame.
-
-    Args:
-        num_threads: threads for scaling; 0 = libav decides.
+    Graphs are kept for all frames to come: building one takes longer than scaling a frame. They scale with
+    `num_threads`; 0 = libav decides.
     """
 
     def __init__(self, *, num_threads: int = 0) -> None:
@@ -124,11 +122,8 @@ def _as_stored(box: CropBox, width: int, height: int, turns: _Filters) -> CropBo
 
 def display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
     """The nine fixed-point numbers that turn and mirror the frame for display, if it has them."""
-    side_data: Any = frame.side_data  # iterates over entries, declared as a mapping
-    for data in side_data:
-        if data.type.name == "DISPLAYMATRIX":
-            return struct.unpack("=9i", bytes(data))
-    return None
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    return None if matrix is None else struct.unpack("=9i", bytes(matrix))
 
 
 def rotation_degrees(matrix: tuple[int, ...] | None) -> int:
@@ -140,7 +135,7 @@ def rotation_degrees(matrix: tuple[int, ...] | None) -> int:
     return 180 if len(filters) == 2 else 0
 
 
-def orientation_filters(matrix: tuple[int, ...] | None) -> list[tuple[str, str]]:
+def orientation_filters(matrix: tuple[int, ...] | None) -> _Filters:
     """Filters (name, arguments) that bring a frame upright, for turns by multiples of 90 degrees and mirrors.
 
     The matrix maps (x, y) to (a x + c y, b x + d y) with y pointing down.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from heapq import heappop, heappush
 from itertools import chain
 from math import ceil
-from typing import NamedTuple
 
 import av
 from av.container import InputContainer
@@ -17,7 +18,7 @@ from av.video.stream import VideoStream
 
 from rlt.errors import VideoError
 from rlt.video._sources import Source, library_input, missing_bytes, source_name
-from rlt.video.sampling import nearest_in_time
+from rlt.video.sampling import Timed, nearest_in_time
 
 # Without these a decoder conceals damage in silence. They gave no false alarm on 500 good files of five codecs, and
 # found all but a few of the damaged H.264 and MPEG-4 packets. What they cannot see is damage that still decodes: VP9
@@ -32,22 +33,12 @@ _DECODER_TO_CODEC = {"libdav1d": "av1", "libaom-av1": "av1", "libvpx": "vp8", "l
 _REORDER_WINDOW = 4  # frames; MPEG-4 ASP reorders by one frame, B-frames packed in AVI by a few
 
 
-class TimedFrame(NamedTuple):
-    """A decoded frame and when it is shown."""
+@dataclass(frozen=True)
+class TimedFrame(Timed):
+    """A decoded frame and when it is shown, in units of `VideoFile.tick`."""
 
-    ticks: int
-    """Presentation time from the first frame of the stream, in units of `VideoFile.tick`."""
-    duration: int
-    """How long it is shown, in the same units; 0 if the file does not say."""
     frame: av.VideoFrame
     """As decoded: not scaled, not rotated."""
-
-
-class PacketTime(NamedTuple):
-    """When the frame of a packet is shown, known without decoding it: as in `TimedFrame`."""
-
-    ticks: int
-    duration: int
 
 
 class VideoFile:
@@ -73,35 +64,27 @@ class VideoFile:
         self.source = source
         self.num_threads = num_threads
         self.missing = missing_bytes(source)
-        self._scanned: list[PacketTime] | None = None
-        self._open()
+        self._scanned: list[Timed] | None = None
+        self._container = _open_container(source, self.name, self.missing)
         try:
+            self._start()
             self._measure()
         except BaseException:
-            self.close()
+            self._container.close()
             raise
 
     def __enter__(self) -> VideoFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close container and decoder."""
         self._container.close()
 
-    def _open(self) -> None:
-        self._container = _open_container(self.source, self.name, self.missing)
-        try:
-            self.stream = _best_stream(self._container, self.name)
-            context = self.stream.codec_context
-            context.thread_type = "AUTO"
-            context.thread_count = self.num_threads
-            context.options = {"err_detect": _ERROR_DETECTION}
-        except BaseException:
-            self._container.close()
-            raise
+    def _start(self) -> None:
+        self.stream = _best_stream(self._container, self.name)
+        context = self.stream.codec_context
+        context.thread_type = "AUTO"
+        context.thread_count = self.num_threads
+        context.options = {"err_detect": _ERROR_DETECTION}
         self._peeked: list[av.Packet[VideoStream]] = []
         self._at_beginning = True
         self._start_record()
@@ -123,11 +106,11 @@ class VideoFile:
             self._peeked.append(packet)
             if not packet.is_discard:
                 break
-        first = self._peeked[-1] if self._peeked else None
+        first = self._peeked[-1].pts if self._peeked else None
         # A bare H.264 or H.265 stream has no times at all: frames are counted, and there is no seeking.
-        self.has_times = first is not None and first.pts is not None and stream.time_base is not None
-        self.tick = Fraction(stream.time_base) if self.has_times and stream.time_base else 1 / self.rate
-        self.origin = first.pts if first is not None and first.pts is not None and self.has_times else 0
+        self.has_times, self.tick, self.origin = False, 1 / self.rate, 0
+        if first is not None and stream.time_base:
+            self.has_times, self.tick, self.origin = True, stream.time_base, first
         self.frame_ticks = 1 / (self.rate * self.tick)
         seconds = _declared_seconds(stream, self._container)
         if seconds is None or not self.has_times:
@@ -137,24 +120,23 @@ class VideoFile:
 
     def rescan(self) -> None:
         """Measure `num_frames` again from the packets instead of the headers."""
-        packets = self.scan()
-        last = packets[-1] if packets else PacketTime(0, 0)
+        last = (self.scan() or [Timed(0, 0)])[-1]
         end = last.ticks + max(last.duration, round(self.frame_ticks))
         self.num_frames = max(round(end / self.frame_ticks), 1)
 
-    def scan(self) -> list[PacketTime]:
+    def scan(self) -> list[Timed]:
         """Times of all frames in ascending order, from their packets; read once. Leaves the file at its beginning."""
         if self._scanned is None:
             self._reopen()
-            times: list[PacketTime] = []
+            times: list[Timed] = []
             corrupt: list[int] = []
             for packet in self._packets():
-                has_time = packet.pts is not None and self.has_times
-                ticks = packet.pts - self.origin if has_time and packet.pts is not None else len(times)
+                pts = packet.pts if self.has_times else None
+                ticks = len(times) if pts is None else pts - self.origin
                 if packet.is_corrupt:
                     corrupt.append(ticks)
                 elif not packet.is_discard:
-                    times.append(PacketTime(ticks, (packet.duration or 0) if has_time else 1))
+                    times.append(Timed(ticks, 1 if pts is None else packet.duration or 0))
             self._reopen()
             self._flaws = corrupt
             self._scanned = sorted(times)
@@ -162,7 +144,8 @@ class VideoFile:
 
     def _reopen(self) -> None:
         self._container.close()
-        self._open()
+        self._container = _open_container(self.source, self.name, self.missing)
+        self._start()
 
     def decode(self, ticks: int = 0) -> Iterator[TimedFrame]:
         """Frames in display order, from the key frame at or before `ticks` to the end of the stream.
@@ -172,7 +155,7 @@ class VideoFile:
         if ticks > 0 and self.has_times:
             one_second = max(round(1 / self.tick), 1)
             for margin in (0, 1, 4, 16, 64):
-                if margin * one_second > ticks and margin:
+                if margin * one_second > ticks:
                     break
                 try:
                     self._container.seek(
@@ -234,23 +217,17 @@ class VideoFile:
                 if _is_corrupt(frame):
                     self._flaws.append(latest)
                 if latest >= 0:
-                    duration = getattr(frame, "duration", 0) if self.has_times else 1
-                    yield TimedFrame(latest, duration or 0, frame)
+                    yield TimedFrame(latest, (frame.duration or 0) if self.has_times else 1, frame)
         if self._demuxer_failed:
             self._flaws.append(latest + 1)
 
     def _packets(self) -> Iterator[av.Packet[VideoStream]]:
-        packets = self._container.demux(self.stream)
-        while True:
-            try:
-                packet = next(packets)
-            except StopIteration:
-                return
-            except (av.FFmpegError, OSError):
-                self._demuxer_failed = True
-                return
-            if packet.size:  # an empty one repeats a picture (AVI) or is PyAV's sign to flush
-                yield packet
+        try:
+            for packet in self._container.demux(self.stream):
+                if packet.size:  # an empty one repeats a picture (AVI) or is PyAV's sign to flush
+                    yield packet
+        except (av.FFmpegError, OSError):
+            self._demuxer_failed = True
 
     def damage_until(self, ticks: int | None) -> int | None:
         """First damage in what was decoded last, in ticks; only what can reach a frame shown at `ticks` if given."""
@@ -280,9 +257,9 @@ def _in_time_order(frames: Iterator[TimedFrame]) -> Iterator[TimedFrame]:
         heappush(times, timed.ticks)
         waiting.append(timed)
         if len(waiting) > _REORDER_WINDOW:
-            yield waiting.popleft()._replace(ticks=heappop(times))
+            yield replace(waiting.popleft(), ticks=heappop(times))
     while waiting:
-        yield waiting.popleft()._replace(ticks=heappop(times))
+        yield replace(waiting.popleft(), ticks=heappop(times))
 
 
 def _open_container(source: Source, name: str, missing: tuple[int, int] | None) -> InputContainer:
@@ -329,8 +306,7 @@ def _frame_rate(stream: VideoStream) -> Fraction:
     # The average of a constant-rate file is a little off where the last frame has an odd duration.
     if average and base and abs(base / average - 1) < Fraction(1, 50):
         return Fraction(base)
-    rate = average or stream.guessed_rate or base
-    return Fraction(rate) if rate else Fraction(25)
+    return Fraction(average or stream.guessed_rate or base or 25)
 
 
 def _declared_seconds(stream: VideoStream, container: InputContainer) -> Fraction | None:
@@ -338,12 +314,10 @@ def _declared_seconds(stream: VideoStream, container: InputContainer) -> Fractio
     if stream.duration and stream.time_base:
         return stream.duration * stream.time_base
     tag = stream.metadata.get("DURATION", "")  # Matroska, per stream: 00:00:05.000000000
-    try:
+    with suppress(ValueError):
         hours, minutes, seconds = tag.split(":")
         length = int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
         start = (stream.start_time or 0) * (stream.time_base or Fraction(0))
         if length > start:
             return Fraction(length - start)
-    except ValueError:
-        pass
     return Fraction(container.duration, 1_000_000) if container.duration and container.duration > 0 else None

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import count, islice, tee
+from itertools import count, islice, pairwise, tee
 from math import ceil
 
 import torch
@@ -43,7 +43,7 @@ class ClipPlan:
     def __post_init__(self) -> None:
         if not self.places or not self.views:
             raise InvalidArgumentError(f"{len(self.places)} frames and {len(self.views)} views; 1 of each is needed")
-        if self.places[0] < 0 or any(late < early for early, late in zip(self.places, self.places[1:], strict=False)):
+        if self.places[0] < 0 or any(late < early for early, late in pairwise(self.places)):
             raise InvalidArgumentError(f"frame numbers are {list(self.places)}; ascending ones from 0 on are needed")
 
 
@@ -57,12 +57,7 @@ class _HeaderError(Exception):
 
 
 def check_reading(source: Source, decoder: str, num_threads: int) -> None:
-    """Raise for what cannot be read before any library looks at it.
-
-    Raises:
-        InvalidArgumentError: for an unknown decoder, a negative number of threads, or what is no source.
-        VideoError: see `check_source`.
-    """
+    """Raise for what cannot be read before any library looks at it."""
     one_of(DECODERS, decoder=decoder)
     at_least(0, num_threads=num_threads)
     check_source(source)
@@ -100,18 +95,16 @@ def read_planned(source: Source, planner: Planner, decoder: str, num_threads: in
         except _HeaderError:
             file.rescan()
             clips = _read_plans(file, planner(file), decoder, measured=True)
-        for warning in _file_warnings(file):
-            warnings.warn(warning, stacklevel=4)
+        _warn(file, stacklevel=5)
         return clips
 
 
 def stream_clips(
-    source: Source, spec: ClipSpec, views: Sequence[View], decoder: str, num_threads: int
+    source: Source, spec: ClipSpec, views: Sequence[View], decoder: str, num_threads: int, *, depth: int
 ) -> Iterator[list[Clip]]:
-    """Consecutive clips in one pass, one per view. Errors are those of `rlt.video.iter_clips`."""
+    """Consecutive clips in one pass, one per view. Warnings point `depth` frames above this one."""
     with VideoFile(source, num_threads=num_threads) as file:
-        for warning in _file_warnings(file):
-            warnings.warn(warning, stacklevel=2)
+        _warn(file, stacklevel=depth + 2)
         step = spec.step(file.rate) * file.frame_ticks
         wanted = ((index * step, views) for index in count())
         shown = _show(file, wanted, ViewsConverter(num_threads=num_threads), decoder)
@@ -128,7 +121,7 @@ def stream_clips(
 
 
 def _read_plans(file: VideoFile, plans: Sequence[ClipPlan], decoder: str, *, measured: bool) -> list[list[Clip]]:
-    """All clips; `measured` says that the number of frames was counted and not taken from the headers."""
+    """All clips; `measured`: the number of frames was counted and not taken from the headers."""
     targets = [_moments(file, plan.places) for plan in plans]
     convert = ViewsConverter(num_threads=file.num_threads)
     clips: dict[int, list[Clip]] = {}
@@ -211,12 +204,7 @@ def _make_clip(file: VideoFile, frames: list[_Shown], view: View, num_frames: in
 
 
 def _require_plan(file: VideoFile, targets: list[Fraction], ticks: list[int], *, measured: bool) -> None:
-    """Raise unless the frames that came (shown at `ticks`) are whole, and those that were asked for.
-
-    Raises:
-        VideoError: if frames are missing or damaged.
-        _HeaderError: if the headers promised too much.
-    """
+    """Raise unless the frames that came (shown at `ticks`) are whole, and those that were asked for."""
     if len(ticks) < len(targets):
         # The stream ended before the plan did: it was cut, or it is damaged, or its headers promise too much.
         if file.missing:
@@ -256,13 +244,16 @@ def nothing_decodes(file: VideoFile) -> VideoError:
     return VideoError(f"{file.name}: 0 of {file.num_frames} frames can be decoded; {_REPAIR}")
 
 
-def _file_warnings(file: VideoFile) -> Iterator[VideoWarning]:
-    """What deserves a look though the clips are whole."""
+def _warn(file: VideoFile, *, stacklevel: int) -> None:
+    """Say what deserves a look though the clips are whole."""
     if file.missing:
         size, promised = file.missing
-        yield TruncatedVideoWarning(
+        warnings.warn(
             f"{file.name}: the file is cut off ({size:,} of {promised:,} bytes are there); the frames read are whole, "
-            "but download it again"
+            "but download it again",
+            TruncatedVideoWarning,
+            stacklevel=stacklevel,
         )
     if file.num_frames == 1:
-        yield VideoWarning(f"{file.name}: the video has 1 frame, so nothing moves in it; its clips repeat that frame")
+        message = f"{file.name}: the video has 1 frame, so nothing moves in it; its clips repeat that frame"
+        warnings.warn(message, VideoWarning, stacklevel=stacklevel)

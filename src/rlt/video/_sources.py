@@ -14,58 +14,51 @@ from rlt.errors import InvalidArgumentError, VideoError
 Source = str | os.PathLike[str] | bytes | BinaryIO
 """A path, the bytes of a whole file, or a binary file object that can seek."""
 
+_PATH = (str, os.PathLike)
+_BYTES = (bytes, bytearray, memoryview)
 _MAX_TOP_LEVEL_BOXES = 100_000  # a fragmented MP4 has two per fragment; bounds the walk over a hostile file
 
 
 def source_name(source: Source) -> str:
     """How messages name the source: the path, "<bytes>", or the name of the file object."""
-    if isinstance(source, bytes | bytearray | memoryview):
+    if isinstance(source, _BYTES):
         return "<bytes>"
-    if isinstance(source, str | os.PathLike):
+    if isinstance(source, _PATH):
         return os.fspath(source)
     name = getattr(source, "name", None)
     return name if isinstance(name, str) else f"<{type(source).__name__}>"
 
 
 def check_source(source: Source) -> None:
-    """Raise for what cannot be a video before any library looks at it.
-
-    Raises:
-        VideoError: if the path is missing, a folder, not readable or empty.
-        InvalidArgumentError: if the source is of another type, or a file object that cannot seek.
-    """
+    """Raise for what cannot be a video before any library looks at it."""
     name = source_name(source)
-    if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        if path.is_dir():
+    if isinstance(source, _PATH):
+        if Path(source).is_dir():
             raise VideoError(f"{name}: is a folder, not a video file; rlt.video.list_videos lists the videos in it")
-        try:
-            with path.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-        except FileNotFoundError:
-            raise VideoError(f"{name}: no such file; check the path") from None
-        except OSError as error:
-            raise VideoError(f"{name}: cannot be read ({error.strerror}); check its permissions") from None
-    elif isinstance(source, bytes | bytearray | memoryview):
-        size = len(source)
-    elif callable(getattr(source, "read", None)) and callable(getattr(source, "seek", None)):
+    elif not isinstance(source, _BYTES):
+        if not (callable(getattr(source, "read", None)) and callable(getattr(source, "seek", None))):
+            raise InvalidArgumentError(
+                f"a video source is a path, bytes or a binary file object; {type(source).__name__} was given"
+            )
         if not getattr(source, "seekable", lambda: True)():
             raise InvalidArgumentError(f"{name}: this file object cannot seek; read it into bytes first")
-        size = source.seek(0, os.SEEK_END)
-        source.seek(0)
-    else:
-        raise InvalidArgumentError(
-            f"a video source is a path, bytes or a binary file object; {type(source).__name__} was given"
-        )
+    try:
+        with _reader(source) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+    except FileNotFoundError:
+        raise VideoError(f"{name}: no such file; check the path") from None
+    except OSError as error:
+        raise VideoError(f"{name}: cannot be read ({error.strerror}); check its permissions") from None
     if size == 0:
         raise VideoError(f"{name}: the file is empty (0 bytes); download or copy it again")
 
 
 def library_input(source: Source) -> str | BinaryIO:
     """What to hand to a libav-based reader: a "file:" address or a file object at its beginning."""
-    if isinstance(source, bytes | bytearray | memoryview):
+    if isinstance(source, _BYTES):
         return io.BytesIO(source)
-    if isinstance(source, str | os.PathLike):
+    if isinstance(source, _PATH):
         # The explicit protocol keeps libav from reading "a:b.mp4" as protocol a.
         return f"file:{os.fspath(source)}"
     source.seek(0)
@@ -90,9 +83,9 @@ def missing_bytes(source: Source) -> tuple[int, int] | None:
 
 
 def _reader(source: Source) -> AbstractContextManager[BinaryIO]:
-    if isinstance(source, bytes | bytearray | memoryview):
+    if isinstance(source, _BYTES):
         return io.BytesIO(source)
-    if isinstance(source, str | os.PathLike):
+    if isinstance(source, _PATH):
         return Path(source).open("rb")
     return nullcontext(source)  # not ours to close
 

@@ -73,10 +73,7 @@ def read_clip(
     decoder: str = "pyav",
     num_threads: int = 0,
 ) -> Clip:
-    """Read one clip.
-
-    Decodes from the key frame before the first sampled frame to the last sampled frame, and converts the sampled ones.
-    In a video shorter than the clip the last frame is repeated (`Clip.num_repeated`).
+    """Read one clip. In a video that is shorter the last frame is repeated (`Clip.num_repeated`).
 
     Args:
         source: path, bytes of a whole file, or a binary file object that can seek.
@@ -118,21 +115,16 @@ def _planner(spec: ClipSpec, *, num_clips: int = 1, start: float | None = None) 
         if start is None:
             clips = spec.spread(num_clips, file.num_frames, file.rate)
         else:
-            clips = [spec.places(_first_place(file, start), file.rate)]
+            first, length = Fraction(start) * file.rate, float(file.num_frames / file.rate)
+            if first >= file.num_frames:
+                raise InvalidArgumentError(
+                    f"{file.name}: start is {start:g} s, behind the end of the video; "
+                    f"0 to below {length:.3f} s is allowed"
+                )
+            clips = [spec.places(first, file.rate)]
         return [ClipPlan(places, (View(spec.size),)) for places in clips]
 
     return plan
-
-
-def _first_place(file: VideoFile, start: float) -> Fraction:
-    """`start` in frames of the video."""
-    first = Fraction(start) * file.rate
-    if first >= file.num_frames:
-        length = float(file.num_frames / file.rate)
-        raise InvalidArgumentError(
-            f"{file.name}: start is {start:g} s, behind the end of the video; 0 to below {length:.3f} s is allowed"
-        )
-    return first
 
 
 @named_options()
@@ -187,7 +179,9 @@ def iter_clips(
         InvalidArgumentError: for an argument out of range.
     """
     spec = ClipSpec(num_frames, frame_stride, fps, size)
-    return (clip for [clip] in iter_views(source, spec, [View(size)], decoder=decoder, num_threads=num_threads))
+    check_reading(source, decoder, num_threads)
+    # A generator, which can be closed early; as one more frame it moves the caller, at whom warnings point.
+    return (clip for [clip] in stream_clips(source, spec, [View(size)], decoder, num_threads, depth=2))
 
 
 @named_options()
@@ -196,7 +190,7 @@ def iter_views(
 ) -> Iterator[list[Clip]]:
     """As `iter_clips`, but one clip per view: a frame is decoded once for all of them. The size is that of the view."""
     check_reading(source, decoder, num_threads)
-    return stream_clips(source, spec, views, decoder, num_threads)
+    return stream_clips(source, spec, views, decoder, num_threads, depth=1)
 
 
 def probe(source: Source) -> VideoInfo:

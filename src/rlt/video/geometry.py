@@ -32,15 +32,9 @@ def cover(source_width: int, source_height: int, size: tuple[int, int]) -> tuple
 
 
 def crop_offsets(spare_height: int, spare_width: int, position: tuple[float, float]) -> tuple[int, int]:
-    """(top, left) of a crop at `position` in a frame that is so many pixels larger than it.
+    """(top, left) of a crop in a frame that is so many pixels larger than it, halves to the even one as in torchvision.
 
-    They are rounded to the nearest integer, halves to the even one, as torchvision's centre crop does.
-
-    Args:
-        spare_height: rows that are cut off.
-        spare_width: columns that are cut off.
-        position: (vertical, horizontal) place, each from 0 (top, left) to 1 (bottom, right). (0.5, 0), (0.5, 0.5),
-            (0.5, 1) are the three crops of wide video.
+    `position` is (vertical, horizontal), each from 0 (top, left) to 1 (bottom, right).
     """
     return round(spare_height * Fraction(position[0])), round(spare_width * Fraction(position[1]))
 
@@ -83,7 +77,7 @@ class View:
     def __post_init__(self) -> None:
         if not all(0 <= fraction <= 1 for fraction in self.position):
             raise InvalidArgumentError(
-                f"crop position is {self.position}; fractions (vertical, horizontal) from 0 to 1 fit"
+                f"crop position is {self.position}; (vertical, horizontal) from 0 to 1 are needed"
             )
         if check_size(self.size) is None and self.crop is not None:
             raise InvalidArgumentError("size is None; a crop needs the size in pixels that it is scaled to")
@@ -106,16 +100,9 @@ def random_resized_box(
 ) -> CropBox:
     """Draw the box of a random resized crop, as image and video training has it since Inception.
 
-    Its area is uniform in `scale`, its aspect ratio log-uniform in `ratio`, its place uniform. Ten draws that do not
-    fit into the frame give the largest centred box whose aspect ratio is allowed. Sides and offsets are even, since
-    most video stores colour for pairs of pixels.
-
-    Args:
-        source_width: width of the frame as displayed, in pixels.
-        source_height: height of the frame as displayed, in pixels.
-        scale: smallest and largest share of the frame's area, above 0 and up to 1.
-        ratio: smallest and largest width / height, above 0.
-        generator: where all draws come from.
+    Its share of the frame's area is uniform in `scale`, its width / height log-uniform in `ratio`, its place uniform.
+    Ten draws that do not fit into the frame give the largest centred box whose aspect ratio is allowed. Sides and
+    offsets are even, since most video stores colour for pairs of pixels.
     """
 
     def uniform(low: float, high: float) -> float:
@@ -140,11 +127,7 @@ def _even(length: float) -> int:
 
 
 def check_size(size: Size) -> tuple[int, int] | None:
-    """(height, width) of `size` in pixels, or None for the video's own.
-
-    Raises:
-        InvalidArgumentError: if a side is below 1 or `size` is neither a number, a pair nor None.
-    """
+    """(height, width) of `size` in pixels, each at least 1, or None for the video's own."""
     if size is None:
         return None
     sides = tuple(size) if isinstance(size, tuple | list) else (size, size)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from rlt.checks import at_least
 from rlt.errors import InvalidArgumentError
 
 
-class Timed(Protocol):
-    """Anything that is shown from a moment on."""
+@dataclass(frozen=True, order=True)
+class Timed:
+    """When something is shown, in a unit of time of the caller's choice."""
 
-    @property
-    def ticks(self) -> int:
-        """When, in a unit of time of the caller's choice."""
-
-    @property
-    def duration(self) -> int:
-        """For how long, in the same unit; 0 = not known."""
+    ticks: int
+    """From the first frame of the video on."""
+    duration: int
+    """For how long; 0 = not known."""
 
 
 TimedT = TypeVar("TimedT", bound=Timed)
@@ -30,18 +29,7 @@ def clip_starts(num_video_frames: int, num_clips: int, span: int) -> list[int]:
 
     One clip is centred. Several reach from the first frame to the last one: the first starts at 0, the last ends with
     the video, and starts in between are rounded down. They overlap if the video is short; in a video shorter than
-    `span` all of them start at 0.
-
-    Args:
-        num_video_frames: frames of the video, at least 1.
-        num_clips: how many clips to take, at least 1.
-        span: frames of the video that one clip covers (`ClipSpec.span`), at least 1.
-
-    Returns:
-        `num_clips` frame numbers in ascending order, each from 0 to max(num_video_frames - span, 0).
-
-    Raises:
-        InvalidArgumentError: if an argument is below 1.
+    `span` (the frames that one clip covers, `ClipSpec.span`) all of them start at 0.
     """
     at_least(1, num_video_frames=num_video_frames, num_clips=num_clips, span=span)
     room = max(num_video_frames - span, 0)
@@ -51,19 +39,10 @@ def clip_starts(num_video_frames: int, num_clips: int, span: int) -> list[int]:
 
 
 def segment_indices(num_video_frames: int, offsets: Sequence[float]) -> list[int]:
-    """One frame from each of `len(offsets)` equal segments of a video.
+    """One frame from each of `len(offsets)` equal segments of a video, in ascending order.
 
-    Args:
-        num_video_frames: frames of the video, at least 1. In a video with fewer frames than segments some frames are
-            taken more than once.
-        offsets: where in its segment each frame lies, from 0 (its first frame) to below 1. Uniform random numbers
-            make the choice uniform over the segment; 0.5 everywhere takes the middles.
-
-    Returns:
-        Frame numbers in ascending order.
-
-    Raises:
-        InvalidArgumentError: if num_video_frames is below 1, or an offset is out of range.
+    `offsets` say where in its segment each frame lies, from 0 (its first frame) to below 1: uniform random numbers
+    make the choice uniform over the segment. In a video with fewer frames than segments some are taken more than once.
     """
     at_least(1, num_video_frames=num_video_frames, num_segments=len(offsets))
     if not all(0 <= offset < 1 for offset in offsets):
@@ -77,15 +56,10 @@ def segment_indices(num_video_frames: int, offsets: Sequence[float]) -> list[int
 def nearest_in_time(stream: Iterable[TimedT], targets: Iterable[Fraction], frame_ticks: Fraction) -> Iterator[TimedT]:
     """For each moment the frame whose time is nearest, read from a stream in one pass.
 
-    Reads one frame past a moment at most, none if the frame stands exactly there.
+    Reads one frame past a moment at most, none if the frame stands exactly there. Ties go to the earlier frame. Ends
+    with the last frame of the stream, which is shown for `frame_ticks` where it does not say so itself.
 
-    Args:
-        stream: frames in ascending order of `ticks`.
-        targets: moments in ticks, ascending, endless if need be.
-        frame_ticks: how long a frame is shown where it does not say so itself.
-
-    Returns:
-        One frame per moment (ties go to the earlier one), until the last frame of the stream has ended.
+    Frames and `targets` (in ticks, endless if need be) ascend in time.
     """
     frames = iter(stream)
     previous: TimedT | None = None
@@ -94,14 +68,10 @@ def nearest_in_time(stream: Iterable[TimedT], targets: Iterable[Fraction], frame
         # Containers round times to their ticks: half a tick short of the moment still is the moment.
         while current is not None and current.ticks < target - Fraction(1, 2):
             previous, current = current, next(frames, None)
-        if current is not None and (previous is None or current.ticks - target < target - previous.ticks):
-            yield current
-        elif previous is not None:
-            if (
-                current is None
-                and target >= previous.ticks + max(Fraction(previous.duration), frame_ticks) - frame_ticks / 2
-            ):
-                return
-            yield previous
-        else:
+        around = (frame for frame in (previous, current) if frame is not None)
+        nearest = min(around, key=lambda frame: abs(frame.ticks - target), default=None)
+        if nearest is None:
             return
+        if current is None and target >= nearest.ticks + max(Fraction(nearest.duration), frame_ticks) - frame_ticks / 2:
+            return
+        yield nearest

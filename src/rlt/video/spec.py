@@ -12,9 +12,6 @@ from rlt.errors import InvalidArgumentError
 from rlt.video.geometry import check_size
 from rlt.video.sampling import clip_starts, segment_indices
 
-SAMPLINGS = ("dense", "uniform")
-"""Values of `ClipSpec.sampling`."""
-
 Place = Fraction | int
 """A moment of a video, counted in its frames from the first one; halves lie between two frames."""
 
@@ -42,7 +39,7 @@ class ClipSpec:
         if isinstance(self.size, list):
             object.__setattr__(self, "size", tuple(self.size))
         check_size(self.size)
-        one_of(SAMPLINGS, sampling=self.sampling)
+        one_of(("dense", "uniform"), sampling=self.sampling)
         if self.fps is None:
             return
         if not 0 < self.fps < float("inf"):

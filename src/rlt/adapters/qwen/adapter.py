@@ -6,15 +6,15 @@ language model), B rows of text, K columns of text that are left.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from rlt.adapters.base import Adapter
 from rlt.adapters.options import PatchOptions
-from rlt.adapters.qwen.calls import Call
+from rlt.adapters.patching import Hook, Override, Patch
+from rlt.adapters.qwen.calls import Arguments
 from rlt.adapters.qwen.positions import (
     KeptPast,
     LastVideos,
@@ -27,10 +27,15 @@ from rlt.adapters.qwen.positions import (
     tower_arguments,
     vision_tools,
 )
+from rlt.adapters.statistics import Statistics, warn_unless_normalised
 from rlt.errors import InvalidArgumentError
 
+CLIP: Statistics = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALVES: Statistics = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+"""Of Qwen3-VL; the others have those of CLIP."""
 
-class QwenVLAdapter(Adapter):
+
+class QwenVLAdapter(Patch):
     """Drops merge groups in which no patch changes, before the vision tower, and their placeholders from the text.
 
     Calls stay as they are: `model(**inputs)` and `model.generate(**inputs)` take what the processor gives. What is left
@@ -42,10 +47,10 @@ class QwenVLAdapter(Adapter):
     `generate` returns full prompts. A key-value cache that lost columns is used as any other: attention masks
     count the columns of the unpatched model.
 
-    `threshold` is in units of the processor's normalisation: 0.1 is 6.8 grey levels for Qwen2-VL and Qwen2.5-VL and
-    12.75 for Qwen3-VL. `max_tokens` and `keep_ratio` count groups of each video.
+    A token of a rule is a group, which differs as much as the patch in it that differs most.
     """
 
+    library: ClassVar[str] = "transformers"
     model_classes: ClassVar[tuple[str, ...]] = (
         "Qwen2_5_VLForConditionalGeneration",
         "Qwen2_5_VLModel",
@@ -56,111 +61,56 @@ class QwenVLAdapter(Adapter):
     )
 
     def __init__(self, model: nn.Module, options: PatchOptions) -> None:
-        """Prepare for a model; `attach` begins.
-
-        Raises:
-            InvalidArgumentError: for options that make no sense here.
-        """
         super().__init__(model, options)
         if options.expand is not None:
             raise InvalidArgumentError(f"expand is {options.expand!r}; a Qwen-VL model takes None only, leave it out")
-        self._hooks: list[int] = []
-        self._pending: KeptPast | None = None
+
+    @override
+    def default_statistics(self) -> Statistics:
+        return HALVES if "Qwen3" in type(self.model).__name__ else CLIP
+
+    @override
+    def token_size(self) -> tuple[int, int]:
+        embed = self.inner.visual.patch_embed
+        return _whole(embed.temporal_patch_size), _whole(embed.patch_size)
 
     @property
     def inner(self) -> Any:
         """The bare model with tower and language model."""
         return self.model if "visual" in self.model._modules else self.model.model
 
-    def attach(self) -> None:
-        """Begin: from now on the model drops tokens.
+    @override
+    def edits(self) -> list[Override | Hook]:
+        found = [Hook(self.model, self.before, before=True), Hook(self.model, self.note_past)]
+        if self.model is self.inner:
+            return [*found]
+        return [
+            *found,
+            Override(self.model, "prepare_inputs_for_generation", self.prepare_inputs),
+            Override(self.model, "_prepare_position_ids_for_generation", self.generation_positions),
+            Override(self.model, "_prepare_multimodal_encoder_kwargs_for_generation", self.encode_for_generation),
+        ]
 
-        Raises:
-            InvalidArgumentError: if a part of the model is patched or overridden already.
-            MissingDependencyError: if the installed transformers is too old.
-        """
+    @override
+    def check_attachable(self) -> None:
         vision_tools()
-        self._check_untouched()
+        super().check_attachable()
         if "rlt" in self.inner.__dict__:
             raise InvalidArgumentError("the bare model within is patched already; rlt.unpatch it, or use that alone")
-        # Hooks and not an overridden forward: they work beside that of accelerate, and the signature stays readable.
-        self._hooks = [
-            self.model.register_forward_pre_hook(self.before, with_kwargs=True).id,
-            self.model.register_forward_hook(self.finish).id,
-        ]
-        for module, name, function in self.overrides():
-            module.__dict__[name] = function
-            self._overridden.append((module, name))
-        self.model.__dict__["rlt"] = self
 
-    def detach(self) -> None:
-        """End: the model is as it was."""
-        for module, name in self._overridden:
-            del module.__dict__[name]
-        self._overridden.clear()
-        for hooks in (
-            self.model._forward_pre_hooks,
-            self.model._forward_pre_hooks_with_kwargs,
-            self.model._forward_hooks,
-        ):
-            for number in self._hooks:
-                hooks.pop(number, None)
-        self.model.__dict__.pop("rlt", None)
-
-    def overrides(self) -> list[tuple[nn.Module, str, Callable[..., Any]]]:
-        """See `Adapter.overrides`."""
-        if self.model is self.inner:
-            return []
-        return [
-            (self.model, "prepare_inputs_for_generation", self.prepare_inputs),
-            (self.model, "_prepare_position_ids_for_generation", self.generation_positions),
-            (self.model, "_prepare_multimodal_encoder_kwargs_for_generation", self.encode_for_generation),
-        ]
-
-    def attention_modules(self) -> list[nn.Module]:
-        """None: the tower attends within given segments by itself."""
-        return []
-
-    def input_shape(self) -> tuple[int, int, int, int]:
-        """(frames, channels, height, width) of the clip that `check` runs; the model takes others as well."""
-        embed, visual = self.inner.visual.patch_embed, self.inner.visual
-        side = 2 * visual.spatial_merge_size * _whole(embed.patch_size)
-        return 4 * _whole(embed.temporal_patch_size), embed.in_channels, side, side
-
-    def fill(self, x_TD: Tensor) -> Tensor:
-        """Not offered: dropped placeholders leave the sequence."""
-        raise InvalidArgumentError(
-            f"outputs of {x_TD.shape[0]} tokens cannot be filled up; compare kept tokens instead"
+    @override
+    def run_static(self) -> None:
+        parameter, merge = next(self.model.parameters()), self.inner.visual.spatial_merge_size
+        grid, groups = (4, 2 * merge, 2 * merge), 16
+        rows = groups * merge**2
+        zeros = torch.zeros(rows, self.spec.values_per_token, dtype=parameter.dtype, device=parameter.device)
+        self.model(
+            input_ids=torch.full((1, groups), self.model.config.video_token_id, device=parameter.device),
+            position_ids=torch.arange(groups, device=parameter.device).expand(3, 1, -1),
+            pixel_values_videos=zeros,
+            video_grid_thw=torch.tensor([grid], device=parameter.device),
+            use_cache=False,
         )
-
-    def check(self) -> None:
-        """Run a clip in which nothing changes, and see that tokens are dropped.
-
-        Raises:
-            InvalidArgumentError: if the network got as many tokens as without the patch.
-        """
-        frames, channels, height, width = self.input_shape()
-        parameter, visual = next(self.model.parameters()), self.inner.visual
-        patch = _whole(visual.patch_embed.patch_size)
-        grid = (4, height // patch, width // patch)
-        groups = 4 * height * width // (patch * visual.spatial_merge_size) ** 2
-        values = frames // 4 * channels * patch**2
-        before, deltas = self.last, self.inner.rope_deltas
-        with torch.no_grad():
-            self.model(
-                input_ids=torch.full((1, groups), self.model.config.video_token_id, device=parameter.device),
-                position_ids=torch.arange(groups, device=parameter.device).expand(3, 1, -1),
-                pixel_values_videos=torch.zeros(
-                    grid[0] * grid[1] * grid[2], values, dtype=parameter.dtype, device=parameter.device
-                ),
-                video_grid_thw=torch.tensor([grid], device=parameter.device),
-                use_cache=False,
-            )
-        seen, self.last, self.inner.rope_deltas = self.last, before, deltas
-        if seen is None or seen.share_kept >= 1:
-            raise InvalidArgumentError(
-                f"no token of a static clip was dropped with {self.options}; the patch does not engage"
-            )
 
     # What happens around `forward`
 
@@ -170,26 +120,24 @@ class QwenVLAdapter(Adapter):
         Raises:
             InvalidArgumentError: if grid, pixels, placeholders and mask do not fit each other.
         """
-        self._pending = None
-        call = Call.of(self.model, self.inner, args, kwargs)
+        self._call = None
+        call = Arguments.of(self.model, self.inner, args, kwargs)
         past = KeptPast.of(call.cache)
         found = self._video(call)
         if found is not None:
-            shorter, self._pending = call.shorten(*found, past)
+            shorter, self._call = call.shorten(*found, past)
             return (), shorter
         if past is not None:
             return (), call.go_on(past)
         return None
 
-    def finish(self, _module: nn.Module, _inputs: object, output: Any) -> Any:
-        """Note on the cache what it lost."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            values = output if isinstance(output, tuple) else output.values()
-            for cache in values:
+    def note_past(self, _module: nn.Module, _inputs: object, output: Any) -> None:
+        """Note on the cache what it lost: what `before` has left for this call."""
+        past, self._call = self._call, None
+        if past is not None:
+            for cache in output if isinstance(output, tuple) else output.values():
                 if hasattr(cache, "get_seq_length"):
-                    pending.put_on(cache)
-        return output
+                    cache.rlt_kept = past
 
     def encode(self, pixels: Tensor, grid_thw: Tensor, masks: list[Tensor]) -> Any:
         """Run the tower on the kept groups.
@@ -213,21 +161,19 @@ class QwenVLAdapter(Adapter):
 
     def choose(self, pixels: Tensor, grid_thw: Tensor | None) -> list[Tensor]:
         """Which groups to keep, bool [T', H', W'] of each video; also the record of the call."""
-        visual = self.inner.visual
-        embed = visual.patch_embed
-        tubelet_size, channels = _whole(embed.temporal_patch_size), embed.in_channels
-        values = tubelet_size * channels * _whole(embed.patch_size) ** 2
-        if pixels.ndim != 2 or pixels.shape[1] != values:
+        spec = self.spec
+        if pixels.ndim != 2 or pixels.shape[1] != spec.values_per_token:
             raise InvalidArgumentError(
-                f"pixel_values_videos has shape {list(pixels.shape)}; the model needs [patches, {values}], as its "
-                "processor gives it"
+                f"pixel_values_videos has shape {list(pixels.shape)}; the model needs [patches, "
+                f"{spec.values_per_token}], as its processor gives it"
             )
-        grids = group_grids(grid_thw, pixels.shape[0], visual.spatial_merge_size)
-        masks = choose_groups(pixels, grids, self.options, channels=channels, tubelet_size=tubelet_size)
+        grids = group_grids(grid_thw, pixels.shape[0], self.inner.visual.spatial_merge_size)
+        warn_unless_normalised(pixels, spec)
+        masks = choose_groups(pixels, grids, self.options.rule, spec)
         self.last = LastVideos.of(masks)
         return masks
 
-    def _video(self, call: Call) -> tuple[Any, list[Tensor]] | None:
+    def _video(self, call: Arguments) -> tuple[Any, list[Tensor]] | None:
         """The tower's output for kept groups, and the masks; None if there is no video or nothing is dropped."""
         pixels = call.get("pixel_values_videos")
         encoded = (call.get("mm_encoder_outputs") or {}).get("video")

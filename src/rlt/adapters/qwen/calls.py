@@ -17,8 +17,8 @@ from rlt.errors import InvalidArgumentError
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
-    """One call of `forward`, of the model with head or of the bare one."""
+class Arguments:
+    """Those of one call of `forward`, of the model with head or of the bare one."""
 
     model: Any
     """The one that is called."""
@@ -28,7 +28,7 @@ class Call:
     """By name."""
 
     @classmethod
-    def of(cls, model: Any, inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def of(cls, model: Any, inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """Name positional arguments, as the signature of the model's class does."""
         if not args:
             return cls(model, inner, dict(kwargs))

@@ -9,8 +9,9 @@ values per patch, B rows of text, L columns of text, K columns left, T' time ste
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
@@ -18,11 +19,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from rlt.adapters.interface import import_transformers
-from rlt.adapters.options import LastForward, PatchOptions
-from rlt.adapters.selection import mask_from_differences
+from rlt.adapters.options import LastForward
 from rlt.errors import InvalidArgumentError, MissingDependencyError
+from rlt.structures import PatchSpec, TokenGrid
+from rlt.tokens import PatchView, Rule
+from rlt.tokens.rules import apply_rule
 
 Grid = tuple[int, int, int]
 OLDEST_TRANSFORMERS = (5, 23)
@@ -63,18 +67,17 @@ class LastVideos(LastForward):
         return tuple(time * height * width for time, height, width in self.grids)
 
     @property
-    def tokens_dense(self) -> int:
-        """Tokens of the largest video before anything is dropped."""
-        return max(self.dense_per_video)
+    @override
+    def num_dense(self) -> int:
+        return max(self.dense_per_video)  # of the largest video
 
     @property
+    @override
     def share_kept(self) -> float:
-        """Share of the tokens of all videos that was kept, above 0 and up to 1."""
-        return sum(self.tokens_kept) / sum(self.dense_per_video)
+        return sum(self.num_kept) / sum(self.dense_per_video)
 
     def __repr__(self) -> str:
-        """Counts in one line."""
-        return f"LastVideos({list(self.tokens_kept)} of {list(self.dense_per_video)} tokens per video)"
+        return f"LastVideos({list(self.num_kept)} of {list(self.dense_per_video)} tokens per video)"
 
 
 def group_grids(grid_thw: Tensor | None, rows: int, merge: int) -> list[Grid]:
@@ -108,43 +111,41 @@ def group_grids(grid_thw: Tensor | None, rows: int, merge: int) -> list[Grid]:
     return [(time, height // merge, width // merge) for time, height, width in grids]
 
 
-def group_differences(rows_PV: Tensor, grid: Grid, *, channels: int, tubelet_size: int) -> Tensor:
-    """How much each group differs from the time step before: the largest of its patches.
+class GroupView(PatchView):
+    """One video as rules see it: a token is a merge group, and differs as much as its patch that differs most.
 
     Args:
-        rows_PV: normalised pixels of one video in the processor's order: (T', H', W', patch in group) rows of (channel,
-            frame, row, column) values.
+        rows_PV: normalised pixels in the processor's order: (T', H', W', patch in group) rows of (channel, frame, row,
+            column) values.
         grid: T', H', W' in groups.
-        channels: colours.
-        tubelet_size: frames per time step.
-
-    Returns:
-        float32 [T' - 1, H', W']: mean absolute difference over pixels and channels of a patch between the last frame of
-        a time step and the first frame of the one before, of the patch in the group that differs most.
+        spec: how frames are cut into patches.
     """
-    rows = rows_PV.view(*grid, -1, channels, tubelet_size, rows_PV.shape[1] // (channels * tubelet_size))
-    last, first = rows[1:, ..., -1, :].float(), rows[:-1, ..., 0, :].float()
-    return (last - first).abs().mean((-1, -2)).amax(-1)
+
+    def __init__(self, rows_PV: Tensor, grid: Grid, spec: PatchSpec) -> None:
+        time, height, width = grid
+        self.merge = math.isqrt(len(rows_PV) // (time * height * width))
+        side = spec.patch_size
+        cut = rows_PV.view(time, height, width, self.merge, self.merge, -1, spec.tubelet_size, side, side)
+        frames = cut.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).flatten(6).flatten(3, 5).flatten(0, 1)[None]
+        super().__init__(frames, spec)
+        self.grid = TokenGrid(*grid)
+
+    @override
+    def _compute_differences(self) -> Tensor:
+        return super()._compute_differences().unflatten(3, (-1, self.merge)).unflatten(2, (-1, self.merge)).amax((3, 5))
 
 
 @torch.no_grad()
-def choose_groups(
-    rows_PV: Tensor, grids: Sequence[Grid], options: PatchOptions, *, channels: int, tubelet_size: int
-) -> list[Tensor]:
-    """Which groups to keep: bool [T', H', W'] of each video. A group goes only where all its patches repeat.
+def choose_groups(rows_PV: Tensor, grids: Sequence[Grid], rule: Rule, spec: PatchSpec) -> list[Tensor]:
+    """Which groups to keep: bool [T', H', W'] of each video.
 
     Raises:
         InvalidArgumentError: if a budget does not hold the first time step.
     """
     groups = [time * height * width for time, height, width in grids]
     unit = rows_PV.shape[0] // sum(groups)
-    sizes = [unit * count for count in groups]
-    masks = []
-    for number, (rows, grid) in enumerate(zip(rows_PV.split(sizes), grids, strict=True)):
-        differences = group_differences(rows, grid, channels=channels, tubelet_size=tubelet_size)
-        own = replace(options, seed=options.seed + number)
-        masks.append(mask_from_differences(differences[None], own)[0])
-    return masks
+    videos = zip(rows_PV.split([unit * count for count in groups]), grids, strict=True)
+    return [apply_rule(rule, GroupView(*video, spec), [number])[0] for number, video in enumerate(videos)]
 
 
 def flat_mask(masks: Sequence[Tensor]) -> Tensor:
@@ -290,10 +291,6 @@ class KeptPast:
                 f"the {found.attention.shape[1]} of its prompt, so begin with a new cache"
             )
         return found
-
-    def put_on(self, cache: Any) -> None:
-        """Remember this on the cache."""
-        cache.rlt_kept = self
 
     def newer(self, cache: Any) -> int:
         """Columns that came into the cache since, none of which was dropped."""

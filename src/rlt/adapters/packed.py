@@ -1,0 +1,238 @@
+"""What adapters of encoders share: tokens are chosen once, all clips go through the layers as one packed sequence.
+
+Shape legend: B clips, T tokens of all clips, L tokens of a clip before dropping, E tokens of a clip beside those of
+patches, D model width, P pixel values of a token.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlt.adapters.options import LastForward
+from rlt.adapters.patching import Patch
+from rlt.adapters.statistics import warn_unless_normalised
+from rlt.errors import InvalidArgumentError
+from rlt.structures import Segments
+from rlt.tokens import PatchView
+from rlt.tokens.rules import apply_rule
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a patched encoder, from the choice of tokens to the output.
+
+    All that depends on values is asked of the device here, once, so that no layer waits for it.
+    """
+
+    kept: LastForward
+    """What `model.rlt.last` tells users."""
+    coords: Tensor
+    """int64 [kept tokens, 4]: (clip, t, h, w) of each."""
+    num_kept: tuple[int, ...]
+    """Kept tokens of each segment."""
+    segments: Segments
+    """Where each clip begins and ends in the packed sequence."""
+    extra: int = 0
+    """Tokens that each segment has in front of those of patches."""
+    packed_calls: int = 0
+    """Layers that have run packed attention so far."""
+
+    @classmethod
+    def of(cls, mask: Tensor, extra: int = 0) -> Call:
+        """Begin with which tokens to keep, bool [B, T', H', W']."""
+        counts_B = mask.flatten(1).sum(1)
+        num_kept = tuple(counts_B.tolist())
+        if torch.compiler.is_exporting():  # a graph knows no lengths, and its attention asks for offsets alone
+            offsets = F.pad((counts_B + extra).cumsum(0), (1, 0)).to(torch.int32)
+            segments = Segments(offsets, bound=mask[0].numel() + extra)
+        else:
+            segments = Segments.from_lengths([count + extra for count in num_kept], device=mask.device)
+        return cls(LastForward(mask), mask.nonzero(), num_kept, segments, extra)
+
+    @property
+    def place(self) -> Tensor:
+        """int64 [kept tokens]: t * H' * W' + h * W' + w of each in its own clip."""
+        _, t, h, w = self.coords.unbind(1)
+        _, _, height, width = self.kept.mask.shape
+        return (t * height + h) * width + w
+
+    @property
+    def first(self) -> Tensor:
+        """int64 [B]: the row of each clip's first token."""
+        return self.segments.cu_seqlens[:-1].to(torch.int64)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """int64 [B, E + L]: the row that stands for each token of an unpatched clip.
+
+        Raises:
+            InvalidArgumentError: if a place has none, since its token of the first time step was dropped.
+        """
+        device = self.segments.cu_seqlens.device
+        # Row r of all kept tokens lies behind the extra tokens of its own clip and of those before it.
+        behind_B1 = self.extra * torch.arange(1, len(self.segments) + 1, device=device)[:, None]
+        extra_BE = self.first[:, None] + torch.arange(self.extra, device=device)
+        return torch.cat([extra_BE, self.kept.row_at_place() + behind_B1], dim=1)
+
+    def fill(self, x_TD: Tensor) -> Tensor:
+        """Outputs of all tokens -> [B, E + L, D]: each place has the token that stands for it."""
+        return x_TD[self.rows]
+
+
+class PackedPatch(Patch):
+    """Runs the layers of an encoder on the kept tokens of all clips, in one sequence of batch size 1.
+
+    A subclass names its `edits`. What replaces the embeddings calls `begin`, layers find their clips in `call`, and
+    what comes behind the layers calls `remember`. `finish` is hooked on the model and holds that no layer was missed.
+    """
+
+    any_number_of_frames: ClassVar[bool] = False
+    """Whether the model takes clips of any length that is a multiple of its tubelets."""
+    extra_tokens: ClassVar[int] = 0
+    """Tokens that each clip has in front of those of patches, such as a CLS token."""
+
+    @abc.abstractmethod
+    def attention_modules(self) -> list[nn.Module]:
+        """The modules in which tokens attend to each other."""
+
+    @abc.abstractmethod
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """(frames, channels, height, width) that the model is made for."""
+
+    @property
+    def call(self) -> Call:
+        """The call whose layers run: the last one, or an earlier one whose activations are computed once more.
+
+        Raises:
+            InvalidArgumentError: if layers run without embeddings before them.
+        """
+        if self._call is None:
+            raise InvalidArgumentError("layers of a patched model run, but no clip was embedded; call the whole model")
+        found: Call = self._call
+        return found
+
+    def run_static(self) -> None:
+        """Call the model with zeros."""
+        parameter = next(self.model.parameters())
+        self.model(torch.zeros(self.static_shape(), dtype=parameter.dtype, device=parameter.device))
+
+    def static_shape(self) -> tuple[int, ...]:
+        """Shape of the pixels that `check` runs."""
+        return 1, *self.input_shape()
+
+    def choose(self, frames_BTCHW: Tensor) -> Tensor:
+        """Which tokens to keep: bool [B, T', H', W'] of normalised float or uint8 frames."""
+        spec = self.spec
+        if frames_BTCHW.dtype == torch.uint8:
+            return apply_rule(self.options.rule, PatchView(frames_BTCHW.permute(0, 1, 3, 4, 2), spec))
+        warn_unless_normalised(frames_BTCHW, spec)
+        return apply_rule(self.options.rule, PatchView(frames_BTCHW, spec))
+
+    def open_call(self, mask: Tensor) -> Call:
+        """What the layers of a call need to know, from which tokens are kept."""
+        return Call.of(mask, self.extra_tokens)
+
+    def begin(self, pixel_values: Tensor) -> Tensor:
+        """Choose tokens, begin a call with them, and gather their pixels.
+
+        Args:
+            pixel_values: normalised float, or uint8, [B, frames, C, H, W].
+
+        Returns:
+            float [kept tokens, P], in the order of a Conv3d kernel.
+
+        Raises:
+            InvalidArgumentError: if the clips have another size than the model is made for.
+        """
+        tubelet_size, patch_size = self.token_size()
+        self._check_shape(pixel_values)
+        self._call = call = self.open_call(self.choose(pixel_values))
+        self.last = call.kept
+        places = pixel_values.unflatten(4, (-1, patch_size)).unflatten(3, (-1, patch_size))
+        places = places.unflatten(1, (-1, tubelet_size)).permute(0, 1, 4, 6, 3, 2, 5, 7)
+        patches_TC = places[call.coords.unbind(1)].flatten(2)
+        return (self._normalise(patches_TC) if patches_TC.dtype == torch.uint8 else patches_TC).flatten(1)
+
+    def remember(self, hidden_states: Tensor) -> Tensor:
+        """Pass on what the layers give, and let the backward pass find this call again.
+
+        Gradient checkpointing runs layers anew in the backward pass. By then another call may have come, and they would
+        take its clips for theirs.
+        """
+        if not (self.model.training and hidden_states.requires_grad):
+            return hidden_states
+        flags = ("gradient_checkpointing", "grad_checkpointing")  # as transformers and timm call it
+        if not any(module.__dict__.get(flag) for module in self.model.modules() for flag in flags):
+            return hidden_states
+        return _Remember.apply(hidden_states, self, self.call)  # type: ignore[no-untyped-call]
+
+    def check_packed(self) -> None:
+        """Hold that every layer went through packed attention.
+
+        Raises:
+            InvalidArgumentError: if any did not, so that clips saw each other.
+        """
+        expected, found = len(self.attention_modules()), self._call.packed_calls if self._call else 0
+        if found != expected or expected == 0:
+            raise InvalidArgumentError(
+                f"{found} of {expected} layers used packed attention; {self.library} {_version(self.library)} computes "
+                "this model in another way than rlt.patch knows: upgrade rlt, or rlt.unpatch the model"
+            )
+
+    def finish(self, _module: nn.Module, _inputs: object, output: Any) -> Any:
+        """Look at what a call gave, and pass it on; see `check_packed`."""
+        self.check_packed()
+        return output
+
+    def _check_shape(self, pixel_values: Tensor) -> None:
+        expected, given = self.input_shape(), tuple(pixel_values.shape[1:])
+        if self.any_number_of_frames and given and given[0] and given[0] % self.spec.tubelet_size == 0:
+            expected = (given[0], *expected[1:])
+        if pixel_values.ndim != 5 or given != expected:
+            raise InvalidArgumentError(
+                f"pixel_values has shape {list(pixel_values.shape)}; the model needs [clips, frames, channels, height, "
+                f"width] = [B, {', '.join(map(str, expected))}]"
+            )
+
+    def _normalise(self, patches_TCP: Tensor) -> Tensor:
+        """uint8 [kept tokens, C, values] -> float of the same shape."""
+        spec = self.spec
+        mean_C1, std_C1 = (torch.tensor(row, device=patches_TCP.device)[:, None] for row in (spec.mean, spec.std))
+        return ((patches_TCP.float() / 255 - mean_C1) / std_C1).to(next(self.model.parameters()).dtype)
+
+
+def embed_patches(patches_TP: Tensor, convolution: Any) -> Tensor:
+    """Patches [T, P] -> [T, D], by a Conv2d or Conv3d whose kernel is as large as its stride."""
+    weight: Tensor = convolution.weight
+    return F.linear(patches_TP.to(weight.dtype), weight.flatten(1), convolution.bias)
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:  # a module of the user
+        return "as it is here"
+
+
+class _Remember(torch.autograd.Function):
+    """The identity; on the way back it tells the adapter whose layers come next."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_states: Tensor, adapter: PackedPatch, call: Call) -> Tensor:
+        """Keep the call for the way back."""
+        ctx.adapter, ctx.call = adapter, call
+        return hidden_states.view_as(hidden_states)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Set the call; gradients stay as they are."""
+        ctx.adapter._call = ctx.call
+        return gradients[0], None, None
