@@ -150,6 +150,7 @@ def test_a_run_is_evaluated_as_it_was_trained(videos: Path, tmp_path: Path) -> N
         "checkpoint=a.pth",
         "json=a.json",
     ]
+    trained.append("data.test=a.csv")
     write_json(tmp_path / "run" / "overrides.json", trained)
     write_json(tmp_path / "run" / "config.json", asdict(compose([*trained, "seed=4"])))
     checkpoint = f"checkpoint={tmp_path / 'run'}"
@@ -162,6 +163,8 @@ def test_a_run_is_evaluated_as_it_was_trained(videos: Path, tmp_path: Path) -> N
     )
     assert (config.checkpoint, config.json) == (str(tmp_path / "run"), None)
     assert evaluation_config([checkpoint, "model.name=vit_tiny"]) == replace(config, device="auto")
+    assert evaluation_config([checkpoint, "seed=3"]).data.test == "a.csv"
+    assert evaluation_config([checkpoint, "data.val=b.csv"]).data.test is None  # it would come before what is typed
     for typed, message in (
         ("model=vit_base", "model is 'vit_base', but .*run was trained with 'vit_tiny'; leave it out"),
         ("model.num_heads=6", "model.num_heads is 6, but .*run was trained with None; leave it out"),

@@ -58,6 +58,8 @@ def evaluation_config(overrides: Sequence[str]) -> Config:
             raise InvalidArgumentError(
                 f"{key} is {given[key]!r}, but {given['checkpoint']} was trained with {trained!r}; leave it out"
             )
+    if "data.val" in given:  # a test manifest comes first, but not the run's before what is typed
+        run.get("data", {}).pop("test", None)
     return compose(overrides, run=run)
 
 
