@@ -563,7 +563,6 @@ def test_configuration_errors_name_the_field(build, words):
     with pytest.raises(InvalidArgumentError, match=words) as caught:
         build()
     assert "\n" not in str(caught.value)
-    assert ViewConfig(5, 3).num_views == 15
 
 
 @pytest.mark.parametrize("bundled", [True, False], ids=["bundled", "other"])
