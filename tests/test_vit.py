@@ -92,7 +92,7 @@ def test_dropping_tokens_engages_and_moves_no_other_token() -> None:
 
 def test_folded_normalisation_equals_normalising() -> None:
     torch.manual_seed(0)
-    embedding = PatchEmbedding(16, tubelet_size=2, patch_size=8, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    embedding = PatchEmbedding(16, rlt.PatchSpec(patch_size=8))
     patches = torch.randint(0, 256, (50, 2 * 8 * 8 * 3), dtype=torch.uint8)
     normal = (
         (patches.view(50, -1, 3).double() / 255 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)

@@ -37,10 +37,7 @@ def tokenize_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResu
     differing = sum(int((clip.mask() != mask_clip).sum()) for clip, mask_clip in zip(tokens, mask, strict=True))
     packed = pack(tokens)
     kept = packed.share_kept
-    last, first = (
-        frames[:, 2 * SPEC.tubelet_size - 1 :: SPEC.tubelet_size],
-        frames[:, : -SPEC.tubelet_size : SPEC.tubelet_size],
-    )
+    last, first = frames[:, 3::2], frames[:, :-2:2]  # of each tubelet of two frames, compared with the one before
     works = [
         Work("reference", lambda: reference_tokenize(frames, threshold=threshold), kept),
         Work("rlt", lambda: tokenize_batch(frames, settings.rule, SPEC), kept),
@@ -60,7 +57,7 @@ def embed_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
     patches_float = patches_float.to(settings.dtype)
     packed = packed_by(settings.rule, frames, settings)
     width = create_model(settings.model).config.width
-    embedding = PatchEmbedding(width, tubelet_size=2, patch_size=16, mean=SPEC.mean, std=SPEC.std)
+    embedding = PatchEmbedding(width, SPEC)
     convolution = nn.Conv3d(3, width, (2, 16, 16), (2, 16, 16))
     with torch.no_grad():
         convolution.weight.copy_(embedding.weight.unflatten(1, (2, 16, 16, 3)).permute(0, 4, 1, 2, 3))

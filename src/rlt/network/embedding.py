@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlt.structures import PatchSpec
+
 _PIXEL_CENTER = 116
 """Subtracted from pixels before they are multiplied. Exact in every float type, it keeps the sums small, which
 matters in half precision; the folded bias puts it right."""
@@ -21,23 +23,15 @@ class PatchEmbedding(nn.Module):
 
     A patch has tubelet_size * patch_size**2 * 3 values in (frame, row, column, channel) order. Normalising pixels is
     affine, and so is the embedding: W((x / 255 - mean) / std) + b = W'x + b'. The folded form reads uint8 patches
-    directly, without a float copy of the clip. `mean` and `std` are on the scale 0..1.
+    directly, without a float copy of the clip.
     """
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        tubelet_size: int,
-        patch_size: int,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
-    ) -> None:
+    def __init__(self, width: int, spec: PatchSpec) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(width, tubelet_size * patch_size**2 * 3))
+        self.weight = nn.Parameter(torch.empty(width, spec.values_per_token))
         self.bias = nn.Parameter(torch.zeros(width))
         nn.init.trunc_normal_(self.weight, std=0.02)
-        self.mean, self.std = mean, std
+        self.mean, self.std = spec.mean, spec.std
 
     def forward(self, patches_TP: Tensor) -> Tensor:
         """Embed uint8 pixels, or float patches that are normalised already: [tokens, values] -> [tokens, width]."""

@@ -25,7 +25,7 @@ from rlt.network.embedding import PatchEmbedding
 from rlt.network.positions import SinusoidPositions
 from rlt.network.tome import MergedTokens, mean_over_input, merging_block, unmerged
 from rlt.structures import PackedTokens, Segments, pack
-from rlt.tokens import Frames, Rule, tokenize
+from rlt.tokens import Frames, Rule, choose_rule, tokenize
 
 __all__ = ["MODEL_TYPE", "LengthEncoding", "ViTConfig", "VisionTransformer", "trace_features"]
 
@@ -64,13 +64,7 @@ class VisionTransformer(
         super().__init__()
         self.config = config
         width = config.width
-        self.patch_embed = PatchEmbedding(
-            width,
-            tubelet_size=config.tubelet_size,
-            patch_size=config.patch_size,
-            mean=config.pixel_mean,
-            std=config.pixel_std,
-        )
+        self.patch_embed = PatchEmbedding(width, config.patches)
         time = config.num_frames // config.tubelet_size
         self.positions = SinusoidPositions(width, time * (config.image_size // config.patch_size) ** 2)
         self.length_embed = nn.Parameter(torch.zeros(time, width)) if config.length_encoding == "learned" else None
@@ -120,7 +114,7 @@ class VisionTransformer(
 
         Args:
             frames: one clip or several of one size, see `rlt.tokenize`, on any device.
-            threshold: see `rlt.tokenize`, as the other options.
+            threshold: see `rlt.tokenize`, as all other options.
             keep_ratio: share of each clip's tokens to keep instead.
             max_tokens: number of each clip's tokens to keep at most instead.
             rule: any rule, or the name of one.
@@ -132,15 +126,8 @@ class VisionTransformer(
         Raises:
             InvalidArgumentError: as `rlt.tokenize`.
         """
-        tokens = tokenize(
-            frames,
-            threshold=threshold,
-            keep_ratio=keep_ratio,
-            max_tokens=max_tokens,
-            rule=rule,
-            seeds=seeds,
-            spec=self.config.patches,
-        )
+        chosen = choose_rule(rule, threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens)
+        tokens = tokenize(frames, rule=chosen, seeds=seeds, spec=self.config.patches)
         return pack(tokens).to(self.fc_norm.weight.device)
 
     def forward(self, packed: PackedTokens) -> Tensor:
@@ -234,7 +221,7 @@ class VisionTransformer(
         return self.fc_norm(mean_over_input(tokens, segments))
 
     def _tokens(self, packed: PackedTokens) -> Tensor:
-        tokens = self._run_blocks(self._embed(packed.patches, packed.place, packed.lengths), packed.segments)
+        tokens = self.forward_merged(packed)
         return tokens.features if tokens.sizes is None else tokens.features.index_select(0, tokens.owner)
 
     def _embed(self, patches_TP: Tensor, place_T: Tensor, lengths_T: Tensor) -> Tensor:
@@ -296,11 +283,9 @@ class VisionTransformer(
         if config is not None:
             raise InvalidArgumentError("save_pretrained writes the model's own configuration; set model.config instead")
         folder = Path(save_directory)
-        card = (
-            {}
-            if (folder / "README.md").exists()
-            else {"README.md": str(self.generate_model_card(**(model_card_kwargs or {})))}
-        )
+        card = {}
+        if not (folder / "README.md").exists():
+            card["README.md"] = str(self.generate_model_card(**(model_card_kwargs or {})))
         try:
             written_by = version("rlt")
         except PackageNotFoundError:  # run from a source tree
