@@ -32,7 +32,7 @@ from rlt.evaluation.metrics import ClassificationMetrics
 from rlt.evaluation.predictions import VideoPrediction
 from rlt.evaluation.statistics import wilson_interval
 from rlt.files import write_json
-from rlt.measure import count_forward_flops
+from rlt.network.flops import count_forward_flops
 from rlt.tokens import make_rule
 from rlt.video import ClipSpec, read_clips
 from video_factory import numbered_picture, write_video
