@@ -34,7 +34,7 @@ from rlt.evaluation import (
 from rlt.evaluation.predictions import VideoPrediction
 from rlt.evaluation.statistics import wilson_interval
 from rlt.files import write_json
-from rlt.measure import count_forward_flops
+from rlt.network.flops import count_forward_flops
 from rlt.tokens import make_rule
 from rlt.video import ClipSpec, read_clips
 from video_factory import numbered_picture, write_video
