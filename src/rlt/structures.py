@@ -215,10 +215,6 @@ class RunLengthTokens:
         video = filled.unflatten(3, (tubelet, patch, patch, -1)).permute(0, 3, 1, 4, 2, 5, 6)
         return video.reshape(self.grid.time * tubelet, self.grid.height * patch, self.grid.width * patch, -1)
 
-    def token_at_place(self) -> Tensor:
-        """int64 [T', H', W']: the row of the token whose run covers each place of the grid."""
-        return token_at_place(self.mask())
-
     def validate(self) -> RunLengthTokens:
         """Check the order contract of this module in full and return self.
 

@@ -21,7 +21,7 @@ matters in half precision; the folded bias puts it right."""
 class PatchEmbedding(nn.Module):
     """[tokens, values] -> [tokens, width]: the tubelet convolution of VideoMAE, on kept patches only.
 
-        The values of a patch are in (frame, row, column, channel) order. Normalising pixels is affine, and so is the
+    The values of a patch are in (frame, row, column, channel) order. Normalising pixels is affine, and so is the
     embedding: W((x / 255 - mean) / std) + b = W'x + b'. The folded form reads uint8 patches directly, without a float
     copy of the clip.
     """
