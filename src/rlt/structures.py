@@ -203,12 +203,8 @@ class RunLengthTokens:
         """
         values = self.patches if features is None else features
         _require(len(values) == len(self), f"features has {len(values)} rows; one per token is needed: {len(self)}")
-        rows = torch.full(self.grid, -1, dtype=torch.int64, device=self.coords.device)
-        rows[tuple(self.coords.unbind(1))] = torch.arange(len(self), device=rows.device)
-        # Rows grow with t within a column, so the newest kept row so far is the largest so far.
-        newest = rows.cummax(dim=0).values
-        _require(bool((newest[0] >= 0).all()), "a column has no token at t=0, so its places belong to no run")
-        filled = values.index_select(0, newest.flatten()).unflatten(0, self.grid)
+        rows = token_at_place(self.mask())
+        filled = values.index_select(0, rows.flatten()).unflatten(0, self.grid)
         if features is not None:
             return filled
         tubelet, patch = self.spec.tubelet_size, self.spec.patch_size
