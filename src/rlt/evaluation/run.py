@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from rlt.checkpoints import load_checkpoint
-from rlt.checkpoints.models import create_model
+from rlt.checkpoints import create_model, load_checkpoint
 from rlt.conf.schema import Config
 from rlt.data.manifest import read_manifest
 from rlt.errors import InvalidArgumentError
