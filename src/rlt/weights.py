@@ -12,6 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -30,16 +31,11 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FILE_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
-def find_source(
-    source: str | Path,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    force_download: bool = False,
-    local_files_only: bool = False,
-) -> Path:
-    """The local file or folder of a checkpoint; a hub id (owner/name) is downloaded, configuration and weights only."""
+def find_source(source: str | Path, **download: Any) -> Path:
+    """The local file or folder of a checkpoint; a hub id (owner/name) is downloaded, configuration and weights only.
+
+    `download` are options of huggingface_hub's `snapshot_download`.
+    """
     path = Path(source).expanduser()
     if path.exists():
         in_folder = path.name in _FOLDER_WEIGHTS and (path.parent / CONFIG).is_file()
@@ -51,17 +47,8 @@ def find_source(
 
     for weights in ("model*.safetensors*", "pytorch_model*.bin*"):
         try:
-            folder = Path(
-                snapshot_download(
-                    name,
-                    allow_patterns=[CONFIG, "preprocessor_config.json", weights],
-                    revision=revision,
-                    token=token,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                )
-            )
+            wanted = [CONFIG, "preprocessor_config.json", weights]
+            folder = Path(snapshot_download(name, allow_patterns=wanted, **download))
         except Exception as error:  # errors of whichever HTTP library the hub client uses
             raise CheckpointError(
                 f"{name} is no file or folder, and the Hugging Face hub does not give it ({first_line(error)}); "

@@ -57,7 +57,6 @@ class LoadReport:
     """What a careful reader should know."""
 
     def __str__(self) -> str:
-        """Counts, names and notes in one line."""
         title = next(layout.title for layout in LAYOUTS if layout.name == self.layout)
         parts = [f"{self.source} ({title} layout): {self.matched} weights loaded"]
         if self.missing:
@@ -108,8 +107,7 @@ def create_model(
         name: one of `list_models()`.
         num_classes: outputs of the head; 0 for none. None takes the checkpoint's, or 400 without a checkpoint.
         checkpoint: a file, a folder or a hub id in any layout that `rlt.checkpoints` knows; None for random weights.
-        new_head: take a new random head instead of the checkpoint's, or where it has none (after pretraining). With
-            num_classes=None it has as many outputs as the checkpoint's, or 400.
+        new_head: see `read_checkpoint`.
 
     Returns:
         The model; `model.config.labels` holds class names where the checkpoint has them.
@@ -150,8 +148,8 @@ def read_checkpoint(
     Args:
         source: a file, a folder, or a hub id.
         num_classes: outputs of the head; None takes the checkpoint's, 0 leaves the head out.
-        new_head: leave the checkpoint's head out and take a new one of num_classes outputs (None: as many as the
-            checkpoint has, or 400). Needed for a pretraining checkpoint, whose LayerNorm before the head is new, too.
+        new_head: take a new head instead of the checkpoint's (num_classes=None: of as many outputs, or 400). Needed
+            after pretraining, where the LayerNorm before the head is new, too.
         num_heads: attention heads, for a size that is not published and a checkpoint that does not say.
 
     Returns:
@@ -263,10 +261,8 @@ def _check_positions(source: str, key: str, tensor: Tensor) -> int:
 
 
 def _check_translation(source: str, layout: Layout, translation: Translation) -> None:
-    whole = {name: group for name, group in translation.missing.items() if group == "core"}
     present = {rule.group for rule in layout.rules if rule.ours.replace("{i}", "0") in translation.state}
-    in_part = {name: group for name, group in translation.missing.items() if group in present}
-    missing = list(whole | in_part)
+    missing = [name for name, group in translation.missing.items() if group in present | {"core"}]
     integers = [f"{name} is {t.dtype}" for name, t in translation.state.items() if not t.is_floating_point()]
     mis_shaped = [*translation.mis_shaped, *integers]
     if not (missing or translation.unexpected or mis_shaped):
