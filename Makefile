@@ -21,7 +21,7 @@ demo: $(INSTALLED)  ## Set up, then run the main job on a bundled clip
 	$(BIN)/rlt compare src/rlt/assets/traffic.mp4
 	$(BIN)/rlt inspect src/rlt/assets/traffic.mp4 --output output/demo
 
-# As many processes as there are cores, up to four: each takes a gigabyte. Options for pytest go into OPTIONS.
+# As many processes as there are cores, up to four, of one thread and a gigabyte each. Options of pytest go into OPTIONS.
 WORKERS ?= logical
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal $(OPTIONS)
 test: $(INSTALLED)  ## Set up, then run the tests

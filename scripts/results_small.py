@@ -23,7 +23,7 @@ from rlt.data.batch import Batch
 from rlt.data.listings import folder_listing
 from rlt.data.manifest import read_manifest
 from rlt.data.prepare import prepare
-from rlt.evaluation import evaluate
+from rlt.evaluation import EvaluationSettings, evaluate
 from rlt.evaluation.run import evaluate_config
 from rlt.files import write_json
 from rlt.measure import interleave, machine_info
@@ -111,9 +111,7 @@ def _time_evaluation(dataset: str, manifest: Path, videos: int = 16, rounds: int
             evaluate,
             model,
             content,
-            clip=config.data.clip,
-            views=config.data.views,
-            rule=config.tokenizer.build(),
+            EvaluationSettings(config.data.clip, config.data.views, config.tokenizer.build()),
             max_videos=videos,
         )
     timings = interleave(arms, rounds=rounds)

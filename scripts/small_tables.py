@@ -7,8 +7,7 @@ import statistics
 from typing import Any
 
 from markdown_tables import RESULTS, load, machine, table
-
-from rlt.evaluation.statistics import mean_interval
+from student import mean_interval
 
 DATASETS = ("surveillance", "ucf6")
 ARMS = ("none", "rlt", "random", "uniform_frames")

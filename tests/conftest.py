@@ -1,8 +1,8 @@
 """What holds for all tests: threads, seeds, the folder of other videos, and which tests need a GPU.
 
 Tests run in any order and in any number of processes (`pytest -n N`), so none may count on another one: each test and
-each fixture starts from the same seeds, and each process takes its share of the cores and compiles in a folder of its
-own.
+each shared fixture starts from the same seeds, and each process computes with one thread and compiles in a folder of
+its own.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ NO_DATA = "RLT_TEST_DATA is not set"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Share the cores out to the processes of pytest-xdist, and hold the folder of other videos to be one."""
+    """One thread for every process, and hold the folder of other videos to be one.
+
+    Sums of floats depend on the number of threads, which so is the same on every machine and beside any number of other
+    processes; and threads that wait for each other on cores that are taken cost minutes.
+    """
     named = os.environ.get("RLT_TEST_DATA")
     if named is not None and not Path(named).is_dir():
         raise pytest.UsageError(f"RLT_TEST_DATA is {named!r}, which is no folder; unset it to skip what needs it")
-    worker: dict[str, int] | None = getattr(config, "workerinput", None)
-    if worker is None and getattr(config.option, "numprocesses", None):
-        return  # starts the processes that test; they would take over what is set here
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = max(1, cores // (1 if worker is None else worker["workercount"]))
-    torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", str(share))))  # commands that tests start, too
+    os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start
+    torch.set_num_threads(1)
 
 
 def _seed() -> None:

@@ -133,7 +133,9 @@ def test_saving_is_unaffected(tmp_path: Path) -> None:
 @every_family
 def test_the_check_engages(make: Callable[..., Any]) -> None:
     model = patched(make())
+    deltas = model.model.rope_deltas = torch.tensor([[7]])  # of a text that is being generated
     model.rlt.check()
+    assert model.model.rope_deltas is deltas
     assert model.rlt.last is None
     with model.rlt.override(rule=Everything()), pytest.raises(InvalidArgumentError, match="does not engage"):
         model.rlt.check()

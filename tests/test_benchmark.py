@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from rlt.benchmark.peers.decoders import decoders
 from rlt.benchmark.peers.masks import difference_ways
 from rlt.benchmark.peers.padded import block_mask_attention, padded_attention, padded_logits
 from rlt.benchmark.peers.reference import reference_tokenize
-from rlt.checkpoints import create_model
+from rlt.checkpoints import MODELS, create_model
 from rlt.errors import InvalidArgumentError
 from rlt.measure import peak_memory_bytes
 from rlt.structures import IMAGENET_MEAN, IMAGENET_STD
@@ -29,6 +30,14 @@ from rlt.video import ClipSpec
 
 VIDEOS = (assets.path("traffic.mp4"), assets.path("animation.mp4"))
 SMALL = BenchmarkSettings("vit_tiny", clip=ClipSpec(8, size=64), videos=VIDEOS, clips=2, rounds=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _three_layers() -> Iterator[None]:
+    """Nothing that is held here needs the twelve layers of ViT-Ti."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(MODELS, "vit_tiny", MODELS["vit_tiny"].replace(depth=3))
+        yield
 
 
 @lru_cache

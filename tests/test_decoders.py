@@ -111,7 +111,7 @@ def test_inspect_reads_with_it(video: Path, calls: list[str], tmp_path: Path) ->
 
 def test_evaluate_reads_with_it(video: Path, calls: list[str]) -> None:
     pytest.importorskip("torchmetrics")
-    from rlt.evaluation import evaluate
+    from rlt.evaluation import EvaluationSettings, evaluate
 
     torch.manual_seed(0)
     config = rlt.ViTConfig(width=24, depth=1, num_heads=2, mlp_width=48, num_classes=2, num_frames=4, image_size=32)
@@ -120,10 +120,7 @@ def test_evaluate_reads_with_it(video: Path, calls: list[str]) -> None:
         evaluate(
             rlt.VisionTransformer(config),
             manifest,
-            clip=SPEC,
-            views=ViewConfig(1, 1),
-            rule=Threshold(),
-            decoder=decoder,
+            EvaluationSettings(SPEC, ViewConfig(1, 1), Threshold(), decoder=decoder),
         )
         for decoder in ("pyav", "whole")
     ]

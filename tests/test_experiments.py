@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,11 @@ import video_factory
 pytest.importorskip("lightning")
 
 from rlt import cli
+from rlt.conf import compose
+from rlt.errors import InvalidArgumentError
 from rlt.evaluation.predictions import read_predictions
+from rlt.evaluation.run import config_of_run, evaluation_config
+from rlt.files import write_json
 
 SMALL = [
     "model.drop_path=0.1",
@@ -101,6 +106,15 @@ def test_from_a_folder_to_a_paired_comparison(
         assert numbers["failed"] == []
     assert rlt_numbers["tokens_kept"] < dense_numbers["tokens_kept"] == 1
     assert "comparison" in dense_numbers
+
+    code, _, err = run(*evaluate, "tokenizer=rlt", "batch_videos=3", "optimizer.lr=1", "json=c.json")
+    assert code == 0, err
+    assert "warning: without effect on rlt evaluate: optimizer.lr" in err
+    batched = json.loads(Path("c.json").read_text())
+    assert batched["settings"].pop("batch_videos") == 3
+    assert rlt_numbers["settings"].pop("batch_videos") == 1
+    for name in ("settings", "top1", "top5", "tokens_histogram", "flops", "confusion"):
+        assert batched[name] == rlt_numbers[name], name
     assert rlt_numbers["settings"]["clip"]["num_frames"] == 4  # as in training, without being said again
     predictions = read_predictions("a.parquet")
     assert rlt_numbers["top1"] == sum(prediction.correct for prediction in predictions) / 4
@@ -114,7 +128,9 @@ def test_what_is_missing_is_said_in_one_line(
     for arguments, message in (
         (["train"], "data.train is not set"),
         (["train", "data.train=none.parquet"], "none.parquet"),
-        (["train", "experiment=none"], "none"),
+        (["train", "experiment=none"], "experiment is 'none'; allowed are k400_vit_base_eval"),
+        (["train", "trainer.max_step=3"], "did you mean trainer.max_steps?"),
+        (["evaluate", "tokeniser=rlt"], "did you mean tokenizer?"),
         (["evaluate"], "checkpoint is not set"),
         (["evaluate", "checkpoint=runs/none"], "data.test is not set"),
         (["evaluate", "checkpoint=x", "tokenizer=rlt", "tokenizer.threshold=-1"], "threshold is -1.0"),
@@ -123,6 +139,46 @@ def test_what_is_missing_is_said_in_one_line(
         assert code == 2, arguments
         assert message in err
         assert len(err.strip().splitlines()) == 1, err
+
+
+def test_a_run_is_evaluated_as_it_was_trained(videos: Path, tmp_path: Path) -> None:
+    """From config.json; a run of before that has the overrides it was trained with."""
+    trained = [
+        "experiment=ucf_small",
+        "data.clip.size=32",
+        "tokenizer.threshold=0.3",
+        "checkpoint=a.pth",
+        "json=a.json",
+    ]
+    write_json(tmp_path / "run" / "overrides.json", trained)
+    write_json(tmp_path / "run" / "config.json", asdict(compose([*trained, "seed=4"])))
+    checkpoint = f"checkpoint={tmp_path / 'run'}"
+    config = evaluation_config([checkpoint, "device=cpu"])
+    assert (config.seed, config.data.clip.size, config.tokenizer.threshold, config.model.name) == (
+        4,
+        32,
+        0.3,
+        "vit_tiny",
+    )
+    assert (config.checkpoint, config.json) == (str(tmp_path / "run"), None)
+    assert evaluation_config([checkpoint, "model.name=vit_tiny"]) == replace(config, device="auto")
+    for typed, message in (
+        ("model=vit_base", "model is 'vit_base', but .*run was trained with 'vit_tiny'; leave it out"),
+        ("model.num_heads=6", "model.num_heads is 6, but .*run was trained with None; leave it out"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=message):
+            evaluation_config([checkpoint, typed])
+    (tmp_path / "run" / "config.json").unlink()
+    assert evaluation_config([checkpoint, "device=cpu"]) == replace(config, seed=0)
+    merging = ["tokenizer=tome", "tokenizer.merge_per_block=3"]  # as it was written then
+    write_json(tmp_path / "run" / "overrides.json", [*trained[:2], *merging])
+    config = evaluation_config([checkpoint])
+    assert (config.tokenizer.rule, config.model.merge_per_block) == ("none", 3)
+    write_json(tmp_path / "model" / "config.json", {"model_type": "videomae"})
+    assert config_of_run(str(tmp_path / "model")) == {}
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(InvalidArgumentError, match="is cut off"):
+        evaluation_config([checkpoint])
 
 
 def test_help_lists_every_option(run: Callable[..., tuple[int, str, str]]) -> None:

@@ -109,7 +109,7 @@ def test_threshold_curve_equals_keep_mask_at_every_threshold(tmp_path: Path) -> 
     levels = 128 + rng.uniform(-1, 1, (16, 4, 4, 1)) * np.linspace(0, 40, 16).reshape(4, 4, 1)  # restless to the right
     noisy = levels.repeat(16, 1).repeat(16, 2).repeat(3, 3).astype(np.uint8)
     video = write_frames(tmp_path / "noisy.mkv", noisy)
-    scanner = ClipScanner(dataclasses.replace(SETTINGS, threshold=0.137), FPS)
+    scanner = ClipScanner(dataclasses.replace(SETTINGS, rule=rlt.Threshold(0.137)), info(1.6, fps=FPS))
     clips = list(iter_clips(video, **CLIP))
     for clip in clips:
         scanner.add(clip)
@@ -144,9 +144,9 @@ def test_thresholds_reach_beyond_a_high_one_and_bad_ones_are_named() -> None:
     assert curve_thresholds(0.1)[-1] == 0.5
     assert curve_thresholds(2.0)[-1] == 2.5
     assert 2.0 in curve_thresholds(2.0)
-    for bad in (-0.1, float("nan"), float("inf")):
-        with pytest.raises(InvalidArgumentError, match=f"threshold is {bad}; 0 or more"):
-            curve_thresholds(bad)
+    with pytest.raises(InvalidArgumentError, match="threshold is inf"):
+        curve_thresholds(float("inf"))
+    assert 0.1 in curve_thresholds(None)
 
 
 def test_dimming_touches_dropped_patches_only() -> None:
@@ -505,7 +505,7 @@ def test_a_sampled_video_says_so(video: Path, tmp_path: Path) -> None:
 
 
 def test_the_overlay_of_a_long_video_is_a_window_around_the_representative_clip(video: Path) -> None:
-    scanner = ClipScanner(SETTINGS, FPS)
+    scanner = ClipScanner(SETTINGS, probe(video))
     for clip in iter_clips(video, **CLIP):
         scanner.add(clip)
     scan, seen = scanner.result(), probe(video)
@@ -624,7 +624,7 @@ def test_frames_are_not_held_beyond_a_limit(monkeypatch: pytest.MonkeyPatch, vid
     monkeypatch.setattr(passes, "_MAX_HELD_BYTES", 5 * 8 * 128 * 128 * 3)  # of the five and a half clips that there are
     counted = Counted(monkeypatch)
     assert inspect_video(video, tmp_path / "out", **CLIP).overlay.num_frames == 44
-    assert counted.frames == 1 + 44 + 44
+    assert 1 + 44 + 44 <= counted.frames < 1 + 44 + 44 + 12  # the second half begins at a key frame, one every 12
 
 
 @pytest.mark.usefixtures("quick")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ import video_factory
 pytest.importorskip("lightning")
 
 import rlt
-from rlt.conf import compose, experiments, merge_overrides
+from rlt.conf import compose, experiments, typed
 from rlt.conf.schema import Config, OptimizerConfig
 from rlt.data.manifest import Manifest, VideoEntry, write_manifest
 from rlt.errors import InvalidArgumentError, TrainingError
@@ -180,15 +181,18 @@ def test_length_encoding_starts_neutral() -> None:
     assert model.length_embed.grad[:7].abs().sum() == 0  # every run is 8 long
 
 
-@pytest.mark.parametrize("tokenizer", ["none", "rlt", "random", "uniform_frames", "tome"])
+@pytest.mark.parametrize("tokenizer", ["none", "rlt", "budget", "random", "uniform_frames", "merging"])
 def test_every_tokenizer_trains(manifest: Path, tmp_path: Path, tokenizer: str) -> None:
-    more = ["tokenizer.merge_per_block=1"] if tokenizer == "tome" else []
-    summary = run(manifest, tmp_path / "run", f"tokenizer={tokenizer}", "trainer.max_steps=2", *more)
+    more = {"budget": ["tokenizer.keep_ratio=0.75"], "merging": ["model.merge_per_block=1"]}.get(tokenizer, [])
+    rule = tokenizer.replace("merging", "none")
+    summary = run(manifest, tmp_path / "run", f"tokenizer={rule}", "trainer.max_steps=2", *more)
     assert summary.steps == 2
-    assert (summary.tokens_kept == 1) == (tokenizer in ("none", "tome"))
+    assert (summary.tokens_kept == 1) == (rule == "none")
     assert summary.val_top1 is not None
     numbers = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert numbers["machine"]["processor"]
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (kept["tokenizer"]["rule"], kept["data"]["clip"]["size"]) == (rule, 32)
     config = rlt.VisionTransformer.from_pretrained(tmp_path / "run" / "model").config
     assert (config.labels, config.num_frames, config.image_size) == (("dark", "bright"), 4, 32)
 
@@ -315,7 +319,9 @@ def test_wandb_is_one_flag_away_and_works_offline(
     assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
 
 
-def test_compiled_blocks_give_the_same_run(manifest: Path, tmp_path: Path) -> None:
+def test_compiled_blocks_give_the_same_run(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = rlt.checkpoints.models.MODELS
+    monkeypatch.setitem(models, "vit_tiny", models["vit_tiny"].replace(depth=2))  # compiles in seconds
     same = ["model.drop_path=0", "trainer.max_steps=2"]
     run(manifest, tmp_path / "eager", *same)
     run(manifest, tmp_path / "compiled", *same, "trainer.compile=true")
@@ -362,11 +368,30 @@ def test_presets_compose(name: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["tokenizer=best"], "tokenizer"),
+        (["tokenizer=best"], "tokenizer is 'best'; allowed are rlt, budget, none, random"),
+        (["tokenizer=rtl"], "allowed are .*; did you mean 'rlt'?"),
+        (["model=vit_bas"], "model is 'vit_bas'; allowed are vit_tiny, .*; did you mean 'vit_base'?"),
+        (["model.name=vit_bas"], "model.name is 'vit_bas'; allowed are vit_tiny, .*; did you mean 'vit_base'?"),
+        (["experiment=k400"], "experiment is 'k400'; allowed are .*; did you mean 'k400_vit_base_eval'?"),
+        (["data=ssv3"], "data is 'ssv3'; allowed are kinetics400, .*; did you mean 'ssv2'?"),
+        (["logger=wandbb"], "logger is 'wandbb'; allowed are default, wandb, none; did you mean 'wandb'?"),
         (["tokenizer.threshold=-1"], "threshold is -1.0; 0 or more"),
         (["trainer.precision=int8"], "trainer.precision is 'int8'; allowed are float32"),
-        (["trainer.max_stps=3"], "max_stps"),
-        (["trainer.max_steps=many"], "many"),
+        (["tokeniser=rlt"], "there is no option tokeniser; did you mean tokenizer?"),
+        (["trainer.max_step=3"], "there is no option trainer.max_step; did you mean trainer.max_steps?"),
+        (["max_steps=3"], "there is no option max_steps; did you mean trainer.max_steps?"),
+        (["data.clips.size=3"], "there is no option data.clips.size; did you mean data.clip.size?"),
+        (["trainer.lr=3"], "there is no option trainer.lr; did you mean optimizer.lr?"),
+        (["tokenizer=tome"], "tokenizer=tome is now written tokenizer=none model.merge_per_block=N"),
+        (["tokenizer.merge_per_block=4"], "tokenizer.merge_per_block=4 is now written model.merge_per_block=N"),
+        (["tokenizer.policy=rlt"], "tokenizer.policy=rlt is now written tokenizer=NAME"),
+        (["+foo=1"], "there is no option foo; `rlt train --help` lists all"),
+        (["hydra.run.dir=x"], "there is no option hydra.run.dir"),
+        (["trainer.max_steps"], "'trainer.max_steps' is no option; options are written key=value"),
+        (["trainer.max_steps=many"], "trainer.max_steps: Value 'many' of type 'str' could not be converted to Integer"),
+        (["logger.csv=perhaps"], "logger.csv: Value 'perhaps' is not a valid bool"),
+        (["seed=1,2"], "seed=1,2 is more than one value"),
+        (["data.test=a(b.csv"], "data.test=a.b.csv cannot be read; put the value in quotes"),
         (["trainer.batch_size=0"], "trainer.batch_size is 0"),
         (["model.length_encoding=sinus"], "model.length_encoding is 'sinus'"),
         (["optimizer.layer_decay=2"], "optimizer.layer_decay is 2.0"),
@@ -376,9 +401,38 @@ def test_bad_overrides_are_one_line(overrides: list[str], message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=message) as error:
         compose(overrides)
     assert "\n" not in str(error.value)
+    assert "Config search path" not in str(error.value)
 
 
-def test_later_overrides_replace_earlier_ones() -> None:
-    merged = merge_overrides(["tokenizer=rlt", "tokenizer.threshold=0.2", "seed=1"], ["tokenizer=none"])
-    assert merged == ["seed=1", "tokenizer=none"]
-    assert merge_overrides(["a.b=1", "a.c=2"], ["a.b=3"]) == ["a.c=2", "a.b=3"]
+def test_what_is_typed_wins_over_the_run() -> None:
+    trained = ["experiment=k400_vit_base_stride2_train", "tokenizer=rlt", "tokenizer.threshold=0.2", "seed=1"]
+    trained += ["data.val=a.csv", "data.clip.size=112", "model=vit_small"]
+    run = asdict(compose(trained))
+    assert asdict(compose([], run=run)) == run
+    assert (
+        asdict(compose(["seed=1"], run={"data": run["data"]}))["data"] == run["data"]
+    )  # what it leaves out is default
+
+    some = compose(["tokenizer.keep_ratio=0.5", "data.clip.num_frames=8"], run=run | {"tokenizer": {"rule": "random"}})
+    assert (some.tokenizer.rule, some.tokenizer.keep_ratio) == ("random", 0.5)
+    assert (some.data.clip.num_frames, some.data.clip.frame_stride, some.data.clip.size) == (8, 2, 112)
+
+    anew = compose(["tokenizer=rlt"], run=run)
+    assert (anew.tokenizer.threshold, anew.seed, anew.data.clip.size) == (None, 1, 112)
+    other = compose(["data=ssv2"], run=run)
+    assert (other.data.clip.sampling, other.data.clip.size, other.data.val) == ("uniform", 224, "a.csv")
+    assert (other.model.name, other.trainer.precision) == ("vit_small", "float16")
+
+    preset = compose(["experiment=k400_vit_base_eval", "data.views.num_crops=1"], run=run)
+    assert (preset.data.clip.num_frames, preset.data.views.num_clips, preset.data.views.num_crops) == (16, 4, 1)
+    assert (preset.trainer.precision, preset.model.name, preset.data.val) == ("float32", "vit_base", "a.csv")
+    assert (preset.tokenizer.threshold, preset.seed) == (0.2, 1)  # which no experiment decides
+
+
+def test_what_is_typed_is_read_as_hydra_reads_it() -> None:
+    assert typed(["checkpoint='runs/a b'", "seed=1", "seed=2", "tokenizer=rlt", "data.test=null"]) == {
+        "checkpoint": "runs/a b",
+        "seed": 2,
+        "tokenizer": "rlt",
+        "data.test": None,
+    }

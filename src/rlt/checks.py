@@ -61,8 +61,11 @@ def exclusive(**values: object) -> None:
 
 
 def nearest(value: object, allowed: Iterable[object]) -> str:
-    """ "; did you mean 'x'?" for the name that looks most like `value`, "" if none does."""
-    close = get_close_matches(str(value), [str(item) for item in allowed], n=1)
+    """ "; did you mean 'x'?" for the name that looks most like `value` or begins with it, "" if none does."""
+    names = [str(item) for item in allowed]
+    close = get_close_matches(str(value), names, n=1) or [
+        name for name in names if value and name.startswith(f"{value}")
+    ]
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

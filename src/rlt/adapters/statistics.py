@@ -85,18 +85,19 @@ def warn_unless_normalised(pixels: Tensor, spec: PatchSpec) -> None:
     """Say in one line, once per place that calls, that floats cannot be pixels normalised by `spec`."""
     if torch.compiler.is_compiling() or not pixels.numel():
         return
-    bounds = [abs((end - mean) / std) for end in (0, 1) for mean, std in zip(spec.mean, spec.std, strict=True)]
+    ends = [abs((end - mean) / std) for end in (0, 1) for mean, std in zip(spec.mean, spec.std, strict=True)]
     lowest, highest = torch.stack(torch.aminmax(pixels.detach())).tolist()
-    if max(-lowest, highest) > FAR * max(bounds):
+    if max(-lowest, highest) > FAR * max(ends):
+        # No word about this call's own pixels, since each text of a warning is shown once.
         _warn_caller(
-            f"pixels reach from {lowest:.3g} to {highest:.3g}, which normalised ones cannot with mean={spec.mean} and "
-            f"std={spec.std}; pass uint8 frames or what the model's processor gives, or set pixel_mean and pixel_std"
+            f"pixels are beyond {FAR * max(ends):.3g}; with mean={spec.mean} and std={spec.std} normalised ones reach "
+            f"{max(ends):.3g}: pass uint8 frames or what the model's processor gives, or set pixel_mean and pixel_std"
         )
 
 
 def _warn_caller(message: str) -> None:
     """Warn at the first line outside of the libraries that a call runs through."""
-    frame, level = sys._getframe(1), 1
+    frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in LIBRARIES:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, RuntimeWarning, stacklevel=level)

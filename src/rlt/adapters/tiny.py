@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,25 +37,14 @@ class Size:
     tubelet_size: int = 2
 
 
-class Family(NamedTuple):
-    """Models of transformers that one configuration describes."""
-
-    config: str
-    """Name of the class of its configuration."""
-    model: str
-    """Name of the class that is built where no other is asked for."""
-    fields: Callable[[Size], dict[str, Any]]
-    """Of the configuration."""
-
-
 def build(family: str, size: Size | None = None, *, kind: str | None = None, seed: int = 0, **more: Any) -> Any:
-    """A model in evaluation mode.
+    """A model in evaluation mode, the same weights for the same seed.
 
     Args:
         family: one of `FAMILIES`, or "timm".
         size: None for the smallest.
         kind: name of another class that the configuration of the family describes.
-        seed: the weights are a function of it.
+        seed: of the weights.
         more: further fields of the configuration, or arguments of timm's `VisionTransformer`. Dictionaries add to what
             is there.
 
@@ -68,13 +57,15 @@ def build(family: str, size: Size | None = None, *, kind: str | None = None, see
     chosen = size or Size()
     torch.manual_seed(seed)
     if family == "timm":
-        fields = _timm_vit(chosen)
-        return import_timm().models.vision_transformer.VisionTransformer(**fields, **more).eval()
-    library, known = import_transformers(), FAMILIES[family]
-    fields = known.fields(chosen)
+        shape = {"embed_dim": chosen.width, "depth": chosen.depth, "num_heads": chosen.heads}
+        shape |= {"img_size": chosen.image_size, "patch_size": chosen.patch_size or 16}
+        kinds = import_timm().models.vision_transformer
+        return kinds.VisionTransformer(mlp_ratio=chosen.mlp_width / chosen.width, **shape, **more).eval()
+    library, (config, model, describe) = import_transformers(), FAMILIES[family]
+    fields = describe(chosen)
     for name, value in more.items():
         fields[name] = {**fields.get(name, {}), **value} if isinstance(value, dict) else value
-    return getattr(library, kind or known.model)(getattr(library, known.config)(**fields)).eval()
+    return getattr(library, kind or model)(getattr(library, config)(**fields)).eval()
 
 
 def inputs(model: Any, pixels: Tensor) -> dict[str, Tensor]:
@@ -134,99 +125,78 @@ def import_timm() -> Any:
     return timm
 
 
+# Fields of configurations
+
+
 def _layers(size: Size) -> dict[str, Any]:
     return {"hidden_size": size.width, "num_hidden_layers": size.depth, "num_attention_heads": size.heads}
 
 
-def _patches(size: Size, tubelet: str) -> dict[str, Any]:
-    return {tubelet: size.tubelet_size} | ({} if size.patch_size is None else {"patch_size": size.patch_size})
+def _patch(size: Size) -> dict[str, Any]:
+    return {} if size.patch_size is None else {"patch_size": size.patch_size}
+
+
+def _encoder(size: Size) -> dict[str, Any]:
+    clip = {"num_frames": size.num_frames, "image_size": size.image_size, "intermediate_size": size.mlp_width}
+    return {**_layers(size), **clip}
 
 
 def _videomae(size: Size) -> dict[str, Any]:
-    clip = {"num_frames": size.num_frames, "image_size": size.image_size, "intermediate_size": size.mlp_width}
-    return {**_layers(size), **clip, **_patches(size, "tubelet_size")}
+    return {**_encoder(size), "tubelet_size": size.tubelet_size, **_patch(size)}
 
 
 def _vivit(size: Size) -> dict[str, Any]:
-    clip = {"num_frames": size.num_frames, "image_size": size.image_size, "intermediate_size": size.mlp_width}
-    side = size.patch_size or 16
-    return {**_layers(size), **clip, "tubelet_size": [size.tubelet_size, side, side]}
+    return {**_encoder(size), "tubelet_size": [size.tubelet_size, *[size.patch_size or 16] * 2]}
 
 
 def _vjepa2(size: Size) -> dict[str, Any]:
-    clip = {"frames_per_clip": size.num_frames, "crop_size": size.image_size, "mlp_ratio": size.mlp_width / size.width}
-    predictor = {
-        "pred_hidden_size": size.width // 2,
-        "pred_num_hidden_layers": 1,
-        "pred_num_attention_heads": size.heads,
-    }
-    return {**_layers(size), **clip, **predictor, **_patches(size, "tubelet_size"), "num_pooler_layers": 1}
-
-
-def _timm_vit(size: Size) -> dict[str, Any]:
-    shape = {"embed_dim": size.width, "depth": size.depth, "num_heads": size.heads}
-    return {
-        **shape,
-        "img_size": size.image_size,
-        "patch_size": size.patch_size or 16,
-        "mlp_ratio": size.mlp_width / size.width,
-    }
+    clip = {"frames_per_clip": size.num_frames, "crop_size": size.image_size, "tubelet_size": size.tubelet_size}
+    layers = {**_layers(size), "mlp_ratio": size.mlp_width / size.width, "num_pooler_layers": 1}
+    predictor = {"hidden_size": size.width // 2, "num_hidden_layers": 1, "num_attention_heads": size.heads}
+    return {**layers, **clip, **_patch(size), **{f"pred_{name}": value for name, value in predictor.items()}}
 
 
 def _qwen(size: Size, vision: dict[str, Any], *, share_of_sides: float) -> dict[str, Any]:
     """The language model is as large as the tower; rotary positions of rows and columns have this share of a head."""
-    half = size.width // size.heads // 2
-    rows = int(share_of_sides * half)
-    text = {
-        **_layers(size),
-        "intermediate_size": size.mlp_width,
-        "num_key_value_heads": size.heads,
-        "head_dim": size.width // size.heads,
-        "vocab_size": VOCABULARY,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 1e6,
-            "mrope_section": [half - 2 * rows, rows, rows],
-        },
-    }
-    tower = {"depth": size.depth, "num_heads": size.heads, **_patches(size, "temporal_patch_size")}
-    marks = {
+    head = size.width // size.heads
+    sides = int(share_of_sides * head / 2)
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [head // 2 - 2 * sides, sides, sides]}
+    heads = {"num_key_value_heads": size.heads, "head_dim": head, "rope_parameters": rope}
+    words = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    tower = {"depth": size.depth, "num_heads": size.heads, "temporal_patch_size": size.tubelet_size, **_patch(size)}
+    return {
+        "text_config": {**_layers(size), "intermediate_size": size.mlp_width, **heads, **words},
+        "vision_config": {**tower, "hidden_size": size.width, **vision},
         "video_token_id": VIDEO,
         "vision_start_token_id": START,
         "vision_end_token_id": END,
         "image_token_id": IMAGE,
     }
-    return {"text_config": text, "vision_config": {**tower, **vision}, **marks}
 
 
 def _qwen2(size: Size) -> dict[str, Any]:
-    vision = {"embed_dim": size.width, "hidden_size": size.width, "mlp_ratio": size.mlp_width // size.width}
+    vision = {"embed_dim": size.width, "mlp_ratio": size.mlp_width // size.width}
     return _qwen(size, vision, share_of_sides=3 / 8)
-
-
-def _tower(size: Size) -> dict[str, Any]:
-    return {"hidden_size": size.width, "out_hidden_size": size.width, "intermediate_size": size.mlp_width}
 
 
 def _qwen25(size: Size) -> dict[str, Any]:
     whole = [layer for layer in range(size.depth) if layer % 3 == 2]  # the others attend within windows
-    return _qwen(size, {**_tower(size), "fullatt_block_indexes": whole or [size.depth - 1]}, share_of_sides=3 / 8)
+    layers = {"intermediate_size": size.mlp_width, "fullatt_block_indexes": whole or [size.depth - 1]}
+    return _qwen(size, {"out_hidden_size": size.width, **layers}, share_of_sides=3 / 8)
 
 
 def _qwen3(size: Size) -> dict[str, Any]:
     deep = [layer for layer in range(size.depth - 1) if layer % 3 == 2]
-    return _qwen(size, {**_tower(size), "deepstack_visual_indexes": deep}, share_of_sides=1 / 3)
+    layers = {"intermediate_size": size.mlp_width, "deepstack_visual_indexes": deep}
+    return _qwen(size, {"out_hidden_size": size.width, **layers}, share_of_sides=1 / 3)
 
 
-FAMILIES = {
-    "videomae": Family("VideoMAEConfig", "VideoMAEForVideoClassification", _videomae),
-    "vivit": Family("VivitConfig", "VivitForVideoClassification", _vivit),
-    "vjepa2": Family("VJEPA2Config", "VJEPA2ForVideoClassification", _vjepa2),
-    "qwen2": Family("Qwen2VLConfig", "Qwen2VLForConditionalGeneration", _qwen2),
-    "qwen2.5": Family("Qwen2_5_VLConfig", "Qwen2_5_VLForConditionalGeneration", _qwen25),
-    "qwen3": Family("Qwen3VLConfig", "Qwen3VLForConditionalGeneration", _qwen3),
+FAMILIES: dict[str, tuple[str, str, Callable[[Size], dict[str, Any]]]] = {
+    "videomae": ("VideoMAEConfig", "VideoMAEForVideoClassification", _videomae),
+    "vivit": ("VivitConfig", "VivitForVideoClassification", _vivit),
+    "vjepa2": ("VJEPA2Config", "VJEPA2ForVideoClassification", _vjepa2),
+    "qwen2": ("Qwen2VLConfig", "Qwen2VLForConditionalGeneration", _qwen2),
+    "qwen2.5": ("Qwen2_5_VLConfig", "Qwen2_5_VLForConditionalGeneration", _qwen25),
+    "qwen3": ("Qwen3VLConfig", "Qwen3VLForConditionalGeneration", _qwen3),
 }
-"""Of transformers, by short names."""
+"""Of transformers: configuration, the class that is built where no other is asked for, and fields of the first."""

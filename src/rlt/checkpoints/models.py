@@ -23,11 +23,11 @@ def list_models() -> list[str]:
     return list(MODELS)
 
 
-def model_config(name: str) -> ViTConfig:
-    """The configuration of a named model.
+def model_config(name: str, num_heads: int | None = None) -> ViTConfig:
+    """The configuration of a named model, with another number of attention heads if one is given.
 
     Raises:
         InvalidArgumentError: for an unknown name, listing the known ones.
     """
     one_of(MODELS, model=name)
-    return MODELS[name]
+    return MODELS[name] if num_heads is None else MODELS[name].replace(num_heads=num_heads)

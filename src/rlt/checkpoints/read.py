@@ -100,6 +100,7 @@ def create_model(
     num_classes: int | None = None,
     checkpoint: str | Path | None = None,
     new_head: bool = False,
+    num_heads: int | None = None,
 ) -> VisionTransformer:
     """Build a model, with random weights or those of a checkpoint, in evaluation mode.
 
@@ -108,6 +109,7 @@ def create_model(
         num_classes: outputs of the head; 0 for none. None takes the checkpoint's, or 400 without a checkpoint.
         checkpoint: a file, a folder or a hub id in any layout that `rlt.checkpoints` knows; None for random weights.
         new_head: see `read_checkpoint`.
+        num_heads: attention heads where they are not those of the named size.
 
     Returns:
         The model; `model.config.labels` holds class names where the checkpoint has them.
@@ -116,10 +118,10 @@ def create_model(
         InvalidArgumentError: for an unknown name.
         CheckpointError: if the checkpoint cannot be read, or its weights are not those of the named model.
     """
-    config = model_config(name)
+    config = model_config(name, num_heads)
     if checkpoint is None:
         return VisionTransformer(config.replace(num_classes=400 if num_classes is None else num_classes)).eval()
-    model = load_checkpoint(checkpoint, num_classes=num_classes, new_head=new_head)
+    model = load_checkpoint(checkpoint, num_classes=num_classes, new_head=new_head, num_heads=num_heads)
     for size in _SIZES:
         ours, theirs = getattr(config, size), getattr(model.config, size)
         if ours != theirs:

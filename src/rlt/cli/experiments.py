@@ -35,12 +35,14 @@ def train(overrides: Overrides = None) -> None:
     Presets: experiment, data, model, tokenizer (rlt, budget, none, random, uniform_frames), logger. resume=auto goes
     on with a run that was cut off.
     """
-    _require("lightning", "hydra", "torchmetrics", "kornia", "pyarrow")
+    _require("lightning", "hydra", "kornia", "pyarrow")
     from rlt.conf import compose
     from rlt.training.run import train as run_training
 
     given = overrides or []
-    summary = run_training(compose(given), overrides=given, say=say)
+    config = compose(given)
+    _say_what_is_not_read("train", given)
+    summary = run_training(config, overrides=given, say=say)
     kept = f"{summary.tokens_kept:.1%} of the tokens kept"
     accuracy = "" if summary.val_top1 is None else f", validation top-1 {summary.val_top1:.1%}"
     show(f"{summary.run_dir}: step {summary.steps}, {summary.train_seconds:.1f} s of training, {kept}{accuracy}")
@@ -54,15 +56,13 @@ def evaluate(overrides: Overrides = None) -> None:
     json=FILE keeps the numbers, predictions=FILE.parquet one row per video, pictures=DIR the confusion matrix;
     compare_with=FILE.parquet compares with the predictions of another evaluation, pair by pair.
     """
-    _require("lightning", "hydra", "torchmetrics", "kornia", "pyarrow")
+    _require("hydra", "pyarrow")
     from rlt.cli.show import evaluation_report, paired_report
-    from rlt.conf import compose, merge_overrides
-    from rlt.evaluation.run import evaluate_config, overrides_of_run
+    from rlt.evaluation.run import evaluate_config, evaluation_config
 
     given = overrides or []
-    named = [override.removeprefix("checkpoint=") for override in given if override.startswith("checkpoint=")]
-    earlier = overrides_of_run(named[-1]) if named else []
-    config = compose(merge_overrides(earlier, given))
+    config = evaluation_config(given)
+    _say_what_is_not_read("evaluate", given)
     with progress("Evaluating") as update:
         run = evaluate_config(config, on_progress=update)
     output.print(evaluation_report(run.result))
@@ -76,3 +76,13 @@ def _require(*packages: str) -> None:
         raise MissingDependencyError(
             f'{", ".join(missing)} cannot be imported; install what experiments need with: pip install "rlt[train]"'
         )
+
+
+def _say_what_is_not_read(command: str, overrides: list[str]) -> None:
+    """Both commands take one set of options, so that one line serves both; what has no effect is said."""
+    from rlt.conf import typed
+    from rlt.conf.schema import is_read_by
+
+    unread = [key for key in typed(overrides) if not is_read_by(command, key)]
+    if unread:
+        say(f"warning: without effect on rlt {command}: {', '.join(unread)}")

@@ -15,7 +15,7 @@ from rlt.checkpoints.models import MODELS
 from rlt.compare import ARMS, Comparison, VideoComparison
 from rlt.measure import Timing, machine_info
 from rlt.network.attention import choose_backend
-from rlt.tokens import Everything, Rule, rule_name, rule_options
+from rlt.tokens import Everything, rule_line, rule_name
 from rlt.video import ClipSpec
 from rlt.video.geometry import Size
 
@@ -169,17 +169,12 @@ def _settings_line(result: Comparison) -> str:
     name = result.videos[0].source if len(result.videos) == 1 else f"{len(result.videos)} videos"
     return (
         f"{name}: {clips} clip{'s'[: clips != 1]} of {settings.clip.num_frames} frames ({_pace(settings.clip)}) at "
-        f"{format_size(settings.clip.size)}, {settings.model}, {_rule_line(settings.rule)}"
+        f"{format_size(settings.clip.size)}, {settings.model}, {rule_line(settings.rule)}"
     )
 
 
 def _pace(clip: ClipSpec) -> str:
     return f"stride {clip.frame_stride}" if clip.fps is None else f"{clip.fps:g} a second"
-
-
-def _rule_line(rule: Rule) -> str:
-    name, *options = [f"{value}" if key == "rule" else f"{key} {value}" for key, value in rule_options(rule).items()]
-    return ", ".join(options if name in ("rlt", "budget") else [name, *options])
 
 
 def _stage_table(result: Comparison) -> Table:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from rlt.checkpoints.models import MODELS
+from rlt.checks import one_of
+from rlt.conf import experiments
+from rlt.conf.reference import sections
 from rlt.conf.schema import Config, DataConfig, LoggerConfig, ModelConfig, TokenizerConfig
 from rlt.data.augment import AugmentConfig
 from rlt.data.clips import ViewConfig
@@ -17,6 +21,7 @@ from rlt.video import ClipSpec
 try:
     import hydra
     from hydra.core.config_store import ConfigStore
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -25,57 +30,73 @@ except ImportError as error:
         'configuration needs hydra, which cannot be imported; install with: pip install "rlt[train]"'
     ) from error
 
-GROUPS = ("data", "model", "tokenizer", "logger", "experiment")
-"""Keys that take the name of a preset."""
+_MANIFESTS = ("train", "val", "test")
+_NOT_OF_AN_EXPERIMENT = ("tokenizer", "seed")
 
 
-_DEFAULTS: list[Any] = [
-    "_self_",  # first, so that a group's preset wins over the dataclass's own defaults
-    {"data": "kinetics400"},
-    {"model": "vit_base"},
-    {"tokenizer": "rlt"},
-    {"logger": "default"},
-    {"experiment": None},
-]
+_MOVED = {
+    "tokenizer.policy": "tokenizer=NAME",
+    "tokenizer.merge_per_block": "model.merge_per_block=N",
+    "tokenizer=tome": "tokenizer=none model.merge_per_block=N",
+}
+"""What was written otherwise in earlier versions."""
 
 
 @dataclass
 class _Root(Config):
     """The configuration with Hydra's list of defaults, which Hydra takes out again."""
 
-    defaults: list[Any] = field(default_factory=lambda: list(_DEFAULTS))
+    defaults: list[Any] = field(default_factory=list)
 
 
-def compose(overrides: Sequence[str]) -> Config:
+def compose(overrides: Sequence[str], run: Mapping[str, Any]) -> Config:
     """See `rlt.conf.compose`."""
-    _register()
+    beneath, presets = _beneath(run, typed(overrides)), _presets()
+    rule = beneath.get("tokenizer", {}).get("rule", "rlt")
+    one_of(presets["tokenizer"], tokenizer=rule)
+    defaults: list[Any] = [
+        "_self_",  # first, so that a group's preset wins over the dataclass's own defaults
+        {"data": "kinetics400"},
+        {"model": "vit_base"},
+        {"tokenizer": rule},
+        {"logger": "default"},
+        "run",
+        {"experiment": None},
+    ]
+    store = ConfigStore.instance()
+    store.store(name="config", node=_writable(_Root(defaults=defaults)))
+    store.store(name="run", node=beneath, package="_global_")
+    for group in ("data", "model", "tokenizer", "logger"):
+        for name, node in presets[group].items():
+            store.store(group=group, name=name, node=_writable(node))
     try:
         with hydra.initialize_config_dir(str(Path(__file__).parent), version_base="1.3"):
             composed = hydra.compose("config", list(overrides))
-        config = OmegaConf.to_object(composed)
+        found = OmegaConf.to_object(composed)
     except RltError:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        cause = error.__cause__
-        if isinstance(cause, RltError):
-            raise cause from error
-        raise InvalidArgumentError(_one_line(error, overrides)) from error
-    assert isinstance(config, Config)
-    return config
+        if isinstance(error.__cause__, RltError):
+            raise error.__cause__ from error
+        raise InvalidArgumentError(_one_line(error)) from error
+    return Config(**{part.name: getattr(found, part.name) for part in fields(Config)})
 
 
-def _register() -> None:
-    store = ConfigStore.instance()
-    store.store(name="config", node=_writable(_Root))
-    for rule, options in TokenizerConfig.presets().items():
-        store.store(group="tokenizer", name=rule, node=options)
-    for name in MODELS:
-        store.store(group="model", name=name, node=ModelConfig(name=name))
-    store.store(group="logger", name="default", node=LoggerConfig())
-    store.store(group="logger", name="wandb", node=LoggerConfig(wandb=True))
-    store.store(group="logger", name="none", node=LoggerConfig(csv=False, tensorboard=False))
-    for name, node in _data_groups().items():
-        store.store(group="data", name=name, node=_writable(node))
+def typed(overrides: Sequence[str]) -> dict[str, object]:
+    """See `rlt.conf.typed`."""
+    presets, keys, values = _presets(), _keys(), {}
+    for override in overrides:
+        if "=" not in override:
+            raise InvalidArgumentError(f"{override!r} is no option; options are written key=value")
+        name, value = _parsed(override)
+        if now := _MOVED.get(name) or _MOVED.get(f"{name}={value}"):
+            raise InvalidArgumentError(f"{override} is now written {now}")
+        if name in presets and not isinstance(value, dict):
+            one_of(presets[name], **{name: value})
+        elif name not in keys:
+            raise InvalidArgumentError(f"there is no option {name}{_nearest_key(name, keys)}")
+        values[name] = value
+    return values
 
 
 def _writable(node: Any) -> DictConfig:
@@ -89,7 +110,47 @@ def _writable(node: Any) -> DictConfig:
     return config
 
 
-def _data_groups() -> dict[str, DataConfig]:
+def _parsed(override: str) -> tuple[str, object]:
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        name, _, value = override.partition("=")
+        raise InvalidArgumentError(
+            f"{override} cannot be read; put the value in quotes: '{name}=\"{value}\"'"
+        ) from error
+    if parsed.is_sweep_override():
+        raise InvalidArgumentError(f"{override} is more than one value; give one, or a list in brackets: key=[1,2]")
+    return parsed.key_or_group, parsed.value()
+
+
+def _beneath(run: Mapping[str, Any], given: Mapping[str, object]) -> dict[str, Any]:
+    """What stays of a run's configuration below what is typed."""
+    chosen = {name for name in _presets() if name in given}
+    if "experiment" in chosen:
+        chosen |= {name for name in run if name not in _NOT_OF_AN_EXPERIMENT}
+    kept = {name: value for name, value in run.items() if name not in chosen}
+    data = run.get("data")
+    if "data" in chosen and isinstance(data, Mapping):  # no preset names files
+        kept["data"] = {name: data[name] for name in _MANIFESTS if name in data}
+    return kept
+
+
+def _presets() -> dict[str, dict[Any, Any]]:
+    """Keys that take the name of a preset: what they allow, and the presets that no file holds."""
+    return {
+        "data": _data_presets(),
+        "model": {name: ModelConfig(name=name) for name in MODELS},
+        "tokenizer": TokenizerConfig.presets(),
+        "logger": {
+            "default": LoggerConfig(),
+            "wandb": LoggerConfig(wandb=True),
+            "none": LoggerConfig(csv=False, tensorboard=False),
+        },
+        "experiment": dict.fromkeys(experiments()),
+    }
+
+
+def _data_presets() -> dict[str, DataConfig]:
     """Data sets with the sampling and views that their papers use."""
     kinetics = DataConfig(views=ViewConfig(num_clips=5, num_crops=3))
     something = DataConfig(
@@ -101,6 +162,39 @@ def _data_groups() -> dict[str, DataConfig]:
     return {f"kinetics{classes}": kinetics for classes in (400, 600, 700)} | {"ssv2": something, "folder": folder}
 
 
-def _one_line(error: Exception, overrides: Sequence[str]) -> str:
-    text = " ".join(str(error).split())
-    return f"{text}; given: {' '.join(overrides) or 'nothing'}"
+def _keys() -> dict[str, str]:
+    """All options and the sections that hold them, each with its section; fields of a user's own rules too."""
+    keys = {
+        f"tokenizer.{option.name}": "tokenizer"
+        for rule in TokenizerConfig.presets().values()
+        for option in fields(rule)
+    }
+    for section in sections():
+        keys |= {section.name: "", **{option.key: section.name for option in section.options}}
+    return keys
+
+
+def _nearest_key(name: str, keys: Mapping[str, str]) -> str:
+    """The option of the same last part, or that looks most like `name` in its section if there is one, else at all."""
+    section, _, last = name.rpartition(".")
+    options = [key for key in keys if key not in keys.values()] + list(_presets())
+    by_last = {key.rpartition(".")[2]: key for key in options}
+    within = {part: key for part, key in by_last.items() if not section or keys.get(key) == section}
+    known = {last: by_last[last]} if last in by_last else within or {key: key for key in options}
+    close = get_close_matches(last if last in by_last or within else name, known, n=1)
+    return f"; did you mean {known[close[0]]}?" if close else "; `rlt train --help` lists all"
+
+
+def _one_line(error: Exception) -> str:
+    """What omegaconf says about a value, without its stack of places; else what Hydra says."""
+    cause = error.__cause__
+    lines = str(cause if isinstance(cause, OmegaConfBaseException) else error).splitlines()
+    place = next((line.partition(":")[2].strip() for line in lines if "full_key:" in line), "")
+    said = " ".join(line.strip() for line in lines if line.strip() and not _is_about_hydra(line))
+    return f"{place}: {said}" if place else said
+
+
+def _is_about_hydra(line: str) -> bool:
+    """Lines that say where in Hydra's machinery something happened, which no user can change."""
+    words = ("full_key:", "object_type=", "reference_type=", "provider=", "Config search path", "See https://hydra.cc")
+    return line.strip().startswith(words)

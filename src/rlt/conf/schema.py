@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
-from rlt.checks import one_of
+from rlt.checkpoints.models import MODELS
+from rlt.checks import at_least, one_of
 from rlt.data.augment import AugmentConfig
 from rlt.data.clips import ViewConfig
 from rlt.errors import InvalidArgumentError
@@ -102,20 +103,15 @@ class ModelConfig:
     new_head: bool = False
     """Take a fresh head where the checkpoint has none or another, as after pretraining."""
     num_heads: int | None = None
-    """Attention heads of a checkpoint of unpublished size."""
+    """Attention heads where they are not those of the named size. No tensor of a VideoMAE file tells their number."""
     merge_per_block: int = 0
     """Tokens that each block merges away (ToMe), 0 or more; best with tokenizer=none."""
 
     def __post_init__(self) -> None:
-        """Hold values.
-
-        Raises:
-            InvalidArgumentError: naming the field.
-        """
-        if self.length_encoding not in ("none", "learned"):
-            raise InvalidArgumentError(f"model.length_encoding is {self.length_encoding!r}; allowed are none, learned")
-        if self.merge_per_block < 0:
-            raise InvalidArgumentError(f"model.merge_per_block is {self.merge_per_block}; 0 or more is needed")
+        one_of(MODELS, **{"model.name": self.name})
+        one_of(("none", "learned"), **{"model.length_encoding": self.length_encoding})
+        at_least(0, **{"model.merge_per_block": self.merge_per_block})
+        at_least(1, **{"model.num_heads": self.num_heads})
 
 
 @dataclass
@@ -138,11 +134,6 @@ class OptimizerConfig:
     """Learning rate at the end of the cosine, for 256 clips per step like `lr`."""
 
     def __post_init__(self) -> None:
-        """Hold ranges.
-
-        Raises:
-            InvalidArgumentError: naming the field.
-        """
         for name, low, high in (("lr", 0, math.inf), ("layer_decay", 0, 1)):
             value = getattr(self, name)
             if not low < value <= high:
@@ -201,18 +192,9 @@ class TrainerConfig:
     """Decay of an exponential moving average of the weights, which is then what is kept, such as 0.999."""
 
     def __post_init__(self) -> None:
-        """Hold values.
-
-        Raises:
-            InvalidArgumentError: naming the field.
-        """
-        if self.precision not in PRECISIONS:
-            raise InvalidArgumentError(f"trainer.precision is {self.precision!r}; allowed are {', '.join(PRECISIONS)}")
-        names = ("batch_size", "accumulate", "devices", "num_nodes", "save_every", "keep_checkpoints", "log_every")
-        for name in (*names, "max_steps", "max_epochs", "token_budget", "validate_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidArgumentError(f"trainer.{name} is {value}; at least 1 is needed")
+        one_of(PRECISIONS, **{"trainer.precision": self.precision})
+        whole = {name: value for name, value in vars(self).items() if isinstance(value, int)}
+        at_least(1, **{f"trainer.{name}": value for name, value in whole.items() if not isinstance(value, bool)})
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise InvalidArgumentError(f"trainer.ema_decay is {self.ema_decay}; between 0 and 1 is needed")
 
@@ -253,6 +235,8 @@ class Config:
     """Everything random is a function of it."""
     device: str = "auto"
     """Device of `rlt evaluate`: cpu, cuda or auto."""
+    batch_videos: int = 1
+    """Videos whose views go through the network together in `rlt evaluate`: more of them fill a GPU better."""
     max_videos: int | None = None
     """Evaluate only so many videos, evenly spread over the manifest."""
     predictions: str | None = None
@@ -266,3 +250,23 @@ class Config:
 
     def __post_init__(self) -> None:
         self.tokenizer.build()
+
+
+TRAINING_ONLY = (
+    "data.train", "data.augment", "model.drop_path", "model.length_encoding", "model.new_head", "optimizer", "trainer",
+    "logger", "run_dir", "resume",
+)  # fmt: skip
+"""Options and sections that `rlt evaluate` does not read, all but `READ_BY_BOTH`."""
+EVALUATION_ONLY = (
+    "data.test", "data.views", "device", "batch_videos", "max_videos",
+    "predictions", "compare_with", "pictures", "json",
+)  # fmt: skip
+"""Options and sections that `rlt train` does not read."""
+READ_BY_BOTH = ("trainer.precision",)
+"""Exceptions from `TRAINING_ONLY`."""
+
+
+def is_read_by(command: str, key: str) -> bool:
+    """Whether `rlt train` or `rlt evaluate` reads an option or a section."""
+    others = EVALUATION_ONLY if command == "train" else TRAINING_ONLY
+    return key in READ_BY_BOTH or not any(key == other or key.startswith(f"{other}.") for other in others)

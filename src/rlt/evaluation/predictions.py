@@ -11,6 +11,9 @@ from typing import Any
 from rlt.data.tables import read_table, write_table
 from rlt.errors import InvalidArgumentError
 
+MAX_TOP = 5
+"""Top-k accuracy is taken for this k, or for the number of classes where there are fewer."""
+
 
 @dataclass(frozen=True)
 class VideoPrediction:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from statistics import fmean, stdev
 
+import torch
+
+from rlt.checks import at_least, one_of
+from rlt.conf.schema import PRECISIONS
 from rlt.data.clips import ViewConfig
-from rlt.evaluation.predictions import VideoPrediction
+from rlt.errors import InvalidArgumentError
+from rlt.evaluation.predictions import MAX_TOP, VideoPrediction
 from rlt.evaluation.statistics import Interval, wilson_interval
-from rlt.tokens import Rule, rule_options
+from rlt.tokens import Rule, Threshold, rule_options
 from rlt.video import ClipSpec
 
 HISTOGRAM_BINS = 20
@@ -19,43 +25,41 @@ side."""
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How an evaluation was made."""
+    """How an evaluation is made.
 
-    clip: ClipSpec
+    Raises:
+        InvalidArgumentError: for a value out of range, or a device that is not there.
+    """
+
+    clip: ClipSpec = field(default_factory=ClipSpec)
     """Frames and size of a clip."""
-    views: ViewConfig
+    views: ViewConfig = field(default_factory=ViewConfig)
     """Clips and crops per video."""
-    rule: Rule
-    """Which tokens the network got."""
-    merge_per_block: int
-    """Tokens that each block of the network merged away."""
-    batch_videos: int
-    """Videos whose views went through the network together."""
-    num_workers: int
-    """Processes that decoded; 0 = the evaluating one."""
-    device: str
-    """Where the network ran."""
-    dtype: str
-    """Precision of the forward pass: "float32", or that of autocast."""
-    seed: int
+    rule: Rule = field(default_factory=Threshold)
+    """Which tokens the network gets."""
+    batch_videos: int = 1
+    """Videos whose views go through the network together, at least 1."""
+    num_workers: int = 0
+    """Processes that decode and tokenize, 0 or more; 0 = the evaluating one."""
+    device: str = "cpu"
+    """Where the network runs."""
+    dtype: str = "float32"
+    """Precision of the forward pass; "bfloat16" and "float16" are torch's autocast, with weights in their own."""
+    seed: int = 0
     """Of rules that draw."""
     decoder: str = "pyav"
-    """What decoded."""
+    """See `rlt.read_clip`."""
 
-    def to_json(self) -> dict[str, object]:
-        """As JSON values."""
-        content = asdict(self)
-        options = rule_options(self.rule)
-        tokenizer = {
-            "policy": options.pop("rule"),
-            "threshold": options.pop("threshold", None),
-            "keep_ratio": options.pop("keep_ratio", None),
-            "merge_per_block": content.pop("merge_per_block"),
-            **options,
-        }
-        return {
-            "tokenizer" if name == "rule" else name: value for name, value in (content | {"rule": tokenizer}).items()
-        }
+    def __post_init__(self) -> None:
+        at_least(1, batch_videos=self.batch_videos)
+        at_least(0, num_workers=self.num_workers)
+        one_of(PRECISIONS, dtype=self.dtype)
+        try:
+            kind = torch.device(self.device).type
+        except RuntimeError:
+            raise InvalidArgumentError(f"device is {self.device!r}; cpu, cuda or auto is needed") from None
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise InvalidArgumentError(f"device is {self.device!r}, but torch sees no GPU; use device=cpu")
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class EvaluationResult:
 
     settings: EvaluationSettings
     """How it was made."""
+    merge_per_block: int
+    """Tokens that each block of the network merged away."""
     class_names: tuple[str, ...]
     """Name of each class, by label id."""
     predictions: tuple[VideoPrediction, ...]
@@ -96,14 +102,6 @@ class EvaluationResult:
     """(path, reason) of the videos that could not be evaluated. Accuracies leave them out."""
     notes: tuple[tuple[str, str], ...]
     """(path, remark) on videos that were evaluated but deserve a look."""
-    top1: float
-    """Share of the videos whose most probable class is right."""
-    top5: float
-    """Share of the videos whose class is among the `top_k` most probable ones."""
-    top_k: int
-    """5, or the number of classes where there are fewer."""
-    confusion: tuple[tuple[int, ...], ...]
-    """Number of videos by class (row) and predicted class (column)."""
     seconds: Seconds
     """Where the time went."""
     flops: int
@@ -120,6 +118,28 @@ class EvaluationResult:
     def num_videos(self) -> int:
         """Videos that were evaluated."""
         return len(self.predictions)
+
+    @property
+    def top1(self) -> float:
+        """Share of the videos whose most probable class is right."""
+        return self.top1_interval.value
+
+    @property
+    def top5(self) -> float:
+        """Share of the videos whose class is among the `top_k` most probable ones."""
+        return self.top5_interval.value
+
+    @property
+    def top_k(self) -> int:
+        """5, or the number of classes where there are fewer."""
+        return min(MAX_TOP, len(self.class_names))
+
+    @cached_property
+    def confusion(self) -> tuple[tuple[int, ...], ...]:
+        """Number of videos by class (row) and predicted class (column)."""
+        counts = Counter((video.label_id, video.predicted_id) for video in self.predictions)
+        classes = range(len(self.class_names))
+        return tuple(tuple(counts[label, predicted] for predicted in classes) for label in classes)
 
     @cached_property
     def shares(self) -> tuple[float, ...]:
@@ -150,12 +170,12 @@ class EvaluationResult:
                 clips[min(count * HISTOGRAM_BINS // video.tokens_dense, HISTOGRAM_BINS - 1)] += 1
         return tuple(clips)
 
-    @property
+    @cached_property
     def top1_interval(self) -> Interval:
         """Top-1 with Wilson's 95 % interval."""
         return wilson_interval(sum(video.correct for video in self.predictions), self.num_videos)
 
-    @property
+    @cached_property
     def top5_interval(self) -> Interval:
         """Top-5 with Wilson's 95 % interval."""
         return wilson_interval(sum(video.in_top for video in self.predictions), self.num_videos)
@@ -214,8 +234,21 @@ class EvaluationResult:
             "peak_memory": asdict(self.peak_memory) if self.peak_memory else None,
             "failed": [{"path": path, "error": error} for path, error in self.failed],
             "notes": [{"path": path, "note": note} for path, note in self.notes],
-            "settings": self.settings.to_json(),
+            "settings": self.settings_json(),
             "machine": self.machine,
             "per_class": self.per_class(),
             "confusion": [list(row) for row in self.confusion],
         }
+
+    def settings_json(self) -> dict[str, object]:
+        """How it was made, ready for JSON."""
+        options = rule_options(self.settings.rule)
+        tokenizer = {
+            "policy": options.pop("rule"),
+            "threshold": options.pop("threshold", None),
+            "keep_ratio": options.pop("keep_ratio", None),
+            "merge_per_block": self.merge_per_block,
+            **options,
+        }
+        content = asdict(self.settings) | {"rule": tokenizer}
+        return {"tokenizer" if name == "rule" else name: value for name, value in content.items()}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from rlt.checkpoints import create_model, load_checkpoint
+from rlt.conf import compose, typed
 from rlt.conf.schema import Config
 from rlt.data.manifest import read_manifest
 from rlt.errors import InvalidArgumentError
@@ -17,20 +19,18 @@ from rlt.evaluation.comparison import PairedComparison, compare_predictions
 from rlt.evaluation.evaluator import evaluate
 from rlt.evaluation.pictures import write_pictures
 from rlt.evaluation.predictions import write_predictions
-from rlt.evaluation.results import EvaluationResult
+from rlt.evaluation.results import EvaluationResult, EvaluationSettings
 from rlt.files import write_json
-from rlt.network.vit import VisionTransformer
 
-_ONLY_FOR_TRAINING = (
-    "run_dir",
-    "resume",
-    "checkpoint",
-    "json",
-    "predictions",
-    "pictures",
-    "compare_with",
-    "max_videos",
-)
+_SAME_IN_EVALUATION = ("data", "model", "tokenizer", "trainer", "seed")
+"""Parts of a run's configuration that its evaluation takes over; the others name files and devices of one command."""
+
+_WRITTEN_BEFORE = {
+    "tokenizer=tome": "tokenizer=none",
+    "tokenizer.policy=": "tokenizer=",
+    "tokenizer.merge_per_block=": "model.merge_per_block=",
+}
+"""Overrides of runs that have no config.json, and what they are today."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,49 @@ class EvaluationRun:
     """Against the predictions of another run, if asked for."""
 
 
-def overrides_of_run(checkpoint: str) -> list[str]:
-    """What a run was trained with, as far as it matters to its evaluation: how clips are taken, which tokens.
+def evaluation_config(overrides: Sequence[str]) -> Config:
+    """What is typed, above what the run at `checkpoint=` was trained with: how clips are taken, which tokens.
 
-    Args:
-        checkpoint: folder of a run; anything else has no overrides.
+    Raises:
+        InvalidArgumentError: in one line, for an unknown key or value, or another network than that of the run.
+        MissingDependencyError: if hydra is not installed.
     """
-    trained_with = Path(checkpoint) / "overrides.json"
-    if not trained_with.is_file():
-        return []
-    overrides: list[str] = json.loads(trained_with.read_text(encoding="utf-8"))
-    return [override for override in overrides if override.partition("=")[0] not in _ONLY_FOR_TRAINING]
+    given = typed(overrides)
+    run = config_of_run(str(given.get("checkpoint")))
+    for key, field in (("model", "name"), ("model.name", "name"), ("model.num_heads", "num_heads")):
+        trained = run.get("model", {}).get(field)
+        if run and key in given and given[key] != trained:
+            raise InvalidArgumentError(
+                f"{key} is {given[key]!r}, but {given['checkpoint']} was trained with {trained!r}; leave it out"
+            )
+    return compose(overrides, run=run)
+
+
+def config_of_run(checkpoint: str) -> dict[str, Any]:
+    """The configuration of a run, nested as `Config` is, without what names files; empty for anything but a run.
+
+    Raises:
+        InvalidArgumentError: if it cannot be read, or the overrides of a run of before config.json are none any more.
+    """
+    overrides, resolved = Path(checkpoint) / "overrides.json", Path(checkpoint) / "config.json"
+    if not overrides.is_file():  # other folders have a config.json too
+        return {}
+    try:
+        if resolved.is_file():
+            content: dict[str, Any] = json.loads(resolved.read_text(encoding="utf-8"))
+        else:
+            written: list[str] = json.loads(overrides.read_text(encoding="utf-8"))
+            content = asdict(compose([_as_written_now(override) for override in written]))
+    except json.JSONDecodeError as error:
+        raise InvalidArgumentError(f"{checkpoint} has a configuration that is cut off ({error})") from error
+    return {name: content[name] for name in _SAME_IN_EVALUATION if name in content}
+
+
+def _as_written_now(override: str) -> str:
+    for before, now in _WRITTEN_BEFORE.items():
+        if override.startswith(before):
+            return now + override.removeprefix(before)
+    return override
 
 
 def evaluate_config(config: Config, *, on_progress: Callable[[int, int, str], None] | None = None) -> EvaluationRun:
@@ -73,40 +105,39 @@ def evaluate_config(config: Config, *, on_progress: Callable[[int, int, str], No
         raise InvalidArgumentError("data.test is not set; give a manifest that `rlt prepare` wrote: data.test=FILE")
     if config.compare_with is not None and config.predictions is None:
         raise InvalidArgumentError("compare_with needs the predictions of this run too; add predictions=FILE.parquet")
+    settings = EvaluationSettings(
+        config.data.clip,
+        config.data.views,
+        config.tokenizer.build(),
+        config.batch_videos,
+        config.data.num_workers,
+        config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu",
+        config.trainer.precision,
+        config.seed,
+        config.data.decoder,
+    )
     manifest = read_manifest(path)
-    model = _load_model(config)
+    if (of_run := Path(config.checkpoint) / "model").is_dir():
+        model = load_checkpoint(of_run)
+    else:
+        model = create_model(config.model.name, checkpoint=config.checkpoint, num_heads=config.model.num_heads)
     model.merge_per_block = config.model.merge_per_block
-    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     result = evaluate(
         model,
         manifest,
-        clip=config.data.clip,
-        views=config.data.views,
-        rule=config.tokenizer.build(),
-        num_workers=config.data.num_workers,
-        device=device,
-        dtype=getattr(torch, config.trainer.precision),
-        seed=config.seed,
-        decoder=config.data.decoder,
+        settings,
         max_videos=config.max_videos,
         on_progress=on_progress,
     )
-    if config.predictions is not None:
-        write_predictions(result.predictions, config.predictions, class_names=manifest.class_names)
     comparison = None
-    if config.compare_with is not None and config.predictions is not None:
-        comparison = compare_predictions(config.predictions, config.compare_with)
+    if config.predictions is not None:
+        names, how = manifest.class_names, result.settings_json()
+        write_predictions(result.predictions, config.predictions, class_names=names, settings=how)
+        if config.compare_with is not None:
+            comparison = compare_predictions(config.predictions, config.compare_with)
     if config.pictures is not None:
         write_pictures(result, config.pictures)
     if config.json is not None:
         compared = {} if comparison is None else {"comparison": comparison.to_json()}
         write_json(config.json, {**result.to_json(), "checkpoint": config.checkpoint, **compared})
     return EvaluationRun(result, comparison)
-
-
-def _load_model(config: Config) -> VisionTransformer:
-    assert config.checkpoint is not None
-    of_run = Path(config.checkpoint) / "model"
-    if of_run.is_dir():
-        return load_checkpoint(of_run)
-    return create_model(config.model.name, checkpoint=config.checkpoint)

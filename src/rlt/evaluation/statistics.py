@@ -1,4 +1,4 @@
-"""How sure a difference is: intervals for accuracies, a paired test of two runs, and the spread over seeds.
+"""How sure a difference is: intervals for accuracies, and a paired test of two runs.
 
 Plain functions of counts and numbers, exact where that is possible; nothing here is drawn at random.
 """
@@ -6,9 +6,8 @@ Plain functions of counts and numbers, exact where that is possible; nothing her
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import NormalDist, fmean, stdev
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
 
 from rlt.errors import InvalidArgumentError
 
@@ -24,10 +23,9 @@ class Interval:
     high: float
     """Upper end of the interval."""
 
-    def to_json(self) -> dict[str, float | None]:
-        """All three; null for an end that is infinite, which JSON cannot hold."""
-        numbers = {"value": self.value, "low": self.low, "high": self.high}
-        return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+    def to_json(self) -> dict[str, float]:
+        """All three."""
+        return asdict(self)
 
 
 def wilson_interval(successes: int, total: int, *, confidence: float = 0.95) -> Interval:
@@ -43,7 +41,9 @@ def wilson_interval(successes: int, total: int, *, confidence: float = 0.95) -> 
     """
     if not 0 <= successes <= total or total < 1:
         raise InvalidArgumentError(f"{successes} successes of {total}; at least 1 trial and 0 to all successes needed")
-    z2 = _normal_quantile(confidence) ** 2
+    if not 0 < confidence < 1:
+        raise InvalidArgumentError(f"confidence is {confidence}; between 0 and 1 is needed, such as 0.95")
+    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
     share = successes / total
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = math.sqrt(z2 * (share * (1 - share) / total + z2 / (4 * total**2))) / (1 + z2 / total)
@@ -71,8 +71,7 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     for chosen in range(min(only_first, only_second)):
         ways = ways * (total - chosen) // (chosen + 1)
         tail += ways
-    p_value: float = 2 * tail / 2**total
-    return min(1.0, p_value)
+    return min(1.0, 2 * tail / 2**total)
 
 
 @dataclass(frozen=True)
@@ -128,58 +127,3 @@ def _corrected_correlation(counts: PairedCounts) -> float:
     if product > 0:
         product = max(product - counts.total / 2, 0.0)
     return product / math.sqrt(margins)
-
-
-def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
-    """Mean over repetitions, such as seeds, with Student's t interval. A single value has an endless interval.
-
-    Raises:
-        InvalidArgumentError: for no values, or a confidence out of range.
-    """
-    if not values:
-        raise InvalidArgumentError("no values to average; give at least one")
-    mean = fmean(values)
-    if len(values) == 1:
-        return Interval(mean, -math.inf, math.inf)
-    half = student_quantile(len(values) - 1, confidence=confidence) * stdev(values) / math.sqrt(len(values))
-    return Interval(mean, mean - half, mean + half)
-
-
-def student_quantile(degrees: int, *, confidence: float = 0.95) -> float:
-    """The t with P(|T| < t) = confidence, for Student's distribution with a whole number of degrees of freedom.
-
-    Raises:
-        InvalidArgumentError: for degrees below 1, or a confidence out of range.
-    """
-    if degrees < 1:
-        raise InvalidArgumentError(f"degrees is {degrees}; at least 1 is needed")
-    _check_confidence(confidence)
-    # By bisection of the angle arctan(t / sqrt(degrees)), in which the probability is a finite sum.
-    low, high = 0.0, math.pi / 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student_probability(middle, degrees) < confidence else (low, middle)
-    return math.sqrt(degrees) * math.tan(low)
-
-
-def _student_probability(angle: float, degrees: int) -> float:
-    """P(|T| < sqrt(degrees) tan(angle)): the finite series in sine and cosine that whole degrees have."""
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = degrees % 2
-    term = total = cosine if odd else 1.0
-    for index in range(1 + odd, degrees - 2, 2):
-        term *= index / (index + 1) * cosine**2
-        total += term
-    if odd:
-        return 2 / math.pi * (angle + (sine * total if degrees > 1 else 0.0))
-    return sine * total
-
-
-def _normal_quantile(confidence: float) -> float:
-    _check_confidence(confidence)
-    return NormalDist().inv_cdf((1 + confidence) / 2)
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise InvalidArgumentError(f"confidence is {confidence}; between 0 and 1 is needed, such as 0.95")

@@ -11,6 +11,7 @@ from rlt.inspection.scan import ScanResult
 from rlt.inspection.views import ClipView
 from rlt.plots import INK, KEPT, MARK, PIXELS_PER_INCH, QUIET_INK, RULE, add_colour_bar, new_figure, style_chart
 from rlt.structures import IMAGENET_STD
+from rlt.tokens import Rule, Threshold, rule_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,18 +121,23 @@ def draw_tokens_over_time(scan: ScanResult) -> Figure:
     return figure
 
 
-def draw_tokens_against_threshold(scan: ScanResult, threshold: float) -> Figure:
-    """Share of tokens kept at every threshold, the chosen one marked, grey levels on a second axis."""
+def draw_tokens_against_threshold(scan: ScanResult, rule: Rule) -> Figure:
+    """Share of tokens kept at every threshold, what was chosen marked, grey levels on a second axis."""
     figure = new_figure(9.6, 3.9)
     axes = figure.subplots()
     style_chart(axes)
     kept, end, always = 100 * scan.tokens_kept, scan.thresholds[-1], 100 / scan.grid.time
     axes.plot(scan.thresholds, [100 * share for share in scan.curve], color=KEPT, linewidth=2.2)
-    axes.plot([threshold, threshold, 0], [0, kept, kept], color=MARK, linewidth=1.1, linestyle=_DASHED)
-    axes.plot([threshold], [kept], "o", color=MARK, markersize=7)
+    if isinstance(rule, Threshold):
+        threshold, name = rule.threshold, f"threshold {rule.threshold:g}"
+        axes.plot([threshold, threshold, 0], [0, kept, kept], color=MARK, linewidth=1.1, linestyle=_DASHED)
+        axes.plot([threshold], [kept], "o", color=MARK, markersize=7)
+    else:  # it may keep other tokens than any threshold does: a height of the chart and no point of the curve
+        threshold, name = end / 2, rule_line(rule)
+        axes.axhline(kept, color=MARK, linewidth=1.1, linestyle=_DASHED)
     beyond, high = threshold > 0.6 * end, kept > 93
     axes.annotate(
-        f"threshold {threshold:g} keeps {kept:.1f} %",
+        f"{name} keeps {kept:.1f} %",
         (threshold, kept),
         xytext=(-10 if beyond else 10, -18 if high else 8),
         textcoords="offset points",

@@ -38,6 +38,7 @@ from rlt.inspection.report import (
 from rlt.inspection.scan import curve_thresholds
 from rlt.inspection.views import ClipSettings, ClipView
 from rlt.plots import require_viz, save_figure
+from rlt.tokens import Rule, choose_rule
 from rlt.video import Source, list_videos, probe, require_motion
 from rlt.video.geometry import Size
 
@@ -52,9 +53,13 @@ def inspect_video(
     source: Source,
     output: str | Path,
     *,
-    threshold: float = 0.1,
+    threshold: float | None = None,
+    keep_ratio: float | None = None,
+    max_tokens: int | None = None,
+    rule: Rule | str | None = None,
     num_frames: int = 16,
     frame_stride: int = 4,
+    fps: float | None = None,
     size: Size = 224,
     tubelet_size: int = 2,
     patch_size: int = 16,
@@ -71,9 +76,13 @@ def inspect_video(
     Args:
         source: path, bytes or file object of the video.
         output: folder to write into; made if missing. Files of an earlier inspection are replaced, others left alone.
-        threshold: see `rlt.keep_mask`.
+        threshold: see `rlt.tokenize`, as the next three.
+        keep_ratio: share of each clip's tokens to keep instead.
+        max_tokens: number of each clip's tokens to keep at most instead.
+        rule: any rule, or the name of one.
         num_frames: frames in a clip, a multiple of `tubelet_size`.
         frame_stride: distance of two sampled frames, in frames of the video.
+        fps: sampled frames per second of the video's time, instead of frame_stride.
         size: size of the frames in pixels, see `rlt.read_clip`; a multiple of `patch_size`.
         tubelet_size: frames per token.
         patch_size: height and width of a token in pixels.
@@ -91,13 +100,14 @@ def inspect_video(
     settings = ClipSettings(
         num_frames,
         frame_stride,
-        size=size,
+        fps,
+        size,
         tubelet_size=tubelet_size,
         patch_size=patch_size,
-        threshold=threshold,
+        rule=choose_rule(rule, threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens),
         decoder=decoder,
     )
-    curve_thresholds(threshold)
+    curve_thresholds(settings.threshold)
     if max_seconds is not None and not max_seconds > 0:
         raise InvalidArgumentError(f"max_seconds is {max_seconds}; more than 0 is needed, or None for the whole video")
     tell = on_progress or (lambda *_: None)
@@ -113,12 +123,14 @@ def inspect_video(
                 starts,
                 counted=lambda share: tell(int(_COUNTED * share), _DONE, "counting tokens"),
             )
-            overlay, view = _write_overlay(views, numbers, folder / OVERLAY, info.fps / frame_stride, tell)
+            overlay, view = _write_overlay(
+                views, numbers, folder / OVERLAY, info.fps / float(settings.pace(info)), tell
+            )
             tell(_ENCODED, _DONE, "drawing pictures")
             save_figure(draw_contact_sheet(view), folder / CONTACT_SHEET)
             save_figure(draw_run_lengths(view, scan), folder / RUN_LENGTHS)
             save_figure(draw_tokens_over_time(scan), folder / OVER_TIME)
-            save_figure(draw_tokens_against_threshold(scan, threshold), folder / AGAINST_THRESHOLD)
+            save_figure(draw_tokens_against_threshold(scan, settings.rule), folder / AGAINST_THRESHOLD)
             paths = {name: Path(output) / name for name in FILES}
             report = InspectReport(info, settings, scan, starts is None, overlay, paths)
             tell(_DRAWN, _DONE, "writing the page")

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from rlt.inspection.report import AGAINST_THRESHOLD, CONTACT_SHEET, OVER_TIME, OVERLAY, RUN_LENGTHS, InspectReport
+from rlt.tokens import rule_line
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --quiet: #59636e; --ground: #ffffff; --card: #f6f8fa; --line: #d8dee4;
@@ -77,10 +78,11 @@ def coverage(report: InspectReport) -> str:
 def _summary(report: InspectReport, title: str) -> str:
     kept, settings, video = report.tokens_kept, report.settings, report.video
     grid = report.grid
-    sampled = f"{settings.num_frames} frames, every {_ordinal(settings.frame_stride)}frame of the video"
+    every = f"every {_ordinal(settings.frame_stride)}frame of the video"
+    sampled = f"{settings.num_frames} frames, {every if settings.fps is None else f'{settings.fps:g} a second'}"
     facts = {
         "Tokens": f"{report.scan.num_kept:,} of {report.scan.num_tokens:,} kept",
-        "Threshold": f"{settings.threshold:g}",
+        "Threshold" if settings.threshold is not None else "Rule": rule_line(settings.rule),
         "Video": f"{video.codec}, {video.width}×{video.height}, {video.fps:.4g} frames a second",
         "Duration": _duration(video.duration),
         "Clip": sampled,
@@ -122,7 +124,7 @@ def _pictures(report: InspectReport, folder: Path) -> list[str]:
     which = f"from {clip.start:.1f} s to {clip.end:.1f} s, which keeps {clip.tokens_kept:.1%}"
     longest = max(clip.tokens_kept for clip in report.clips)
     least = min(clip.tokens_kept for clip in report.clips)
-    threshold = report.settings.threshold
+    chosen = rule_line(report.settings.rule)
     return [
         _picture(
             folder / CONTACT_SHEET,
@@ -149,8 +151,8 @@ def _pictures(report: InspectReport, folder: Path) -> list[str]:
             folder / AGAINST_THRESHOLD,
             "Tokens kept against the threshold",
             "A higher threshold drops more and overlooks more. The steep part on the left is noise of camera and "
-            f"codec; the paper uses 0.1. Here {threshold:g} keeps {kept:.1%}.",
-            f"Chart of the share of tokens kept against the threshold; {threshold:g} keeps {kept:.0%}",
+            f"codec; the paper uses 0.1. Here {chosen} keeps {kept:.1%}.",
+            f"Chart of the share of tokens kept against the threshold; {chosen} keeps {kept:.0%}",
         ),
     ]
 

@@ -13,6 +13,7 @@ from rlt.structures import Clip
 from rlt.video import ClipPlan, Source, VideoFile, VideoInfo, iter_views, read_views
 from rlt.video.geometry import View, check_size
 from rlt.video.sampling import clip_starts
+from rlt.video.spec import Place
 
 OVERLAY_SECONDS = 20.0
 """Longest overlay: it keeps the page, which holds the video, at a few megabytes."""
@@ -24,7 +25,7 @@ _MAX_HELD_BYTES = 200_000_000  # frames of a short video, which wait for the cho
 
 def sampled_starts(info: VideoInfo, settings: ClipSettings, max_seconds: float | None) -> list[float] | None:
     """Seconds at which the clips of a long video begin, spread evenly; None if the whole video is to be read."""
-    seconds_per_clip = settings.length / info.fps
+    seconds_per_clip = float(settings.length(info)) / info.fps
     if max_seconds is None or info.duration <= max_seconds or info.truncated:
         return None
     num_clips = min(max(int(max_seconds / seconds_per_clip), 1), _MAX_SAMPLED_CLIPS)
@@ -53,9 +54,9 @@ def look(
         starts: see `sampled_starts`.
         counted: called with the share of the clips that are counted, 0 to 1.
     """
-    scanner = ClipScanner(settings, info.fps)
+    scanner = ClipScanner(settings, info)
     views = clip_views(info, settings)
-    expected = info.num_frames / settings.length if starts is None else len(starts)
+    expected = info.num_frames / float(settings.length(info)) if starts is None else len(starts)
     height, width = check_size(views[-1].size) or (info.height, info.width)
     most_held = _MAX_HELD_BYTES // (settings.num_frames * height * width * 3)
     hold = starts is None and info.duration <= OVERLAY_SECONDS and expected <= most_held
@@ -78,8 +79,9 @@ def look(
     chosen, shown = scan.representative(), window(info, settings, scan, OVERLAY_SECONDS)
     if hold:
         return scan, held[chosen + shown.start : chosen + shown.stop], shown
-    first = chosen * settings.length if starts is None else places[chosen]
-    around = [max(first + number * settings.length, 0) for number in shown]
+    length = settings.length(info)
+    first = chosen * length if starts is None else places[chosen]
+    around = [max(first + number * length, 0) for number in shown]
     second = read_at(source, settings, views, around, quiet=True)
     return scan, (ClipView.of(clip, settings) for clip in second), shown
 
@@ -97,7 +99,7 @@ def clip_views(info: VideoInfo, settings: ClipSettings) -> tuple[View, ...]:
 
 
 def read_at(
-    source: Source, settings: ClipSettings, views: tuple[View, ...], places: Sequence[int], *, quiet: bool = False
+    source: Source, settings: ClipSettings, views: tuple[View, ...], places: Sequence[Place], *, quiet: bool = False
 ) -> Iterator[list[Clip]]:
     """The clips that begin at these frames of the video, one per view.
 
@@ -115,7 +117,7 @@ def read_at(
 
 
 def _read_together(
-    source: Source, settings: ClipSettings, views: tuple[View, ...], places: Sequence[int]
+    source: Source, settings: ClipSettings, views: tuple[View, ...], places: Sequence[Place]
 ) -> list[list[Clip]]:
     def plan(file: VideoFile) -> list[ClipPlan]:
         return [ClipPlan(settings.places(place, file.rate), views) for place in places]
@@ -125,13 +127,13 @@ def _read_together(
 
 def window(info: VideoInfo, settings: ClipSettings, scan: ScanResult, max_seconds: float) -> range:
     """Clips on end, at most `max_seconds` of them, as numbers counted from the representative clip, which is 0."""
-    seconds_per_clip = settings.length / info.fps
+    seconds_per_clip = float(settings.length(info)) / info.fps
     begin, end = scan.clips[scan.representative()].start, max(clip.end for clip in scan.clips)
     num_clips = max(_whole(max_seconds / seconds_per_clip), 1)
     num_after = _whole((end - begin) / seconds_per_clip)
     before = min(max(num_clips - num_after - 1, 0), _whole(begin / seconds_per_clip))
     # A file that is cut off has no frames to repeat at its end: only clips that lie before the cut can be read.
-    needed = (settings.num_frames - 1) * settings.frame_stride / info.fps if info.truncated else 0.0
+    needed = (settings.num_frames - 1) * float(settings.pace(info)) / info.fps if info.truncated else 0.0
     last = max(_whole((end - needed - begin) / seconds_per_clip), 0)
     return range(-before, min(num_clips - before, last + 1))
 

@@ -11,6 +11,7 @@ from rlt.inspection.overlay import OverlayInfo
 from rlt.inspection.scan import ClipCount, ScanResult
 from rlt.inspection.views import ClipSettings
 from rlt.structures import TokenGrid
+from rlt.tokens import rule_options
 from rlt.video import VideoInfo
 
 MAKER = "rlt inspect"
@@ -80,6 +81,7 @@ class InspectReport:
             "num_kept": self.scan.num_kept,
             "num_tokens": self.scan.num_tokens,
             "threshold": settings.threshold,
+            "rule": rule_options(settings.rule),
             "grid": list(self.grid),
             "num_clips": len(self.clips),
             "whole_video": self.whole_video,
@@ -90,6 +92,7 @@ class InspectReport:
             "settings": {
                 "num_frames": settings.num_frames,
                 "frame_stride": settings.frame_stride,
+                "fps": settings.fps,
                 "size": settings.size if isinstance(settings.size, int | None) else list(settings.size),
                 "tubelet_size": settings.tubelet_size,
                 "patch_size": settings.patch_size,

@@ -11,22 +11,24 @@ from rlt.errors import InvalidArgumentError, VideoError
 from rlt.inspection.views import ClipSettings
 from rlt.structures import Clip, TokenGrid
 from rlt.tokens import token_differences
+from rlt.video import VideoInfo
 
 _CURVE_END = 0.5  # normalised units; beyond it hardly any real video keeps more than the first step of a clip
 _CURVE_POINTS = 101
 
 
-def curve_thresholds(threshold: float) -> tuple[float, ...]:
+def curve_thresholds(threshold: float | None) -> tuple[float, ...]:
     """Thresholds of the curve, ascending: 0 to 0.5 in steps of 0.005, further if `threshold` lies beyond, and itself.
 
     Raises:
-        InvalidArgumentError: if threshold is negative, infinite or not a number.
+        InvalidArgumentError: if threshold is infinite.
     """
-    if not 0 <= threshold < float("inf"):
-        raise InvalidArgumentError(f"threshold is {threshold}; 0 or more is needed (0.1 is the paper's)")
-    end = max(_CURVE_END, 1.25 * threshold)
+    chosen = () if threshold is None else (float(threshold),)
+    if threshold == float("inf"):
+        raise InvalidArgumentError(f"threshold is {threshold}; a number is needed that a curve can reach")
+    end = max(_CURVE_END, *(1.25 * at for at in chosen), 0.0)
     steps = {round(end * index / (_CURVE_POINTS - 1), 6) for index in range(_CURVE_POINTS)}
-    return tuple(sorted(steps | {float(threshold)}))
+    return tuple(sorted(steps | set(chosen)))
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,12 @@ class ClipScanner:
 
     Args:
         settings: how clips are cut into tokens, and which are kept.
-        fps: frames of the video a second.
+        info: the video that they are of.
     """
 
-    def __init__(self, settings: ClipSettings, fps: float) -> None:
+    def __init__(self, settings: ClipSettings, info: VideoInfo) -> None:
         self._settings = settings
-        self._seconds_per_step = settings.tubelet_size * settings.frame_stride / fps
+        self._seconds_per_step = settings.tubelet_size * float(settings.pace(info)) / info.fps
         self._thresholds = torch.tensor(curve_thresholds(settings.threshold), dtype=torch.float64)
         self._kept_at = torch.zeros(len(self._thresholds), dtype=torch.int64)
         self._kept_at_place = torch.zeros((), dtype=torch.int64)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from rlt.errors import InvalidArgumentError
 from rlt.structures import Clip, PatchSpec, TokenGrid
-from rlt.tokens import keep_mask
+from rlt.tokens import PatchView, Rule, Threshold
+from rlt.tokens.rules import apply_rule
 from rlt.video import ClipSpec, VideoInfo
+from rlt.video.spec import Place
 
 _SHORT_SIDE = 336  # pixels of a frame in the pictures: four of them side by side fit on a page
 _LUMA = (0.299, 0.587, 0.114)  # BT.601 weights of red, green and blue
@@ -27,15 +30,23 @@ class ClipSettings(ClipSpec):
     """Frames per token."""
     patch_size: int = 16
     """Height and width of a token in pixels."""
-    threshold: float = 0.1
-    """Tokens that differ by more than this from the one before are kept, see `rlt.keep_mask`."""
+    rule: Rule = Threshold()
+    """Which tokens are kept."""
     decoder: str = "pyav"
     """See `rlt.read_clip`."""
 
     @property
-    def length(self) -> int:
+    def threshold(self) -> float | None:
+        """That of the rule, if it is one."""
+        return self.rule.threshold if isinstance(self.rule, Threshold) else None
+
+    def pace(self, info: VideoInfo) -> Place:
+        """Frames of the video from one sampled frame to the next."""
+        return self.step(Fraction(info.fps))
+
+    def length(self, info: VideoInfo) -> Place:
         """Frames of the video from the beginning of one clip to that of the next."""
-        return self.num_frames * self.frame_stride
+        return self.num_frames * self.pace(info)
 
     @property
     def patches(self) -> PatchSpec:
@@ -44,7 +55,7 @@ class ClipSettings(ClipSpec):
 
     def keep_mask(self, clip: Clip) -> Tensor:
         """bool [T', H', W'], True where a token of the clip is kept."""
-        return keep_mask(clip.frames[None], threshold=self.threshold, spec=self.patches)[0]
+        return apply_rule(self.rule, PatchView(clip.frames[None], self.patches))[0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from rlt.tokens.rules import (
     choose_rule,
     make_rule,
     register_rule,
+    rule_line,
     rule_name,
     rule_options,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "keep_mask",
     "make_rule",
     "register_rule",
+    "rule_line",
     "rule_name",
     "rule_options",
     "run_lengths",

@@ -267,6 +267,16 @@ def rule_options(rule: Any) -> dict[str, object]:
     return {**options, "rule": rule_name(rule)}
 
 
+def rule_line(rule: Rule) -> str:
+    """The rule for people: "threshold 0.1", "keep_ratio 0.5", "random, threshold 0.1, seed 0"."""
+    options = {name: value for name, value in rule_options(rule).items() if value is not None and name != "rule"}
+    name = rule_name(rule)
+    given = [
+        f"{option} {value:g}" if isinstance(value, float) else f"{option} {value}" for option, value in options.items()
+    ]
+    return ", ".join(given if name in ("rlt", "budget") else [name, *given])
+
+
 def apply_rule(rule: Rule, frames: PatchView, seeds: Sequence[int] | None = None) -> Tensor:
     """The mask of a rule, looked at before anything is cut by it: bool [B, T', H', W'].
 

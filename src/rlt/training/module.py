@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
 
 from rlt.conf.schema import OptimizerConfig
 from rlt.data.batch import Batch, EvaluationBatch
@@ -56,13 +52,10 @@ class VideoClassifier(LightningModule):
         """Tokens of the same batches when nothing is dropped."""
         self.imbalance: list[float] = []
         """Per step, tokens of the busiest device over the mean of all devices; empty with one device."""
-        classes = model.config.num_classes
-        self.accuracy = MulticlassAccuracy(num_classes=classes, average="micro")
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits, float [clips, classes]."""
-        logits: Tensor = self.model(batch.packed)
-        return logits
+        return self.model(batch.packed)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make the step's random numbers a function of its place in the run, so that a run can go on exactly."""
@@ -80,12 +73,13 @@ class VideoClassifier(LightningModule):
         loss = per_clip.mean()
         if not torch.isfinite(loss):
             raise TrainingError(self._not_finite(batch, per_clip))
-        self._note(batch)
-        clips = len(batch.packed)
-        kept = batch.packed.num_tokens / sum(grid.num_tokens for grid in batch.packed.grids)
+        self._say_replaced(batch)
+        kept, possible = batch.packed.num_tokens, sum(grid.num_tokens for grid in batch.packed.grids)
+        self.tokens_seen += kept
+        self.tokens_possible += possible
         rate = self.optimizers().param_groups[-1]["lr"]  # type: ignore[union-attr]
-        values: Mapping[str, Any] = {"train/loss": loss.detach(), "train/tokens_kept": kept, "train/lr": rate}
-        self.log_dict(values, batch_size=clips, prog_bar=True)
+        values = {"train/loss": loss.detach(), "train/tokens_kept": kept / possible, "train/lr": rate}
+        self.log_dict(values, batch_size=len(batch.packed), prog_bar=True)
         return loss * self._share_of_clips(batch)
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
@@ -96,10 +90,11 @@ class VideoClassifier(LightningModule):
         decoded = [sample for sample in batch.samples if sample.error is None]
         label_ids = torch.tensor([sample.label_id for sample in decoded], device=self.device)
         logits = self.model(batch.packed).float()
-        self.accuracy(logits, label_ids)
+        top1 = (logits.argmax(1) == label_ids).float().mean()
         loss = F.cross_entropy(logits, label_ids)
-        self.log("val/top1", self.accuracy, on_epoch=True, prog_bar=True, batch_size=len(decoded))
-        self.log("val/loss", loss, on_epoch=True, sync_dist=True, batch_size=len(decoded))
+        self.log_dict(
+            {"val/top1": top1, "val/loss": loss}, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(decoded)
+        )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with layer-wise rates; the schedule moves with every optimizer step."""
@@ -124,13 +119,11 @@ class VideoClassifier(LightningModule):
         self.log("train/tokens_max_over_mean", self.imbalance[-1], batch_size=len(batch.packed))
         return mine[0] / clips.mean()
 
-    def _note(self, batch: Batch) -> None:
+    def _say_replaced(self, batch: Batch) -> None:
         new = {path: error for path, error in batch.failed if path not in self.failed}
         self.failed.update(new)
         for path, error in new.items():
             self.print(f"replaced {path}: {error}")
-        self.tokens_seen += batch.packed.num_tokens
-        self.tokens_possible += sum(grid.num_tokens for grid in batch.packed.grids)
 
     def _not_finite(self, batch: Batch, per_clip: Tensor) -> str:
         guilty = [path for path, value in zip(batch.paths, per_clip.tolist(), strict=False) if value - value != 0]

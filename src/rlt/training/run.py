@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, Timer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -70,11 +71,11 @@ def train(
     """Train a model, or go on with a run.
 
     The folder `config.run_dir` holds checkpoints/ (to go on), model/ (weights to use: `rlt evaluate checkpoint=RUN`),
-    logs, overrides.json and summary.json.
+    logs, config.json (resolved), overrides.json (as typed) and summary.json.
 
     Args:
         config: the experiment, from `rlt.conf.compose`.
-        overrides: what it was composed from; kept in the folder so that `rlt evaluate` samples clips alike.
+        overrides: what it was composed from.
         say: called with one-line messages.
         progress: Lightning's progress bar; None shows it on a terminal.
 
@@ -96,17 +97,13 @@ def train(
             "raise trainer.max_steps, or name another run_dir"
         )
     module = VideoClassifier(
-        model,
-        config.optimizer,
-        total_steps=total_steps,
-        clips_per_step=data.clips_per_step,
-        seed=config.seed,
+        model, config.optimizer, total_steps=total_steps, clips_per_step=data.clips_per_step, seed=config.seed
     )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(run_dir / "overrides.json", list(overrides))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements between our messages
     timer = Timer(verbose=False)
-    trainer = _make_trainer(config, total_steps, [timer], progress)
+    trainer = make_trainer(config, total_steps, [timer], progress=progress)
+    write_json(run_dir / "config.json", asdict(config))  # before the other one, which makes the folder one of a run
+    write_json(run_dir / "overrides.json", list(overrides))
     if config.trainer.compile:
         model.compile_network()
     with warnings.catch_warnings():
@@ -124,26 +121,25 @@ def build_model(config: Config, manifest: Manifest) -> VisionTransformer:
     Raises:
         CheckpointError: if the checkpoint does not fit, or has other classes and `model.new_head` is not set.
     """
-    clip, names = config.data.clip, manifest.class_names
-    if config.checkpoint is None:
-        known = model_config(config.model.name)
-        sizes = {"num_frames": clip.num_frames, "image_size": min(clip.frame_size)}
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(config.seed)
-            model = VisionTransformer(known.replace(num_classes=len(names), labels=names, **sizes))
-    else:
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(config.seed)
+    clip, names, network = config.data.clip, manifest.class_names, config.model
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(config.seed)
+        if config.checkpoint is None:
+            sizes = model_config(network.name, network.num_heads)
+            sizes = sizes.replace(num_classes=len(names), num_frames=clip.num_frames, image_size=min(clip.frame_size))
+            model = VisionTransformer(sizes)
+        else:
             model = create_model(
-                config.model.name,
+                network.name,
                 checkpoint=config.checkpoint,
                 num_classes=len(names),
-                new_head=config.model.new_head,
+                new_head=network.new_head,
+                num_heads=network.num_heads,
             )
-        model.config = model.config.replace(labels=names)
-    if config.model.length_encoding == "learned":
+    model.config = model.config.replace(labels=names)
+    if network.length_encoding == "learned":
         model.add_length_encoding()
-    model.set_drop_path(config.model.drop_path)
+    model.set_drop_path(network.drop_path)
     model.activation_checkpointing = config.trainer.activation_checkpointing
     model.merge_per_block = config.model.merge_per_block
     return model
@@ -181,39 +177,47 @@ def _total_steps(config: Config, data: TrainingData) -> int:
     return max(math.ceil(trainer.max_epochs * data.num_samples / data.clips_per_step), 1)
 
 
-def _make_trainer(config: Config, total_steps: int, callbacks: list[Callback], progress: bool | None) -> Trainer:
+def make_trainer(
+    config: Config, total_steps: int, callbacks: Sequence[Callback] = (), *, progress: bool | None = False
+) -> Trainer:
+    """Lightning's trainer of an experiment, with its loggers and checkpoints.
+
+    Raises:
+        InvalidArgumentError: in one line, for an accelerator or a strategy that Lightning does not know or have here.
+    """
     trainer, loggers = config.trainer, _loggers(config)
-    callbacks = [
-        *callbacks,
-        step_checkpoints(config.run_dir, trainer.save_every, trainer.keep_checkpoints),
-    ]
+    callbacks = [*callbacks, step_checkpoints(config.run_dir, trainer.save_every, trainer.keep_checkpoints)]
     if total_steps % trainer.save_every:
         callbacks.append(SaveLastStep(config.run_dir, total_steps))
     if trainer.ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=trainer.ema_decay))
     every = trainer.validate_every or total_steps
-    return Trainer(
-        accelerator=trainer.accelerator,
-        devices=trainer.devices,
-        num_nodes=trainer.num_nodes,
-        strategy=trainer.strategy,
-        precision=PRECISIONS[trainer.precision],  # type: ignore[arg-type]
-        max_steps=total_steps,
-        max_epochs=-1,
-        accumulate_grad_batches=trainer.accumulate,
-        gradient_clip_val=trainer.gradient_clip,
-        val_check_interval=every * trainer.accumulate,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        log_every_n_steps=trainer.log_every,
-        logger=loggers or False,
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
-        use_distributed_sampler=False,
-        enable_progress_bar=sys.stderr.isatty() if progress is None else progress,
-        enable_model_summary=False,
-        default_root_dir=config.run_dir,
-    )
+    try:
+        return Trainer(
+            accelerator=trainer.accelerator,
+            devices=trainer.devices,
+            num_nodes=trainer.num_nodes,
+            strategy=trainer.strategy,
+            precision=PRECISIONS[trainer.precision],  # type: ignore[arg-type]
+            max_steps=total_steps,
+            max_epochs=-1,
+            accumulate_grad_batches=trainer.accumulate,
+            gradient_clip_val=trainer.gradient_clip,
+            val_check_interval=every * trainer.accumulate,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            log_every_n_steps=trainer.log_every,
+            logger=loggers or False,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            use_distributed_sampler=False,
+            enable_progress_bar=sys.stderr.isatty() if progress is None else progress,
+            enable_model_summary=False,
+            default_root_dir=config.run_dir,
+        )
+    except (ValueError, MisconfigurationException) as error:
+        given = f"trainer.accelerator is {trainer.accelerator!r}, trainer.strategy {trainer.strategy!r}"
+        raise InvalidArgumentError(f"{given}: {' '.join(str(error).split())}") from error
 
 
 def _loggers(config: Config) -> list[Logger]:

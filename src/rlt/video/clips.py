@@ -179,6 +179,7 @@ def iter_clips(
     """
     spec = ClipSpec(num_frames, frame_stride, fps, size)
     check_reading(source, decoder, num_threads)
+    # A generator, which can be closed early; as one more frame it moves the caller, at whom warnings point.
     return (clip for [clip] in stream_clips(source, spec, [View(size)], decoder, num_threads, depth=2))
 
 

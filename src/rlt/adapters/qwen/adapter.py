@@ -81,11 +81,11 @@ class QwenVLAdapter(Patch):
 
     @override
     def edits(self) -> list[Override | Hook]:
-        hooks = [Hook(self.model, self.before, before=True), Hook(self.model, self.note_past)]
+        found = [Hook(self.model, self.before, before=True), Hook(self.model, self.note_past)]
         if self.model is self.inner:
-            return [*hooks]
+            return [*found]
         return [
-            *hooks,
+            *found,
             Override(self.model, "prepare_inputs_for_generation", self.prepare_inputs),
             Override(self.model, "_prepare_position_ids_for_generation", self.generation_positions),
             Override(self.model, "_prepare_multimodal_encoder_kwargs_for_generation", self.encode_for_generation),
@@ -100,13 +100,10 @@ class QwenVLAdapter(Patch):
 
     @override
     def run_static(self) -> None:
-        visual, parameter = self.inner.visual, next(self.model.parameters())
-        merge = visual.spatial_merge_size
-        grid, spec = (4, 2 * merge, 2 * merge), self.spec
-        values = spec.tubelet_size * visual.patch_embed.in_channels * spec.patch_size**2
-        zeros = torch.zeros(grid[0] * grid[1] * grid[2], values, dtype=parameter.dtype, device=parameter.device)
-        groups = len(zeros) // merge**2
-        deltas = self.inner.rope_deltas
+        parameter, merge = next(self.model.parameters()), self.inner.visual.spatial_merge_size
+        grid, groups = (4, 2 * merge, 2 * merge), 16
+        rows = groups * merge**2
+        zeros = torch.zeros(rows, self.spec.values_per_token, dtype=parameter.dtype, device=parameter.device)
         self.model(
             input_ids=torch.full((1, groups), self.model.config.video_token_id, device=parameter.device),
             position_ids=torch.arange(groups, device=parameter.device).expand(3, 1, -1),
@@ -114,7 +111,6 @@ class QwenVLAdapter(Patch):
             video_grid_thw=torch.tensor([grid], device=parameter.device),
             use_cache=False,
         )
-        self.inner.rope_deltas = deltas
 
     # What happens around `forward`
 
@@ -165,14 +161,13 @@ class QwenVLAdapter(Patch):
 
     def choose(self, pixels: Tensor, grid_thw: Tensor | None) -> list[Tensor]:
         """Which groups to keep, bool [T', H', W'] of each video; also the record of the call."""
-        visual, spec = self.inner.visual, self.spec
-        values = spec.tubelet_size * visual.patch_embed.in_channels * spec.patch_size**2
-        if pixels.ndim != 2 or pixels.shape[1] != values:
+        spec = self.spec
+        if pixels.ndim != 2 or pixels.shape[1] != spec.values_per_token:
             raise InvalidArgumentError(
-                f"pixel_values_videos has shape {list(pixels.shape)}; the model needs [patches, {values}], as its "
-                "processor gives it"
+                f"pixel_values_videos has shape {list(pixels.shape)}; the model needs [patches, "
+                f"{spec.values_per_token}], as its processor gives it"
             )
-        grids = group_grids(grid_thw, pixels.shape[0], visual.spatial_merge_size)
+        grids = group_grids(grid_thw, pixels.shape[0], self.inner.visual.spatial_merge_size)
         warn_unless_normalised(pixels, spec)
         masks = choose_groups(pixels, grids, self.options.rule, spec)
         self.last = LastVideos.of(masks)
