@@ -132,7 +132,7 @@ def _step(
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    kept.append(batch.packed.num_tokens / sum(grid.num_tokens for grid in batch.packed.grids))
+    kept.append(batch.packed.share_kept)
 
 
 def _one_run(

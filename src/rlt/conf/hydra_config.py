@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,8 @@ def compose(overrides: Sequence[str], run: Mapping[str, Any]) -> Config:
     store = ConfigStore.instance()
     store.store(name="config", node=_writable(_Root(defaults=defaults)))
     store.store(name="run", node=beneath, package="_global_")
-    for group in ("data", "model", "tokenizer", "logger"):
-        for name, node in presets[group].items():
-            store.store(group=group, name=name, node=_writable(node))
+    for name, node in presets["tokenizer"].items():
+        store.store(group="tokenizer", name=name, node=node)
     try:
         with hydra.initialize_config_dir(str(Path(__file__).parent), version_base="1.3"):
             composed = hydra.compose("config", list(overrides))
@@ -136,18 +136,30 @@ def _beneath(run: Mapping[str, Any], given: Mapping[str, object]) -> dict[str, A
 
 
 def _presets() -> dict[str, dict[Any, Any]]:
-    """Keys that take the name of a preset: what they allow, and the presets that no file holds."""
+    """Keys that take the name of a preset, with what they allow."""
     return {
+        **_fixed_presets(),
+        "tokenizer": TokenizerConfig.presets(),  # which a program can add to
+        "experiment": dict.fromkeys(experiments()),
+    }
+
+
+@cache
+def _fixed_presets() -> dict[str, dict[Any, Any]]:
+    """Those that are always the same, handed to Hydra."""
+    presets: dict[str, dict[Any, Any]] = {
         "data": _data_presets(),
         "model": {name: ModelConfig(name=name) for name in MODELS},
-        "tokenizer": TokenizerConfig.presets(),
         "logger": {
             "default": LoggerConfig(),
             "wandb": LoggerConfig(wandb=True),
             "none": LoggerConfig(csv=False, tensorboard=False),
         },
-        "experiment": dict.fromkeys(experiments()),
     }
+    for group, nodes in presets.items():
+        for name, node in nodes.items():
+            ConfigStore.instance().store(group=group, name=name, node=_writable(node))
+    return presets
 
 
 def _data_presets() -> dict[str, DataConfig]:
@@ -164,11 +176,13 @@ def _data_presets() -> dict[str, DataConfig]:
 
 def _keys() -> dict[str, str]:
     """All options and the sections that hold them, each with its section; fields of a user's own rules too."""
-    keys = {
-        f"tokenizer.{option.name}": "tokenizer"
-        for rule in TokenizerConfig.presets().values()
-        for option in fields(rule)
-    }
+    rules = TokenizerConfig.presets().values()
+    return {f"tokenizer.{option.name}": "tokenizer" for rule in rules for option in fields(rule)} | _documented_keys()
+
+
+@cache
+def _documented_keys() -> dict[str, str]:
+    keys: dict[str, str] = {}
     for section in sections():
         keys |= {section.name: "", **{option.key: section.name for option in section.options}}
     return keys

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from typing_extensions import override
 
 from rlt.errors import TrainingError
 from rlt.files import replacing
@@ -21,9 +22,8 @@ _STEP = re.compile(r"step=(\d+)\.ckpt")
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint to a temporary file and renames it, so that `kill -9` cannot leave half of one."""
 
+    @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write `checkpoint` to `path`, whole or not at all."""
-        del storage_options
         with replacing(path) as temporary:
             torch.save(checkpoint, temporary)
 
@@ -50,15 +50,13 @@ class SaveLastStep(Callback):
     """Saves the last step of a run too, so that a longer run can go on from it."""
 
     def __init__(self, run_dir: str | Path, total_steps: int) -> None:
-        """Save into the run's checkpoint folder when `total_steps` optimizer steps have been made."""
         self.path = checkpoint_folder(run_dir) / f"step={total_steps}.ckpt"
         self.total_steps = total_steps
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Lightning's hook."""
-        del pl_module, outputs, batch, batch_idx
         if trainer.global_step == self.total_steps and not self.path.exists():
             trainer.save_checkpoint(self.path)
 

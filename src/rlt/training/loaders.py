@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
+from typing_extensions import override
 
 from rlt.checks import some
 from rlt.conf.schema import Config
@@ -18,29 +19,22 @@ from rlt.tokens import Budget, Everything
 
 
 class TrainingData(LightningDataModule):
-    """Endless training batches from a given step on, and one view of every validation video."""
+    """Endless training batches from a given step on, and one view of every validation video.
+
+    Args:
+        config: the experiment.
+        training: manifest to train on.
+        validation: manifest to validate on, with the same classes.
+        model: configuration of the network.
+        start_step: optimizer steps that have been made.
+
+    Raises:
+        InvalidArgumentError: for an empty manifest, classes that differ, or a token budget without token counts.
+    """
 
     def __init__(
-        self,
-        config: Config,
-        training: Manifest,
-        validation: Manifest | None,
-        model: ViTConfig,
-        *,
-        start_step: int = 0,
+        self, config: Config, training: Manifest, validation: Manifest | None, model: ViTConfig, *, start_step: int = 0
     ) -> None:
-        """Plan the batches; nothing is opened.
-
-        Args:
-            config: the experiment.
-            training: manifest to train on.
-            validation: manifest to validate on, with the same classes.
-            model: configuration of the network.
-            start_step: optimizer steps that have been made.
-
-        Raises:
-            InvalidArgumentError: for an empty manifest, classes that differ, or a token budget without token counts.
-        """
         super().__init__()
         if not training.usable:
             raise InvalidArgumentError(f"{config.data.train} has no usable video; see its status column")
@@ -85,47 +79,45 @@ class TrainingData(LightningDataModule):
             start_step=self.start_batch,
         )
 
+    @override
     def train_dataloader(self) -> DataLoader[TrainingSample]:
-        """Batches of this device, without end."""
-        data, rank, world_size = self.config.data, 0, 1
-        if self.trainer is not None:
-            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        config, data = self.config, self.config.data
         return DataLoader(
-            TrainingDataset(self.training, data.clip, data.augment, seed=self.config.seed, decoder=data.decoder),
-            batch_sampler=self.sampler(rank, world_size),
+            TrainingDataset(self.training, data.clip, data.augment, seed=config.seed, decoder=data.decoder),
+            batch_sampler=self.sampler(*self._place()),
             collate_fn=Collate(
-                self.config.tokenizer.build(),
-                data.augment,
-                len(self.class_names),
-                self.model.patches,
-                seed=self.config.seed,
+                config.tokenizer.build(), data.augment, len(self.class_names), self.model.patches, seed=config.seed
             ),
             num_workers=data.num_workers,
-            pin_memory=self.config.trainer.accelerator != "cpu",
+            pin_memory=config.trainer.accelerator != "cpu",
             persistent_workers=data.num_workers > 0,
         )
 
+    @override
     def val_dataloader(self) -> DataLoader[EvaluationSample] | list[DataLoader[EvaluationSample]]:
-        """The middle view of every validation video, shared out to the devices."""
         if not self.validation:
             return []
-        data, trainer = self.config.data, self.trainer
-        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        config, data = self.config, self.config.data
+        rank, world_size = self._place()
         dataset = EvaluationDataset(
             self.validation[rank::world_size],
             data.clip,
             ViewConfig(num_clips=1, num_crops=1),
-            self.config.tokenizer.build(),
+            config.tokenizer.build(),
             self.model.patches,
-            seed=self.config.seed,
+            seed=config.seed,
             decoder=data.decoder,
         )
         return DataLoader(
             dataset,
-            batch_size=self.config.trainer.batch_size,
+            batch_size=config.trainer.batch_size,
             collate_fn=collate_evaluation,
             num_workers=data.num_workers,
         )
+
+    def _place(self) -> tuple[int, int]:
+        """Number of this device, and of all."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _expected_tokens(self) -> list[float]:
         clip, rule = self.config.data.clip, self.config.tokenizer.build()

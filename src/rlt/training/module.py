@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from typing_extensions import override
 
 from rlt.conf.schema import OptimizerConfig
 from rlt.data.batch import Batch, EvaluationBatch
@@ -18,7 +19,15 @@ _NAMED_FILES = 8
 
 
 class VideoClassifier(LightningModule):
-    """Trains a `VisionTransformer` on packed batches with soft targets."""
+    """Trains a `VisionTransformer` on packed batches with soft targets.
+
+    Args:
+        model: the network; classes are those of its head.
+        optimizer: see `OptimizerConfig`.
+        total_steps: optimizer steps of the whole run.
+        clips_per_step: clips of one optimizer step over all devices, for the scaling of the learning rate.
+        seed: of stochastic depth; each step draws from a generator seeded by it and the step's place in the run.
+    """
 
     def __init__(
         self,
@@ -29,15 +38,6 @@ class VideoClassifier(LightningModule):
         clips_per_step: float,
         seed: int = 0,
     ) -> None:
-        """Wrap a model.
-
-        Args:
-            model: the network; classes are those of its head.
-            optimizer: see `OptimizerConfig`.
-            total_steps: optimizer steps of the whole run.
-            clips_per_step: clips of one optimizer step over all devices, for the scaling of the learning rate.
-            seed: of stochastic depth; each step draws from a generator seeded by it and the step's place in the run.
-        """
         super().__init__()
         self.model = model
         self.optimizer_config = optimizer
@@ -53,38 +53,37 @@ class VideoClassifier(LightningModule):
         self.imbalance: list[float] = []
         """Per step, tokens of the busiest device over the mean of all devices; empty with one device."""
 
+    @override
     def forward(self, batch: Batch) -> Tensor:
-        """Logits, float [clips, classes]."""
         return self.model(batch.packed)
 
+    @override
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Make the step's random numbers a function of its place in the run, so that a run can go on exactly."""
-        del batch_idx
+        # Random numbers are a function of the step's place in the run, so that a run can go on exactly.
         torch.manual_seed((self.seed * 1_000_003 + batch.position) * 65_537 + self.global_rank)
 
+    @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross entropy with soft targets, averaged over the clips of all devices.
 
         Raises:
             TrainingError: if the loss is not finite, naming the step and the files of the batch.
         """
-        del batch_idx
         per_clip = -(batch.targets * F.log_softmax(self(batch).float(), dim=1)).sum(1)
         loss = per_clip.mean()
         if not torch.isfinite(loss):
             raise TrainingError(self._not_finite(batch, per_clip))
         self._say_replaced(batch)
-        kept, possible = batch.packed.num_tokens, sum(grid.num_tokens for grid in batch.packed.grids)
-        self.tokens_seen += kept
-        self.tokens_possible += possible
+        self.tokens_seen += batch.packed.num_tokens
+        self.tokens_possible += batch.packed.num_dense
         rate = self.optimizers().param_groups[-1]["lr"]  # type: ignore[union-attr]
-        values = {"train/loss": loss.detach(), "train/tokens_kept": kept / possible, "train/lr": rate}
+        values = {"train/loss": loss.detach(), "train/tokens_kept": batch.packed.share_kept, "train/lr": rate}
         self.log_dict(values, batch_size=len(batch.packed), prog_bar=True)
         return loss * self._share_of_clips(batch)
 
+    @override
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         """Accuracy and loss on the middle view of each video that can be decoded."""
-        del batch_idx
         if batch.packed is None:
             return
         decoded = [sample for sample in batch.samples if sample.error is None]
@@ -96,8 +95,8 @@ class VideoClassifier(LightningModule):
             {"val/top1": top1, "val/loss": loss}, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(decoded)
         )
 
+    @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with layer-wise rates; the schedule moves with every optimizer step."""
         optimizer, schedule = make_optimizer(
             self.model,
             self.model.config.depth,

@@ -87,10 +87,10 @@ def train(
     manifest = _manifest(config.data.train, "data.train")
     validation = read_manifest(config.data.val) if config.data.val is not None else None
     run_dir = Path(config.run_dir)
-    resume = _resume_point(config, say)
+    resume = resume_point(config, say)
     model = build_model(config, manifest)
     data = TrainingData(config, manifest, validation, model.config, start_step=resume[1] if resume else 0)
-    total_steps = _total_steps(config, data)
+    total_steps = count_steps(config, data)
     if resume and resume[1] >= total_steps:
         raise TrainingError(
             f"{run_dir} is at step {resume[1]}, and trainer.max_steps is {total_steps}: nothing is left to do; "
@@ -104,8 +104,6 @@ def train(
     trainer = make_trainer(config, total_steps, [timer], progress=progress)
     write_json(run_dir / "config.json", asdict(config))  # before the other one, which makes the folder one of a run
     write_json(run_dir / "overrides.json", list(overrides))
-    if config.trainer.compile:
-        model.compile_network()
     with warnings.catch_warnings():
         for message in _QUIET:
             warnings.filterwarnings("ignore", message)
@@ -141,7 +139,9 @@ def build_model(config: Config, manifest: Manifest) -> VisionTransformer:
         model.add_length_encoding()
     model.set_drop_path(network.drop_path)
     model.activation_checkpointing = config.trainer.activation_checkpointing
-    model.merge_per_block = config.model.merge_per_block
+    model.merge_per_block = network.merge_per_block
+    if config.trainer.compile:
+        model.compile_network()
     return model
 
 
@@ -151,7 +151,12 @@ def _manifest(path: str | None, name: str) -> Manifest:
     return read_manifest(path)
 
 
-def _resume_point(config: Config, say: Callable[[str], None]) -> tuple[Path, int] | None:
+def resume_point(config: Config, say: Callable[[str], None]) -> tuple[Path, int] | None:
+    """The checkpoint that a run goes on from and its optimizer step, None for a fresh run.
+
+    Raises:
+        TrainingError: if the folder holds an earlier run that is not to be continued, or no checkpoint can be read.
+    """
     if config.resume is None:
         if newest_checkpoint(config.run_dir) is not None:
             raise TrainingError(
@@ -165,7 +170,12 @@ def _resume_point(config: Config, say: Callable[[str], None]) -> tuple[Path, int
     return Path(config.resume), read_step(config.resume)
 
 
-def _total_steps(config: Config, data: TrainingData) -> int:
+def count_steps(config: Config, data: TrainingData) -> int:
+    """Optimizer steps of the whole run.
+
+    Raises:
+        InvalidArgumentError: unless one of max_steps and max_epochs is set.
+    """
     trainer = config.trainer
     if (trainer.max_steps is None) == (trainer.max_epochs is None):
         raise InvalidArgumentError(
