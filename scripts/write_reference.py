@@ -23,8 +23,8 @@ Presets are chosen by name: `data=kinetics400|kinetics600|kinetics700|ssv2|folde
 
 EXPERIMENTS
 
-A later override wins; a list is written `optimizer.betas=[0.9,0.95]`, nothing is `null`. A name that is none is an error
-which says the nearest one; both commands take all options, and say which of those typed have no effect on them.
+A later override wins; a list is written `optimizer.betas=[0.9,0.95]`, nothing is `null`. A name that is none is an
+error which says the nearest one; both commands take all options, and say which of those typed have no effect on them.
 """
 
 

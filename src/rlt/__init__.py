@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rlt.adapters import patch, register_adapter, unpatch
-    from rlt.checkpoints.models import create_model, list_models
+    from rlt.checkpoints import create_model, list_models
     from rlt.network.vit import VisionTransformer, ViTConfig
     from rlt.structures import Clip, PackedTokens, PatchSpec, RunLengthTokens, Segments, TokenGrid, pack
     from rlt.tokens import (

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlt.checkpoints.models import create_model, model_config
+from rlt.checkpoints import create_model, model_config
 from rlt.checks import at_least, one_of
 from rlt.errors import TruncatedVideoWarning, VideoError
 from rlt.measure import MeasureSettings, Timing, interleave, machine_info

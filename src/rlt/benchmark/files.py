@@ -13,7 +13,7 @@ from torch import Tensor
 from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, packed_by, run_each, threshold_of
 from rlt.benchmark.peers.decoders import decoders
 from rlt.benchmark.peers.reference import reference_tokenize
-from rlt.checkpoints.models import create_model
+from rlt.checkpoints import create_model
 from rlt.errors import VideoError
 from rlt.network.flops import count_forward_flops
 from rlt.network.vit import VisionTransformer

@@ -7,7 +7,7 @@ from functools import partial
 
 from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, packed_by, read_frames
 from rlt.benchmark.peers.padded import padded_logits
-from rlt.checkpoints.models import create_model
+from rlt.checkpoints import create_model
 from rlt.network.flops import count_forward_flops
 from rlt.structures import pack
 from rlt.tokens import Everything

@@ -22,7 +22,7 @@ from rlt.benchmark.harness import (
     run_each,
 )
 from rlt.benchmark.peers.padded import padded_logits
-from rlt.checkpoints.models import create_model
+from rlt.checkpoints import create_model
 from rlt.errors import InvalidArgumentError
 from rlt.measure import Timing
 from rlt.network.flops import count_forward_flops, forward_flops, merge_for_flops

@@ -15,7 +15,7 @@ from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Wo
 from rlt.benchmark.peers.masks import difference_ways
 from rlt.benchmark.peers.padded import block_mask_attention, padded_attention
 from rlt.benchmark.peers.reference import reference_tokenize
-from rlt.checkpoints.models import create_model
+from rlt.checkpoints import create_model
 from rlt.network.attention import choose_backend, packed_attention
 from rlt.network.backends import available_backends
 from rlt.network.embedding import PatchEmbedding
