@@ -10,7 +10,7 @@ one clip, H heads, K width of a head, N blocks of tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -78,21 +78,30 @@ def _nothing(_device: torch.device, _dtype: torch.dtype) -> str | None:
     return None
 
 
-def _flash_hindrance(
-    device: torch.device, dtype: torch.dtype, module: str | None = None, distribution: str | None = None
-) -> str | None:
-    """What flash attention needs, by torch's own kernels or by those of a package."""
+def _flash_hindrance(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return "it needs float16 or bfloat16 on CUDA"
     if not _runs_flash(device):
         return "it needs a GPU of compute capability 8.0 (Ampere) or newer"
-    found = module and _import_optional(module)
-    return f"`pip install {distribution}` is needed ({found})" if isinstance(found, str) else None
+    return None
+
+
+def _flash_package_hindrance(device: torch.device, dtype: torch.dtype) -> str | None:
+    return _flash_hindrance(device, dtype) or _package_hindrance("flash_attn", "flash-attn")
+
+
+def _xformers_hindrance(device: torch.device, dtype: torch.dtype) -> str | None:
+    return _flash_hindrance(device, dtype) or _package_hindrance("xformers.ops", "xformers")
 
 
 def _flex_hindrance(device: torch.device, _dtype: torch.dtype) -> str | None:
     # On the CPU it has no backward pass, and torch 2.13 compiles no kernel for changing numbers of tokens.
     return None if device.type == "cuda" else "it needs CUDA"
+
+
+def _package_hindrance(module: str, distribution: str) -> str | None:
+    found = _import_optional(module)
+    return None if isinstance(found, ModuleType) else f"`pip install {distribution}` is needed ({found})"
 
 
 def _runs_flash(device: torch.device) -> bool:
@@ -234,6 +243,6 @@ _WAYS: dict[str, _Way] = {
     "varlen": _Way(_flash_hindrance, _varlen),
     "nested": _Way(_nothing, _nested),
     "flex": _Way(_flex_hindrance, _flex),
-    "flash_attn": _Way(partial(_flash_hindrance, module="flash_attn", distribution="flash-attn"), _flash_package),
-    "xformers": _Way(partial(_flash_hindrance, module="xformers.ops", distribution="xformers"), _xformers),
+    "flash_attn": _Way(_flash_package_hindrance, _flash_package),
+    "xformers": _Way(_xformers_hindrance, _xformers),
 }
