@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from rlt.benchmark.harness import BenchmarkSettings, packed_by, read_frames
-from rlt.checkpoints.models import create_model
+from rlt.checkpoints import create_model
 from rlt.export import network_inputs
 from rlt.files import write_json
 from rlt.measure import machine_info

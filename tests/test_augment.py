@@ -18,14 +18,13 @@ from rlt.data.augment import (
     augment_clip,
     draw_operations,
     mix_batch,
-    no_augmentation,
     soft_targets,
 )
 from rlt.data.sampler import derive_seed
 from rlt.errors import InvalidArgumentError, MissingDependencyError
 from rlt.tokens import keep_mask
 
-PIXEL_OPERATIONS = ("invert", "posterize", "solarize", "solarize_add", "brightness")
+NO_AUGMENTATION = AugmentConfig(rand_augment_num_ops=0, erasing_probability=0, mixup_prob=0)
 
 
 @pytest.fixture(autouse=True)
@@ -290,7 +289,7 @@ def test_soft_targets_are_the_closed_form():
         ({"crop_scale_min": 0.9, "crop_scale_max": 0.5}, "crop_scale_max"),
         ({"crop_ratio_min": 2.0}, "crop_ratio_min"),
         ({"erasing_probability": 1.5}, "erasing_probability is 1.5; 0 to 1 is needed"),
-        ({"mixup_alpha": -1.0}, "mixup_alpha is -1.0; 0 or more"),
+        ({"mixup_alpha": -1.0}, "mixup_alpha is -1.0; at least 0"),
         ({"rand_augment_magnitude": 11.0}, "rand_augment_magnitude"),
         ({"rand_augment_num_ops": -1}, "rand_augment_num_ops"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
@@ -305,11 +304,11 @@ def test_configuration_errors_name_the_field(changes, words):
 
 def test_no_augmentation_changes_nothing():
     clip = noise(2, 16, 16, 3)
-    config = no_augmentation()
-    assert augment_clip(clip, config, seed=0) is clip
-    assert not config.mixes
-    assert not config.random_resized_crop
-    assert not config.horizontal_flip
+    assert augment_clip(clip, NO_AUGMENTATION, seed=0) is clip
+    clips, targets = torch.stack([clip, 255 - clip]), torch.eye(2)
+    mixed, soft = mix_batch(clips, targets, NO_AUGMENTATION, seed=0)
+    assert mixed is clips
+    assert soft is targets
 
 
 def test_missing_kornia_names_the_remedy(monkeypatch):
@@ -324,4 +323,4 @@ def test_missing_kornia_names_the_remedy(monkeypatch):
     with pytest.raises(MissingDependencyError, match=r'pip install "rlt\[train\]"'):
         apply_operations(noise(1, 16, 16, 3), [("invert", 0.5)])
     clip = noise(2, 16, 16, 3)
-    assert torch.equal(augment_clip(clip, no_augmentation(), seed=0), clip)
+    assert torch.equal(augment_clip(clip, NO_AUGMENTATION, seed=0), clip)

@@ -22,7 +22,7 @@ from rlt.benchmark.peers.decoders import decoders
 from rlt.benchmark.peers.masks import difference_ways
 from rlt.benchmark.peers.padded import block_mask_attention, padded_attention, padded_logits
 from rlt.benchmark.peers.reference import reference_tokenize
-from rlt.checkpoints.models import MODELS, create_model
+from rlt.checkpoints import MODELS, create_model
 from rlt.errors import InvalidArgumentError
 from rlt.measure import peak_memory_bytes
 from rlt.structures import IMAGENET_MEAN, IMAGENET_STD

@@ -116,9 +116,7 @@ def test_evaluate_reads_with_it(video: Path, calls: list[str]) -> None:
     config = rlt.ViTConfig(width=24, depth=1, num_heads=2, mlp_width=48, num_classes=2, num_frames=4, image_size=32)
     manifest = Manifest((entry(video),), ("class", "other"))
     results = [
-        evaluate(
-            rlt.VisionTransformer(config), manifest, EvaluationSettings(SPEC, ViewConfig(1, 1), decoder=decoder)
-        )
+        evaluate(rlt.VisionTransformer(config), manifest, EvaluationSettings(SPEC, ViewConfig(1, 1), decoder=decoder))
         for decoder in ("pyav", "whole")
     ]
     assert calls == [str(video)]

@@ -34,7 +34,7 @@ from rlt.evaluation import (
 from rlt.evaluation.predictions import VideoPrediction
 from rlt.evaluation.statistics import wilson_interval
 from rlt.files import write_json
-from rlt.measure import count_forward_flops
+from rlt.network.flops import count_forward_flops
 from rlt.tokens import make_rule
 from rlt.video import ClipSpec, read_clips
 from video_factory import numbered_picture, write_video
@@ -360,7 +360,7 @@ def test_bad_tables_are_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(InvalidArgumentError, match="no predictions to write"):
         write_predictions([], tmp_path / "empty.parquet", class_names=("x", "y"))
-    with pytest.raises(InvalidArgumentError, match="differ in length"):
+    with pytest.raises(InvalidArgumentError, match=r"these columns: .*expected length 1 but got length 0"):
         write_table(tmp_path / "new.parquet", {"a": [1], "b": []})
     with pytest.raises(InvalidArgumentError, match="cannot hold these columns"):
         write_table(tmp_path / "new.parquet", {"a": [1, "x"]})

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
+import rlt
 import video_factory
 
 pytest.importorskip("lightning")
@@ -20,6 +23,7 @@ from rlt.errors import InvalidArgumentError
 from rlt.evaluation.predictions import read_predictions
 from rlt.evaluation.run import config_of_run, evaluation_config
 from rlt.files import write_json
+from rlt.tokens import PatchView
 
 SMALL = [
     "model.drop_path=0.1",
@@ -193,3 +197,34 @@ def test_help_lists_every_option(run: Callable[..., tuple[int, str, str]]) -> No
         "data.clip.size=224",
     ):
         assert key in out
+
+
+def test_a_rule_of_the_users_own_is_trained_and_evaluated(
+    run: Callable[..., tuple[int, str, str]], videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @rlt.register_rule("mine")
+    @dataclass(frozen=True)
+    class Mine:
+        share: float = 0.5
+
+        def __call__(self, frames: PatchView, *, seeds: Sequence[int]) -> Tensor:
+            assert len(seeds) == len(frames)
+            mask = torch.zeros(frames.shape, dtype=torch.bool)
+            mask[:, : max(round(self.share * frames.grid.time), 1)] = True
+            return mask
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(rlt.tokens.RULES, "mine", Mine)
+    for split in ("train", "val"):
+        assert run("prepare", "folder", videos / split, "--output", f"{split}.parquet")[0] == 0
+    data = ["experiment=surveillance_small", *SMALL, "data.train=train.parquet", "data.val=val.parquet"]
+    code, out, err = run("train", *data, "tokenizer=mine", "trainer.max_steps=2", "run_dir=runs/mine")
+    assert code == 0, err
+    assert "50.0% of the tokens kept" in out
+    code, _, err = run(
+        "evaluate", "checkpoint=runs/mine", "data.test=val.parquet", "tokenizer.share=1.0", "json=m.json"
+    )
+    assert code == 0, err
+    numbers = json.loads(Path("m.json").read_text())
+    assert numbers["tokens_kept"] == 1
+    assert numbers["settings"]["tokenizer"]["policy"] == "mine"

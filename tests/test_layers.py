@@ -114,6 +114,7 @@ def test_public_names() -> None:
             "pack",
             "patch",
             "read_clip",
+            "register_adapter",
             "register_rule",
             "run_lengths",
             "select_tokens",

@@ -12,7 +12,8 @@ import rlt
 from rlt.cli.show import format_seconds
 from rlt.errors import InvalidArgumentError
 from rlt.files import replacing, write_json
-from rlt.measure import Timing, count_forward_flops, interleave, machine_info
+from rlt.measure import Timing, interleave, machine_info
+from rlt.network.flops import count_forward_flops
 
 
 def test_arms_take_turns() -> None:

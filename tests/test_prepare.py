@@ -20,7 +20,7 @@ from rlt.cli import main
 from rlt.data import manifest as manifest_module
 from rlt.data.duplicates import compare_splits
 from rlt.data.labels import ClassIndex, class_names, read_class_names
-from rlt.data.listings import Candidate, Listing, folder_listing, videos_below
+from rlt.data.listings import Listing, folder_listing, videos_below
 from rlt.data.manifest import Manifest, VideoEntry, read_manifest, write_manifest
 from rlt.data.prepare import prepare
 from rlt.data.probing import ProbeRecord, probe_video
@@ -290,7 +290,11 @@ def test_errors_of_class_lists(tmp_path: Path, name: str, text: str | None, mess
 
 
 def labelled(listing: Listing, root: Path) -> list[tuple[str, int, str]]:
-    return [(os.path.relpath(found.path, root), found.label_id, found.label) for found in listing.candidates]
+    return [(os.path.relpath(path, root), number, listing.class_names[number]) for path, number in listing.videos]
+
+
+def label_ids(listing: Listing) -> list[int]:
+    return [label_id for _, label_id in listing.videos]
 
 
 def test_class_folders_at_any_depth(put: Put, tmp_path: Path) -> None:
@@ -310,7 +314,7 @@ def test_class_folders_at_any_depth(put: Put, tmp_path: Path) -> None:
         ("run/linked/e.mp4", 1, "run"),
     ]
     given = folder_listing(tmp_path / "data", names=["sit", "Run", "jump"])
-    assert [found.label_id for found in given.candidates] == [2, 2, 1, 1]
+    assert label_ids(given) == [2, 2, 1, 1]
     with pytest.raises(InvalidArgumentError, match="'jump', 'sit' are not among the 1 classes of --labels"):
         folder_listing(tmp_path / "data", names=["run"])
 
@@ -395,7 +399,7 @@ def test_official_kinetics_csv(put: Put, tmp_path: Path) -> None:
         (
             "-abc_DEF123_000010_000020.mp4",
             class_names("kinetics400").index("massaging person's head"),
-            listing.candidates[1].label,
+            "massaging person's head",
         ),
         ("gone_000001_000011.mp4", 1, "air drumming"),
     ]
@@ -415,19 +419,22 @@ def test_kinetics_700_takes_its_classes_from_csv_or_labels(put: Put, tmp_path: P
     with pytest.raises(InvalidArgumentError, match="splits train, validate; choose one with --split"):
         kinetics_listing("kinetics700", tmp_path / "videos", csv_file=tmp_path / "k.csv")
     listing = kinetics_listing("kinetics700", tmp_path / "videos", csv_file=tmp_path / "k.csv", split="train")
-    assert [found.label_id for found in listing.candidates] == [1, 0]
+    assert label_ids(listing) == [1, 0]
     listing = kinetics_listing(
         "kinetics600", tmp_path / "videos", csv_file=tmp_path / "k.csv", split="train", names=["c", "b", "a"]
     )
-    assert [found.label_id for found in listing.candidates] == [1, 2]
+    assert label_ids(listing) == [1, 2]
 
 
 def test_kinetics_class_folders(put: Put, tmp_path: Path) -> None:
     put("videos", "passing_American_football_-in_game-", "a.mp4")
     put("videos", "air drumming", "b.mp4")
     listing = kinetics_listing("kinetics400", tmp_path / "videos")
-    assert [found.label for found in listing.candidates] == ["air drumming", "passing American football (in game)"]
-    assert [found.label_id for found in listing.candidates] == [1, 209 - 1]
+    assert [label for *_, label in labelled(listing, tmp_path)] == [
+        "air drumming",
+        "passing American football (in game)",
+    ]
+    assert label_ids(listing) == [1, 209 - 1]
     listing = kinetics_listing("kinetics700", tmp_path / "videos")
     assert listing.class_names == ("air drumming", "passing American football -in game-")
     put("videos", "unheard of", "c.mp4")
@@ -784,7 +791,7 @@ def test_names_that_are_no_text_go_to_csv_only(put: Put, tmp_path: Path) -> None
 
 def test_a_path_that_stands_twice_is_looked_at_once(put: Put, tmp_path: Path) -> None:
     path = str(put("a.mp4"))
-    listing = Listing("list", (Candidate(path, 0, "x"), Candidate(path, 0, "x")), ("x",))
+    listing = Listing("list", ((path, 0), (path, 0)), ("x",))
     report = prepare(listing, tmp_path / "m.csv")
     assert (report.num_videos, report.num_probed, report.num_resumed) == (2, 1, 0)
     assert [duplicate.reason for duplicate in report.duplicates] == ["same file"]

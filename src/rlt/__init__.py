@@ -11,8 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rlt.adapters import patch, unpatch
-    from rlt.checkpoints.models import create_model, list_models
+    from rlt.adapters import patch, register_adapter, unpatch
+    from rlt.checkpoints import create_model, list_models
     from rlt.network.vit import VisionTransformer, ViTConfig
     from rlt.structures import Clip, PackedTokens, PatchSpec, RunLengthTokens, Segments, TokenGrid, pack
     from rlt.tokens import (
@@ -53,6 +53,7 @@ __all__ = [
     "pack",
     "patch",
     "read_clip",
+    "register_adapter",
     "register_rule",
     "run_lengths",
     "select_tokens",

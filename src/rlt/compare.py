@@ -7,17 +7,19 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from rlt.checkpoints.models import create_model, model_config
+from rlt.checkpoints import create_model, model_config
 from rlt.checks import at_least, one_of
 from rlt.errors import TruncatedVideoWarning, VideoError
-from rlt.measure import MeasureSettings, Timing, count_forward_flops, interleave, machine_info
+from rlt.measure import MeasureSettings, Timing, interleave, machine_info
 from rlt.network.attention import choose_backend
+from rlt.network.flops import count_forward_flops
 from rlt.network.vit import VisionTransformer
 from rlt.structures import Clip, PackedTokens
 from rlt.tokens import Everything
@@ -68,9 +70,14 @@ class VideoComparison:
         return len(self.clip_starts)
 
     @property
+    def tokens_kept(self) -> float:
+        """Share of the tokens that is kept, above 0 and up to 1."""
+        return self.tokens["rlt"] / self.tokens["dense"]
+
+    @property
     def same_top1(self) -> list[bool]:
         """Per clip, whether both arms put the same class first."""
-        dense, rlt = (self.probabilities[arm].argmax(1) for arm in ("dense", "rlt"))
+        dense, rlt = (self.probabilities[arm].argmax(1) for arm in ARMS)
         return (dense == rlt).tolist()
 
     def top(self, arm: Arm, count: int = 5) -> list[list[tuple[int, float]]]:
@@ -95,6 +102,11 @@ class Comparison:
     """The attention back end that ran."""
     failed: list[tuple[str, str]] = field(default_factory=list)
     """Videos that could not be processed: (source, error)."""
+
+    @property
+    def num_clips(self) -> int:
+        """Clips of all videos."""
+        return sum(video.num_clips for video in self.videos)
 
     def seconds(self, stage: str) -> Timing:
         """Time of one stage over all videos, round by round."""
@@ -143,15 +155,9 @@ class Comparison:
         """Mean cosine of the pooled features of both arms."""
         return statistics.fmean(cosine for video in self.videos for cosine in video.feature_cosine)
 
-    @property
-    def weights(self) -> str:
-        """The checkpoint, or "random"."""
-        return self.settings.checkpoint or "random"
-
     def to_json(self) -> dict[str, object]:
         """All numbers as JSON values; fractions are 0..1, times in seconds."""
-        stages = ("decode", "tokenize_dense", "tokenize_rlt", "forward_dense", "forward_rlt")
-        timings = {stage: self.seconds(stage) for stage in stages}
+        timings = {stage: self.seconds(stage) for stage in self.videos[0].seconds}
         timings |= {f"end_to_end_{arm}": self.end_to_end(arm) for arm in ARMS}
         return {
             "tokens_kept": self.tokens_kept,
@@ -160,7 +166,7 @@ class Comparison:
             "speedup_flops": self.speedup_flops,
             "top1_agreement": self.top1_agreement,
             "feature_cosine": self.feature_cosine,
-            "weights": self.weights,
+            "weights": self.settings.checkpoint or "random",
             "machine": machine_info(self.settings.device),
             "settings": {**self.settings.to_json(), "repeats": self.repeats, "attention": self.attention},
             "tokens": {arm: self.total_tokens(arm) for arm in ARMS},
@@ -181,7 +187,7 @@ class Comparison:
         return {
             "source": video.source,
             "clip_starts": video.clip_starts,
-            "tokens_kept": video.tokens["rlt"] / video.tokens["dense"],
+            "tokens_kept": video.tokens_kept,
             "same_top1": video.same_top1,
             "feature_cosine": video.feature_cosine,
             "top5": top5,
@@ -200,23 +206,16 @@ def compare(
 ) -> Comparison:
     """Run every video through the model, dense and with RLT in turn, and measure each stage.
 
-    A video that cannot be processed is noted in `failed`; the others go on.
-
-    Args:
-        sources: paths of videos.
-        settings: model, clips and measurement.
-        on_progress: called with (steps done, steps in all, name of the video).
-
-    Returns:
-        The comparison over all videos that could be processed.
-
-    Raises:
-        InvalidArgumentError: for settings that do not fit each other.
-        CheckpointError: if the weights cannot be loaded.
-        VideoError: if no video could be processed; with one video, its own error.
+    A video that cannot be processed is noted in `failed` and the others go on, unless it is the only one or none could
+    be processed: then there is a VideoError. `on_progress` is called with (steps done, steps in all, name of a video).
     """
-    _check_settings(settings)
-    repeats = settings.repeats or _default_repeats(len(sources) * settings.num_clips)
+    # What cannot work is found before anything slow starts.
+    at_least(1, num_clips=settings.num_clips, repeats=settings.repeats)
+    one_of(DECODERS, decoder=settings.decoder)
+    patches = model_config(settings.model).patches
+    if settings.clip.size is not None:
+        patches.grid((settings.clip.num_frames, *settings.clip.frame_size, 3))
+    repeats = settings.repeats or min(5, max(2, -(-8 // (len(sources) * settings.num_clips))))
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)  # random weights are the same ones every time
         model = create_model(settings.model, checkpoint=settings.checkpoint).to(settings.device, settings.dtype)
@@ -247,20 +246,6 @@ def compare(
     return Comparison(settings, videos, model.config.labels if settings.checkpoint else (), repeats, attention, failed)
 
 
-def _check_settings(settings: CompareSettings) -> None:
-    """Find what cannot work before anything slow starts."""
-    config = model_config(settings.model)
-    at_least(1, num_clips=settings.num_clips, repeats=settings.repeats)
-    one_of(DECODERS, decoder=settings.decoder)
-    clip = settings.clip
-    if clip.size is not None:
-        config.patches.grid((clip.num_frames, *clip.frame_size, 3))
-
-
-def _default_repeats(num_clips: int) -> int:
-    return min(5, max(2, -(-8 // num_clips)))
-
-
 def _compare_video(
     source: str | Path,
     model: VisionTransformer,
@@ -278,14 +263,12 @@ def _compare_video(
     clips = decode()
     frames = torch.stack([clip.frames for clip in clips])
     packed = {arm: _tokenize(frames, arm, model, settings) for arm in ARMS}
-    advance(1)
-    done = 1
+    steps = count(1)
 
     def on_round() -> None:
-        nonlocal done
-        done += 1
-        advance(done)
+        advance(next(steps))
 
+    on_round()
     with torch.inference_mode():
         # The network dominates; file and tokens are quick, so that they are timed in rounds of their own.
         stages: dict[str, Callable[[], object]] = {"decode": decode}
@@ -298,13 +281,8 @@ def _compare_video(
             features = model.forward_features(packed[arm])
             outputs[arm] = (features, model.head(features))
 
-        seconds |= interleave(
-            {f"forward_{arm}": partial(forward, arm) for arm in ARMS},
-            rounds=repeats,
-            warmup=warmup,
-            device=settings.device,
-            on_round=on_round,
-        )
+        stages = {f"forward_{arm}": partial(forward, arm) for arm in ARMS}
+        seconds |= interleave(stages, rounds=repeats, warmup=warmup, device=settings.device, on_round=on_round)
     cosine = torch.cosine_similarity(outputs["dense"][0].float(), outputs["rlt"][0].float(), dim=1)
     return VideoComparison(
         source=str(source),

@@ -59,11 +59,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, content: object) -> None:
-    """Write JSON with sorted structure as given, two spaces of indentation, atomically."""
+    """Write JSON with two spaces of indentation, keys in the order given, atomically."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with replacing(path) as temporary:
-        temporary.write_text(
-            json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(text, encoding="utf-8")
 
 
 def not_writable(path: str | Path, error: OSError) -> InvalidArgumentError:

@@ -1,4 +1,4 @@
-"""What every measurement shares: interleaved timing, counted FLOPs, and a description of the machine."""
+"""What every measurement shares: interleaved timing, memory, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from rlt.network.flops import count_forward_flops
 from rlt.tokens import Rule, Threshold, rule_options
 from rlt.video import ClipSpec
 
 __all__ = [
     "MeasureSettings",
     "Timing",
-    "count_forward_flops",
     "interleave",
     "machine_info",
     "peak_memory_bytes",
@@ -76,7 +74,6 @@ class Timing:
         return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
 
     def __add__(self, other: Timing) -> Timing:
-        """One stage after the other, round by round."""
         return Timing(tuple(a + b for a, b in zip(self.seconds, other.seconds, strict=True)))
 
 

@@ -123,11 +123,6 @@ class Clip:
     """How many frames at the end repeat the last one, because the video is shorter than the clip."""
 
     def __post_init__(self) -> None:
-        """Hold shapes and dtypes.
-
-        Raises:
-            InvalidArgumentError: for frames that are not uint8 [T, H, W, 3] or times that do not match them.
-        """
         check_frames(self.frames, dims=(4,))
         _require(
             tuple(self.times.shape) == (len(self.frames),),
@@ -135,7 +130,6 @@ class Clip:
         )
 
     def __repr__(self) -> str:
-        """Shape and time span in one line."""
         num_frames, height, width, _ = self.frames.shape
         span = f"{self.times[0]:.3f}..{self.times[-1]:.3f} s"
         return f"Clip({self.source!r}, {num_frames} frames of {height}x{width}, {span}, repeated={self.num_repeated})"
@@ -160,30 +154,21 @@ class RunLengthTokens:
     kept = Renamed("RunLengthTokens.share_kept")
 
     def __post_init__(self) -> None:
-        """Hold shapes and dtypes (cheap checks only; `validate` checks the order contract).
-
-        Raises:
-            InvalidArgumentError: if the fields do not speak of the same number of tokens.
-        """
+        # Cheap checks only; `validate` checks the order contract.
         object.__setattr__(self, "grid", TokenGrid(*self.grid))
         num_tokens = len(self.patches)
         _require(self.patches.ndim == 2, f"patches has shape {tuple(self.patches.shape)}; [N, D] is needed")
-        _require(
-            tuple(self.coords.shape) == (num_tokens, 3) and self.coords.dtype == torch.int64,
-            f"coords is {self.coords.dtype} {tuple(self.coords.shape)}; int64 ({num_tokens}, 3) is needed",
-        )
-        _require(
-            tuple(self.lengths.shape) == (num_tokens,) and self.lengths.dtype == torch.int64,
-            f"lengths is {self.lengths.dtype} {tuple(self.lengths.shape)}; int64 ({num_tokens},) is needed",
-        )
+        for name, needed in (("coords", (num_tokens, 3)), ("lengths", (num_tokens,))):
+            values: Tensor = getattr(self, name)
+            shape = tuple(values.shape)
+            matches = shape == needed and values.dtype == torch.int64
+            _require(matches, f"{name} is {values.dtype} {shape}; int64 {needed} is needed")
         _require(num_tokens > 0, "0 tokens; a clip keeps at least its first time step")
 
     def __len__(self) -> int:
-        """Number of kept tokens N."""
         return len(self.patches)
 
     def __repr__(self) -> str:
-        """Counts and shapes in one line."""
         total = self.grid.num_tokens
         return (
             f"RunLengthTokens({len(self)} of {total} tokens ({self.share_kept:.1%}), grid={tuple(self.grid)}, "
@@ -218,16 +203,13 @@ class RunLengthTokens:
         """
         values = self.patches if features is None else features
         _require(len(values) == len(self), f"features has {len(values)} rows; one per token is needed: {len(self)}")
-        filled: Tensor = values.index_select(0, self.token_at_place().flatten()).unflatten(0, self.grid)
+        rows = token_at_place(self.mask())
+        filled = values.index_select(0, rows.flatten()).unflatten(0, self.grid)
         if features is not None:
             return filled
         tubelet, patch = self.spec.tubelet_size, self.spec.patch_size
         video = filled.unflatten(3, (tubelet, patch, patch, -1)).permute(0, 3, 1, 4, 2, 5, 6)
         return video.reshape(self.grid.time * tubelet, self.grid.height * patch, self.grid.width * patch, -1)
-
-    def token_at_place(self) -> Tensor:
-        """int64 [T', H', W']: the row of the token whose run covers each place of the grid."""
-        return token_at_place(self.mask())
 
     def validate(self) -> RunLengthTokens:
         """Check the order contract of this module in full and return self.
@@ -330,11 +312,6 @@ class PackedTokens:
     """How they were cut."""
 
     def __post_init__(self) -> None:
-        """Hold that all fields speak of the same clips and tokens.
-
-        Raises:
-            InvalidArgumentError: if they do not.
-        """
         num_tokens = self.segments.num_tokens
         for name in ("patches", "coords", "lengths"):
             rows = len(getattr(self, name))
@@ -345,11 +322,9 @@ class PackedTokens:
         )
 
     def __len__(self) -> int:
-        """Number of clips."""
         return len(self.segments)
 
     def __repr__(self) -> str:
-        """Counts in one line."""
         return (
             f"PackedTokens({len(self)} clips, {self.num_tokens} of {self.num_dense} tokens ({self.share_kept:.1%}), "
             f"on {self.device})"
@@ -394,14 +369,11 @@ class PackedTokens:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PackedTokens:
         """The same tokens on another device."""
-        return PackedTokens(
-            self.patches.to(device, non_blocking=non_blocking),
-            self.coords.to(device, non_blocking=non_blocking),
-            self.lengths.to(device, non_blocking=non_blocking),
-            self.segments.to(device, non_blocking=non_blocking),
-            self.grids,
-            self.spec,
-        )
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=non_blocking)
+            for name in ("patches", "coords", "lengths", "segments")
+        }
+        return replace(self, **moved)
 
     def chunks(self, max_tokens: int) -> list[PackedTokens]:
         """The same clips in packs of at most `max_tokens` tokens each, as views; a longer clip has one for itself."""
@@ -413,32 +385,28 @@ class PackedTokens:
             room -= length
         if len(groups) == 1:
             return [self]
-        return [self._slice(begin, end) for begin, end in pairwise([*groups, len(self)])]
-
-    def _slice(self, begin: int, end: int) -> PackedTokens:
-        first, last = sum(self.segments.lengths[:begin]), sum(self.segments.lengths[:end])
-        return PackedTokens(
-            self.patches[first:last],
-            self.coords[first:last],
-            self.lengths[first:last],
-            Segments.from_lengths(self.segments.lengths[begin:end], device=self.device),
-            self.grids[begin:end],
-            self.spec,
-        )
+        clips = [slice(begin, end) for begin, end in pairwise([*groups, len(self)])]
+        segments = [Segments.from_lengths(self.segments.lengths[some], self.device) for some in clips]
+        grids = [self.grids[some] for some in clips]
+        rows = self._split([part.num_tokens for part in segments])
+        return [
+            PackedTokens(patches, coords, lengths, part, grid, self.spec)
+            for patches, coords, lengths, part, grid in zip(*rows, segments, grids, strict=True)
+        ]
 
     def unpack(self) -> list[RunLengthTokens]:
         """The clips again, as views into the packed tensors: the inverse of `rlt.pack`."""
-        rows = zip(
-            self.patches.split(self.segments.lengths),
-            self.coords.split(self.segments.lengths),
-            self.lengths.split(self.segments.lengths),
-            self.grids,
-            strict=True,
-        )
-        return [RunLengthTokens(*fields, self.spec) for fields in rows]
+        rows = self._split(self.segments.lengths)
+        return [
+            RunLengthTokens(patches, coords, lengths, grid, self.spec)
+            for patches, coords, lengths, grid in zip(*rows, self.grids, strict=True)
+        ]
+
+    def _split(self, num_tokens: Sequence[int]) -> Iterator[tuple[Tensor, ...]]:
+        """Patches, coords and lengths, each cut into views of so many tokens."""
+        return (values.split(num_tokens) for values in (self.patches, self.coords, self.lengths))
 
     def __iter__(self) -> Iterator[RunLengthTokens]:
-        """Clip by clip."""
         return iter(self.unpack())
 
 
@@ -456,8 +424,7 @@ def pack(tokens: Iterable[RunLengthTokens] | RunLengthTokens) -> PackedTokens:
         InvalidArgumentError: for no clips, or clips that one network could not embed.
     """
     clips = [tokens] if isinstance(tokens, RunLengthTokens) else list(tokens)
-    if not clips:
-        raise InvalidArgumentError("no clips to pack; give at least one RunLengthTokens")
+    _require(len(clips) > 0, "no clips to pack; give at least one RunLengthTokens")
     first = clips[0]
     for position, clip in enumerate(clips):
         for name, ours, theirs in (
@@ -499,11 +466,7 @@ def token_at_place(mask: Tensor) -> Tensor:
 
 
 def check_frames(frames: Tensor, *, dims: tuple[int, ...] = (4, 5)) -> None:
-    """Raise unless frames are uint8 [T, H, W, 3] or [B, T, H, W, 3] (as far as `dims` allows) and not empty.
-
-    Raises:
-        InvalidArgumentError: naming dtype and shape that were given.
-    """
+    """Hold that frames are uint8 [T, H, W, 3] or [B, T, H, W, 3], as far as `dims` allows, and not empty."""
     shapes = " or ".join({4: "[T, H, W, 3]", 5: "[B, T, H, W, 3]"}[ndim] for ndim in dims)
     given = f"{frames.dtype} {list(frames.shape)}"
     _require(

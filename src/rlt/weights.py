@@ -12,6 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -30,19 +31,10 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FILE_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
-def find_source(
-    source: str | Path,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    force_download: bool = False,
-    local_files_only: bool = False,
-) -> Path:
+def find_source(source: str | Path, **download: Any) -> Path:
     """The local file or folder of a checkpoint; a hub id (owner/name) is downloaded, configuration and weights only.
 
-    Raises:
-        CheckpointError: if there is no such file or folder, or the hub does not give it.
+    `download` are options of huggingface_hub's `snapshot_download`.
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -55,17 +47,8 @@ def find_source(
 
     for weights in ("model*.safetensors*", "pytorch_model*.bin*"):
         try:
-            folder = Path(
-                snapshot_download(
-                    name,
-                    allow_patterns=[CONFIG, "preprocessor_config.json", weights],
-                    revision=revision,
-                    token=token,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                )
-            )
+            wanted = [CONFIG, "preprocessor_config.json", weights]
+            folder = Path(snapshot_download(name, allow_patterns=wanted, **download))
         except Exception as error:  # errors of whichever HTTP library the hub client uses
             raise CheckpointError(
                 f"{name} is no file or folder, and the Hugging Face hub does not give it ({first_line(error)}); "
@@ -77,11 +60,7 @@ def find_source(
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: if the file is not one.
-    """
+    """Read a JSON object; a CheckpointError if the file is not one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -98,11 +77,7 @@ def read_config(folder: Path) -> dict[str, object] | None:
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder in Hugging Face's form: one file or shards, safetensors before pickles.
-
-    Raises:
-        CheckpointError: if the folder has no weights, or they cannot be read.
-    """
+    """All tensors of a folder in Hugging Face's form: one file or shards, safetensors before pickles."""
     name = next((name for name in _FOLDER_WEIGHTS if (folder / name).is_file()), None)
     if name is None:
         found = sorted(path.name for path in folder.iterdir())
@@ -123,11 +98,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
 
 
 def read_file(path: Path) -> Mapping[str, object]:
-    """The content of one safetensors or PyTorch file, on the CPU. No code of the file ever runs.
-
-    Raises:
-        CheckpointError: if the file is empty, damaged, of another kind, or holds Python objects.
-    """
+    """The content of one safetensors or PyTorch file, on the CPU. No code of the file ever runs."""
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty (0 bytes); get the file again")
     if path.suffix == ".safetensors":
@@ -164,11 +135,7 @@ def _unpickle_tensors(path: Path) -> object:
 
 
 def tensors_in(content: Mapping[str, object], path: Path) -> dict[str, Tensor]:
-    """The named tensors of a state dict.
-
-    Raises:
-        CheckpointError: if there are none.
-    """
+    """The named tensors of a state dict, at least one."""
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(
@@ -177,42 +144,24 @@ def tensors_in(content: Mapping[str, object], path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def check_keys(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
-    """Compare tensors with what a model needs, without changing it.
-
-    Returns:
-        Names that are missing, names that the model does not have, and sentences on tensors of another shape.
-    """
+def misfits(model: nn.Module, tensors: Mapping[str, Tensor], fresh: Collection[str] = ()) -> str:
+    """Say in one line what of a model's weights, other than `fresh` ones, tensors do not fit; empty if all do."""
     needed = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    missing = [name for name in needed if name not in tensors]
+    missing = [name for name in needed if name not in tensors and name not in fresh]
     unexpected = [name for name in tensors if name not in needed]
     mis_shaped = [
         f"{name} is {tuple(tensors[name].shape)}, {shape} is needed"
         for name, shape in needed.items()
         if name in tensors and tuple(tensors[name].shape) != shape
     ]
-    return missing, unexpected, mis_shaped
+    return key_problems(missing, unexpected, mis_shaped)
 
 
-def load_strictly(
-    model: nn.Module, tensors: Mapping[str, Tensor], source: str | Path, *, fresh: Collection[str] = ()
-) -> None:
-    """Copy tensors into a model of the same names and shapes; its own dtype stays.
-
-    Args:
-        model: filled in place.
-        tensors: one per entry of the model's state dict.
-        source: named in errors.
-        fresh: names that the tensors may lack; the model keeps its own.
-
-    Raises:
-        CheckpointError: if any name is missing, not known or of another shape; the model is then unchanged.
-    """
-    missing, unexpected, mis_shaped = check_keys(model, tensors)
-    missing = [name for name in missing if name not in fresh]
-    if missing or unexpected or mis_shaped:
-        raise CheckpointError(f"{source} does not fit the model: {key_problems(missing, unexpected, mis_shaped)}")
-    model.load_state_dict(dict(tensors), strict=not fresh)
+def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Copy tensors into a model of the same names and shapes, or leave it as it is; its own dtype stays."""
+    if problems := misfits(model, tensors):
+        raise CheckpointError(f"{source} does not fit the model: {problems}")
+    model.load_state_dict(dict(tensors))
 
 
 def write_folder(
@@ -223,17 +172,8 @@ def write_folder(
 ) -> None:
     """Write weights and their configuration; after a failure the old files are still there and whole.
 
-    Both are written under temporary names first, then renamed, the configuration last. Where the folder holds a
-    checkpoint already it must be of the same `model_type`, so that no other model's configuration is lost.
-
-    Args:
-        folder: made where it does not exist.
-        tensors: written to model.safetensors.
-        config: written to config.json, with its `model_type`.
-        others: further text files by name.
-
-    Raises:
-        CheckpointError: if the folder holds another model, or cannot be written.
+    Where the folder holds a checkpoint already it must be of the same `model_type` as `config`, so that no other
+    model's configuration is lost. `others` are further text files by name.
     """
     refuse_other_model(folder, str(config["model_type"]))
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
@@ -252,11 +192,7 @@ def write_folder(
 
 
 def refuse_other_model(folder: Path, model_type: str) -> None:
-    """Raise where writing a checkpoint would overwrite something of another kind.
-
-    Raises:
-        CheckpointError: if `folder` is a file, or holds weights or a configuration of another `model_type`.
-    """
+    """Raise where writing a checkpoint would overwrite a file, or a checkpoint of another `model_type`."""
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file; give a folder to write")
     config = read_config(folder)
@@ -269,14 +205,8 @@ def refuse_other_model(folder: Path, model_type: str) -> None:
 
 def key_problems(missing: Collection[str], unexpected: Collection[str], mis_shaped: Collection[str]) -> str:
     """Say in one line which keys do not fit; empty if all do."""
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} missing ({some(missing)})")
-    if unexpected:
-        parts.append(f"{len(unexpected)} unexpected ({some(unexpected)})")
-    if mis_shaped:
-        parts.append(f"{len(mis_shaped)} of another shape ({some(mis_shaped, 2)})")
-    return ", ".join(parts)
+    kinds = ((missing, "missing", 4), (unexpected, "unexpected", 4), (mis_shaped, "of another shape", 2))
+    return ", ".join(f"{len(names)} {kind} ({some(names, shown)})" for names, kind, shown in kinds if names)
 
 
 def first_line(error: BaseException) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from rlt.errors import InvalidArgumentError
+from rlt.checks import one_of
 
 
 def names() -> list[str]:
@@ -19,6 +19,5 @@ def path(name: str = "traffic.mp4") -> Path:
     Raises:
         InvalidArgumentError: if there is no clip of that name.
     """
-    if name not in names():
-        raise InvalidArgumentError(f"no bundled clip is named {name!r}; {' and '.join(names())} are there")
+    one_of(names(), clip=name)
     return Path(str(files(__name__) / name))

@@ -12,6 +12,7 @@ from rlt.benchmark.frames import frames_suite
 from rlt.benchmark.harness import Arm, BenchmarkResult, BenchmarkSettings, Rounds
 from rlt.benchmark.networks import forward_suite, train_step_suite
 from rlt.benchmark.stages import attention_suite, embed_suite, tokenize_suite
+from rlt.checks import at_least, one_of
 from rlt.errors import InvalidArgumentError
 
 __all__ = ["SUITES", "Arm", "BenchmarkResult", "BenchmarkSettings", "run_suite"]
@@ -28,7 +29,6 @@ SUITES: dict[str, Callable[[BenchmarkSettings, Rounds], BenchmarkResult]] = {
     "adapters": adapters_suite,
 }
 """What `rlt benchmark` can measure, in the order of the data path."""
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def run_suite(
@@ -45,14 +45,11 @@ def run_suite(
         InvalidArgumentError: for an unknown suite, listing the known ones, or a setting out of range.
         VideoError: if a video cannot be decoded.
     """
-    if name not in SUITES:
-        raise InvalidArgumentError(f"suite is {name!r}; allowed are {', '.join(SUITES)}")
-    for field_name in ("clips", "rounds"):
-        value = getattr(settings, field_name)
-        if value is not None and value < 1:
-            raise InvalidArgumentError(f"{field_name} is {value}; at least 1 is needed")
-    if settings.dtype not in DTYPES:
-        raise InvalidArgumentError(f"dtype is {settings.dtype}; allowed are {', '.join(map(str, DTYPES))}")
+    one_of(SUITES, suite=name)
+    one_of((torch.float32, torch.bfloat16, torch.float16), dtype=settings.dtype)
+    at_least(1, clips=settings.clips, rounds=settings.rounds)
+    if not settings.videos:
+        raise InvalidArgumentError("no videos to take clips from; name at least one")
     if torch.device(settings.device).type == "cuda" and not torch.cuda.is_available():
         raise InvalidArgumentError(f"device is {settings.device!r}, but torch sees no GPU; use --device cpu")
     return SUITES[name](settings, Rounds(on_progress))

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor
 
-from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, packed_by, threshold_of
+from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, packed_by, run_each, threshold_of
 from rlt.benchmark.peers.decoders import decoders
 from rlt.benchmark.peers.reference import reference_tokenize
-from rlt.checkpoints.models import create_model
-from rlt.errors import InvalidArgumentError, VideoError
-from rlt.measure import count_forward_flops
+from rlt.checkpoints import create_model
+from rlt.errors import VideoError
+from rlt.network.flops import count_forward_flops
 from rlt.network.vit import VisionTransformer
 from rlt.structures import PackedTokens, PatchSpec, pack
 from rlt.tokens import Everything, Rule, select_tokens
@@ -24,8 +24,6 @@ from rlt.video import read_spread
 
 def decode_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
     """File -> the frames of its middle clip, file by file, with every decoder that is installed."""
-    if not settings.videos:
-        raise InvalidArgumentError("no videos to decode; name at least one")
     works: list[Work] = []
     cannot_read: list[dict[str, str]] = []
     for path in settings.videos:
@@ -51,7 +49,7 @@ def end_to_end_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkRe
     end to end can be held to that of the forward pass.
     """
     model = create_model(settings.model).to(settings.device, settings.dtype).eval()
-    frames = torch.stack([_read(path, settings) for path in _videos(settings)])
+    frames = torch.stack(list(_read_each(settings)))
     rules: dict[str, Rule] = {"dense": Everything(), "rlt": settings.rule}
     packs = {name: packed_by(rule, frames, settings, model.config.patches) for name, rule in rules.items()}
     flops = {name: count_forward_flops(model.config, packed) for name, packed in packs.items()}
@@ -71,27 +69,22 @@ def end_to_end_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkRe
     ]
     for name, packed in packs.items():
         clips = [pack(clip) for clip in packed]
-        works.append(Work(f"forward_{name}", partial(_forward_each, model, clips), packed.share_kept, flops[name]))
+        works.append(Work(f"forward_{name}", partial(run_each, model, clips), packed.share_kept, flops[name]))
     result = BenchmarkResult("end-to-end", settings, rounds.measure(works, settings.rounds or 5, settings.device))
     speedup = result.arm("dense").timing.over(result.arm("rlt").timing)
     forward = result.arm("forward_dense").timing.over(result.arm("forward_rlt").timing)
-    ratios: dict[str, object] = {
+    ratios = {
         "speedup_end_to_end": speedup,
         "speedup_forward": forward,
         "end_to_end_over_forward": speedup / forward,
     }
-    return BenchmarkResult("end-to-end", settings, result.arms, "dense", ratios)
+    return replace(result, extra=ratios)
 
 
-def _videos(settings: BenchmarkSettings) -> list[Path]:
-    """The videos, as many as clips are asked for."""
-    if not settings.videos:
-        raise InvalidArgumentError("no videos to take clips from; name at least one")
-    return [settings.videos[number % len(settings.videos)] for number in range(settings.clips)]
-
-
-def _read(path: Path, settings: BenchmarkSettings) -> Tensor:
-    return read_spread(path, settings.clip)[0].frames
+def _read_each(settings: BenchmarkSettings) -> Iterator[Tensor]:
+    """The frames of as many clips as are asked for, each from the next video in turn."""
+    for path in islice(cycle(settings.videos), settings.clips):
+        yield read_spread(path, settings.clip)[0].frames
 
 
 def _reference_tokens(threshold: float, spec: PatchSpec, frames: Tensor) -> PackedTokens:
@@ -103,10 +96,4 @@ def _reference_tokens(threshold: float, spec: PatchSpec, frames: Tensor) -> Pack
 
 
 def _all_videos(settings: BenchmarkSettings, model: VisionTransformer, cut: Callable[[Tensor], PackedTokens]) -> None:
-    for path in _videos(settings):
-        model(cut(_read(path, settings)).to(settings.device, non_blocking=True))
-
-
-def _forward_each(model: VisionTransformer, packs: list[PackedTokens]) -> None:
-    for packed in packs:
-        model(packed)
+    run_each(model, (cut(frames).to(settings.device, non_blocking=True) for frames in _read_each(settings)))

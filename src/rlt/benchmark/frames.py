@@ -7,9 +7,8 @@ from functools import partial
 
 from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, packed_by, read_frames
 from rlt.benchmark.peers.padded import padded_logits
-from rlt.checkpoints.models import create_model
-from rlt.errors import InvalidArgumentError
-from rlt.measure import count_forward_flops
+from rlt.checkpoints import create_model
+from rlt.network.flops import count_forward_flops
 from rlt.structures import pack
 from rlt.tokens import Everything
 
@@ -23,8 +22,6 @@ def frames_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult
     """
     most = max(settings.clip.num_frames, USUAL_FRAMES)
     counts = [FEWEST_FRAMES * 2**power for power in range(10) if FEWEST_FRAMES * 2**power <= most]
-    if not settings.videos:
-        raise InvalidArgumentError("no videos to take clips from; name at least one")
     model = create_model(settings.model).to(settings.device, settings.dtype).eval()
     works = []
     for count in counts:
@@ -41,9 +38,8 @@ def frames_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult
         if len(clips) > 1:
             together = pack(clips)
             details = {"video": "all", "frames": count}
-            flops = count_forward_flops(model.config, together)
-            run = partial(padded_logits, model, together)
-            works.append(Work("packed", partial(model, together), together.share_kept, flops, details))
-            works.append(Work("padded", run, together.share_kept, None, details))
+            kept, flops = together.share_kept, count_forward_flops(model.config, together)
+            works.append(Work("packed", partial(model, together), kept, flops, details))
+            works.append(Work("padded", partial(padded_logits, model, together), kept, None, details))
     settings = replace(settings, clips=1, clip=replace(settings.clip, num_frames=most))
     return BenchmarkResult("frames", settings, rounds.measure(works, settings.rounds or 3, settings.device))

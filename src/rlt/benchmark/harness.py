@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,18 +36,14 @@ class BenchmarkSettings(MeasureSettings):
 
 @dataclass(frozen=True)
 class Work:
-    """One way to do the work of a suite, before it is timed."""
+    """One way to do the work of a suite, before it is timed; fields without a word of their own are those of `Arm`."""
 
     name: str
-    """See `Arm.name`."""
     run: Callable[[], object]
     """Does the work once."""
     tokens_kept: float = 1.0
-    """See `Arm.tokens_kept`."""
     flops: int | None = None
-    """See `Arm.flops`."""
     details: dict[str, object] = field(default_factory=dict)
-    """See `Arm.details`."""
 
 
 @dataclass(frozen=True)
@@ -134,11 +130,7 @@ class Rounds:
     def measure(self, works: Sequence[Work], rounds: int, device: str, *, gradients: bool = False) -> list[Arm]:
         """Time every work in turn; its first run is not counted and tells its peak of memory instead.
 
-        Args:
-            works: what to time; the names may repeat.
-            rounds: counted runs of each.
-            device: waited for before and after each run.
-            gradients: without them everything runs in inference mode.
+        Names may repeat. Without gradients everything runs in inference mode.
         """
         total, done = len(works) * (rounds + 1), 0
         peaks: list[int] = []
@@ -166,34 +158,28 @@ class Rounds:
 
 
 def read_frames(settings: BenchmarkSettings) -> Tensor:
-    """uint8 [clips, T, H, W, 3], spread over the videos in turn.
-
-    Raises:
-        InvalidArgumentError: if no videos are named.
-        VideoError: if one cannot be decoded.
-    """
-    if not settings.videos:
-        raise InvalidArgumentError("no videos to take clips from; name at least one")
+    """uint8 [clips, T, H, W, 3], spread over the videos in turn."""
     frames = []
     for position, path in enumerate(settings.videos):
         share = len(range(position, settings.clips, len(settings.videos)))
         if share:
-            clips = read_spread(path, settings.clip, share)
-            frames += [clip.frames for clip in clips]
+            frames += [clip.frames for clip in read_spread(path, settings.clip, share)]
     return torch.stack(frames)
 
 
-def packed_by(rule: Rule, frames: Tensor, settings: BenchmarkSettings, spec: PatchSpec | None = None) -> PackedTokens:
+def packed_by(rule: Rule, frames: Tensor, settings: BenchmarkSettings, spec: PatchSpec = PatchSpec()) -> PackedTokens:
     """The tokens of all clips that a rule keeps, on the device of the settings."""
-    return pack(tokenize_batch(frames, rule, spec or PatchSpec())).to(settings.device)
+    return pack(tokenize_batch(frames, rule, spec)).to(settings.device)
+
+
+def run_each(network: Callable[[PackedTokens], Tensor], packs: Iterable[PackedTokens]) -> None:
+    """A forward pass over one pack after the other; no result is kept."""
+    for packed in packs:
+        network(packed)
 
 
 def threshold_of(rule: Rule) -> float:
-    """The threshold that the plain float32 way is given too.
-
-    Raises:
-        InvalidArgumentError: for a rule that is no threshold, which that way does not know.
-    """
+    """The threshold that the plain float32 way is given too, which knows no other rule."""
     if not isinstance(rule, Threshold):
         raise InvalidArgumentError(f"rule is {rule}; this suite compares with the paper's rule: use --threshold alone")
     return rule.threshold

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -20,9 +19,10 @@ from rlt.benchmark.harness import (
     Work,
     packed_by,
     read_frames,
+    run_each,
 )
 from rlt.benchmark.peers.padded import padded_logits
-from rlt.checkpoints.models import create_model
+from rlt.checkpoints import create_model
 from rlt.errors import InvalidArgumentError
 from rlt.measure import Timing
 from rlt.network.flops import count_forward_flops, forward_flops, merge_for_flops
@@ -36,10 +36,10 @@ Forward = Callable[[PackedTokens], Tensor]
 def forward_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
     """Tokens -> logits with the weights in the precision of the settings; see `_variants` for the arms."""
     model = create_model(settings.model).to(settings.device, settings.dtype).eval()
-    works = []
-    for name, forward, packs, flops in _variants(model, settings):
-        run = partial(_forward_all, forward, packs)
-        works.append(Work(name, run, _share(packs), flops))
+    works = [
+        Work(name, partial(run_each, forward, packs), packs[0].share_kept, flops)
+        for name, forward, packs, flops in _variants(model, settings)
+    ]
     return _with_ratios("forward", settings, rounds.measure(works, settings.rounds or 5, settings.device))
 
 
@@ -57,7 +57,7 @@ def train_step_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkRe
     for name, forward, packs, flops in variants:
         run = partial(_train_step, forward, packs, optimizer, settings)
         # Each matrix product of the forward pass has two in the backward pass; the input needs no gradient.
-        works.append(Work(name, run, _share(packs), 3 * flops))
+        works.append(Work(name, run, packs[0].share_kept, 3 * flops))
     arms = rounds.measure(works, settings.rounds or 3, settings.device, gradients=True)
     return _with_ratios("train-step", settings, arms)
 
@@ -66,6 +66,8 @@ def _variants(
     model: VisionTransformer, settings: BenchmarkSettings
 ) -> list[tuple[str, Forward, list[PackedTokens], int]]:
     """(name, network, packs to run one after the other, FLOPs of a forward pass over all of them).
+
+    Where there are several packs, they are dense.
 
     Dense runs in both ways, all clips in one pack and clip by clip; the faster one is called "dense" in the end, so
     that no speed-up comes from a batch that is larger than the cache. ToMe is left out where it cannot get as cheap.
@@ -97,15 +99,6 @@ def _variants(
     return [*variants, ("tome", merging, [dense], count_forward_flops(config, dense, merges))]
 
 
-def _share(packs: list[PackedTokens]) -> float:
-    return sum(packed.num_tokens for packed in packs) / sum(packed.num_dense for packed in packs)
-
-
-def _forward_all(forward: Forward, packs: list[PackedTokens]) -> None:
-    for packed in packs:
-        forward(packed)
-
-
 def _train_step(
     forward: Forward, packs: list[PackedTokens], optimizer: torch.optim.Optimizer, settings: BenchmarkSettings
 ) -> None:
@@ -114,19 +107,12 @@ def _train_step(
     Gradients go at the end: those of the step before would count as memory that was taken already.
     """
     for packed in packs:
-        with _autocast(settings):
+        with torch.autocast(settings.device, settings.dtype, enabled=settings.dtype != torch.float32):
             logits = forward(packed)
             loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
         loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-
-
-def _autocast(settings: BenchmarkSettings) -> AbstractContextManager[None]:
-    if settings.dtype == torch.float32:
-        return nullcontext()
-    autocast: AbstractContextManager[None] = torch.autocast(settings.device, settings.dtype)
-    return autocast
 
 
 def _with_ratios(suite: str, settings: BenchmarkSettings, arms: list[Arm]) -> BenchmarkResult:

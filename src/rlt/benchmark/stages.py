@@ -15,7 +15,7 @@ from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Wo
 from rlt.benchmark.peers.masks import difference_ways
 from rlt.benchmark.peers.padded import block_mask_attention, padded_attention
 from rlt.benchmark.peers.reference import reference_tokenize
-from rlt.checkpoints.models import create_model
+from rlt.checkpoints import create_model
 from rlt.network.attention import choose_backend, packed_attention
 from rlt.network.backends import available_backends
 from rlt.network.embedding import PatchEmbedding
@@ -37,10 +37,7 @@ def tokenize_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResu
     differing = sum(int((clip.mask() != mask_clip).sum()) for clip, mask_clip in zip(tokens, mask, strict=True))
     packed = pack(tokens)
     kept = packed.share_kept
-    last, first = (
-        frames[:, 2 * SPEC.tubelet_size - 1 :: SPEC.tubelet_size],
-        frames[:, : -SPEC.tubelet_size : SPEC.tubelet_size],
-    )
+    last, first = frames[:, 3::2], frames[:, :-2:2]  # of each tubelet of two frames, compared with the one before
     works = [
         Work("reference", lambda: reference_tokenize(frames, threshold=threshold), kept),
         Work("rlt", lambda: tokenize_batch(frames, settings.rule, SPEC), kept),

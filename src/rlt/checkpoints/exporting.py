@@ -1,33 +1,73 @@
-"""Writing a model in the layouts of other projects."""
+"""Checkpoints written in the layouts of other projects."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from rlt import weights
 from rlt.checkpoints import hf_config
-from rlt.checkpoints.state_maps import LAYOUTS, LayoutName, PatchSize, to_theirs
+from rlt.checkpoints.models import NUM_HEADS
+from rlt.checkpoints.read import LoadReport, build, read_checkpoint
+from rlt.checkpoints.state_maps import LAYOUTS, LayoutName, to_theirs
+from rlt.checks import one_of
 from rlt.errors import CheckpointError
 from rlt.files import replacing
 from rlt.network.vit import MODEL_TYPE, VisionTransformer, ViTConfig
 
 Target = Literal["rlt", "videomae", "hf"]
 """Layouts that `rlt.checkpoints.convert` writes."""
-NUM_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
-"""Width -> attention heads of the published models. No tensor tells the number, and a wrong one fits silently."""
 
 
-def check_destination(target: Path, to: Target, source: Path) -> None:
-    """Raise before any work where writing would destroy something that is no older result.
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    to: Target = "rlt",
+    num_classes: int | None = None,
+    new_head: bool = False,
+    num_heads: int | None = None,
+) -> LoadReport:
+    """Write a checkpoint in another layout. What is at the destination is replaced only once all is written.
+
+    Args:
+        source: a file, a folder or a hub id in any layout that can be read.
+        destination: a folder for "rlt" and "hf", a `.pth` file for "videomae".
+        to: "rlt" for `VisionTransformer.from_pretrained`, "videomae" for the original VideoMAE and RLT code,
+            "hf" for `VideoMAEForVideoClassification.from_pretrained`. Weights are the same bits in all of them.
+        num_classes: as in `read_checkpoint`, as the next two.
+        new_head: take a new random head.
+        num_heads: attention heads.
+
+    Returns:
+        The report of reading, with notes on what the new layout cannot hold.
 
     Raises:
-        CheckpointError: naming the destination.
+        CheckpointError: if the source cannot be read, the destination is something else than an older result, or
+            the layout cannot hold the model.
     """
+    one_of(get_args(Target), to=to)
+    target = Path(destination).expanduser()
+    _check_destination(target, to, Path(source).expanduser())
+    config, state, report = read_checkpoint(source, num_classes=num_classes, new_head=new_head, num_heads=num_heads)
+    model = build(config, state)
+    if to == "videomae":
+        notes = _write_videomae(model, target)
+    elif to == "hf":
+        notes = _write_hf(model, target)
+    else:
+        notes = []
+        model.save_pretrained(target)
+    return replace(report, notes=(*report.notes, *notes))
+
+
+def _check_destination(target: Path, to: Target, source: Path) -> None:
+    """Raise before any work where writing would destroy something that is no older result."""
     if to == "videomae":
         if target.is_dir() or not target.suffix:
             raise CheckpointError(f"{target} is no name of a file; give one that ends in .pth")
@@ -39,27 +79,9 @@ def check_destination(target: Path, to: Target, source: Path) -> None:
         raise CheckpointError(f"{target} is a folder with other files; give a new or an empty one")
 
 
-def export(model: VisionTransformer, target: Path, to: Target) -> list[str]:
-    """Write a model: a folder for "rlt" and "hf", a file for "videomae", each replaced only once all is written.
-
-    Returns:
-        Notes on what the layout does not hold.
-
-    Raises:
-        CheckpointError: if the layout cannot hold the model, or the target cannot be written.
-    """
-    if to == "videomae":
-        return _write_videomae(model, target)
-    if to == "hf":
-        return _write_hf(model, target)
-    model.save_pretrained(target)
-    return []
-
-
 def _exported(model: VisionTransformer, name: LayoutName) -> dict[str, Tensor]:
     layout = next(layout for layout in LAYOUTS if layout.name == name)
-    size = PatchSize(model.config.tubelet_size, model.config.patch_size)
-    return to_theirs(layout.rules, model.state_dict(), model.config.depth, size)
+    return to_theirs(layout.rules, model.state_dict(), model.config.depth, model.config.patches)
 
 
 def _write_videomae(model: VisionTransformer, target: Path) -> list[str]:

@@ -32,17 +32,10 @@ def config_from_hf(
     source: str | Path,
     blocks_only: bool = False,
 ) -> ViTConfig:
-    """Our configuration of a VideoMAE model.
+    """Our configuration from the content of config.json and preprocessor_config.json (pixel mean and deviation).
 
-    Args:
-        hf: content of config.json.
-        preprocessor: content of preprocessor_config.json, for the pixel mean and standard deviation.
-        num_classes: outputs of the stored head, 0 for none.
-        source: named in errors.
-        blocks_only: the part after the blocks is not used, so that it may be one that is not supported here.
-
-    Raises:
-        CheckpointError: if a value is not supported here, naming it.
+    `num_classes` are outputs of the stored head, 0 for none. With `blocks_only` the part after the blocks is not used,
+    so that it may be one that is not supported here; any other value that is not is a CheckpointError.
     """
     for field, supported in (("hidden_act", "gelu"), ("num_channels", 3), ("use_mean_pooling", True)):
         value = hf.get(field, supported)

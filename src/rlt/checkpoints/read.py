@@ -1,4 +1,4 @@
-"""Checkpoints of VideoMAE, VideoMAEv2, the original RLT, Hugging Face and rlt: read, checked, converted.
+"""Checkpoints of VideoMAE, VideoMAEv2, the original RLT, Hugging Face and rlt: read and checked.
 
 Names and shapes of the layouts stand in `rlt.checkpoints.state_maps`, files are handled by `rlt.weights`. Every key of
 a file is either loaded, or named in the `LoadReport` with the reason why it is not; anything else is an error.
@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
 
 import torch
 from torch import Tensor
 
 from rlt import weights
 from rlt.checkpoints import hf_config
-from rlt.checkpoints.exporting import NUM_HEADS, Target, check_destination, export
+from rlt.checkpoints.models import MODELS, NUM_HEADS, model_config
 from rlt.checkpoints.state_maps import (
     LAYOUTS,
     Layout,
@@ -25,17 +24,18 @@ from rlt.checkpoints.state_maps import (
     Translation,
     count_blocks,
     detect_layout,
-    patch_size_of,
+    patches_of,
     to_ours,
 )
 from rlt.checks import some
-from rlt.errors import CheckpointError, InvalidArgumentError
+from rlt.errors import CheckpointError
 from rlt.network.positions import sinusoid_table
 from rlt.network.vit import MODEL_TYPE, VisionTransformer, ViTConfig
 from rlt.weights import key_problems
 
 _WRAPPERS = ("module", "model", "state_dict")
 _PREFIXES = ("module.", "backbone.", "_orig_mod.", "model.")
+_SIZES = ("width", "depth", "num_heads", "mlp_width", "patch_size", "tubelet_size")
 _log = logging.getLogger(__name__)
 
 
@@ -57,7 +57,6 @@ class LoadReport:
     """What a careful reader should know."""
 
     def __str__(self) -> str:
-        """Counts, names and notes in one line."""
         title = next(layout.title for layout in LAYOUTS if layout.name == self.layout)
         parts = [f"{self.source} ({title} layout): {self.matched} weights loaded"]
         if self.missing:
@@ -92,7 +91,51 @@ def load_checkpoint(
     """
     config, state, report = read_checkpoint(source, num_classes=num_classes, new_head=new_head, num_heads=num_heads)
     _log.info("%s", report)
-    return _build(config, state, report)
+    return build(config, state)
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    checkpoint: str | Path | None = None,
+    new_head: bool = False,
+    num_heads: int | None = None,
+) -> VisionTransformer:
+    """Build a model, with random weights or those of a checkpoint, in evaluation mode.
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: outputs of the head; 0 for none. None takes the checkpoint's, or 400 without a checkpoint.
+        checkpoint: a file, a folder or a hub id in any layout that `rlt.checkpoints` knows; None for random weights.
+        new_head: see `read_checkpoint`.
+        num_heads: attention heads where they are not those of the named size.
+
+    Returns:
+        The model; `model.config.labels` holds class names where the checkpoint has them.
+
+    Raises:
+        InvalidArgumentError: for an unknown name.
+        CheckpointError: if the checkpoint cannot be read, or its weights are not those of the named model.
+    """
+    config = model_config(name, num_heads)
+    if checkpoint is None:
+        return VisionTransformer(config.replace(num_classes=400 if num_classes is None else num_classes)).eval()
+    model = load_checkpoint(checkpoint, num_classes=num_classes, new_head=new_head, num_heads=num_heads)
+    for size in _SIZES:
+        ours, theirs = getattr(config, size), getattr(model.config, size)
+        if ours != theirs:
+            raise CheckpointError(
+                f"{checkpoint} has {size}={theirs}, {name} has {ours}; {_matching_model(model.config)}"
+            )
+    return model
+
+
+def _matching_model(config: ViTConfig) -> str:
+    for name, known in MODELS.items():
+        if all(getattr(known, size) == getattr(config, size) for size in _SIZES):
+            return f"ask for {name}"
+    return "load it with rlt.VisionTransformer.from_pretrained, which takes any size"
 
 
 def read_checkpoint(
@@ -107,8 +150,8 @@ def read_checkpoint(
     Args:
         source: a file, a folder, or a hub id.
         num_classes: outputs of the head; None takes the checkpoint's, 0 leaves the head out.
-        new_head: leave the checkpoint's head out and take a new one of num_classes outputs (None: as many as the
-            checkpoint has, or 400). Needed for a pretraining checkpoint, whose LayerNorm before the head is new, too.
+        new_head: take a new head instead of the checkpoint's (num_classes=None: of as many outputs, or 400). Needed
+            after pretraining, where the LayerNorm before the head is new, too.
         num_heads: attention heads, for a size that is not published and a checkpoint that does not say.
 
     Returns:
@@ -135,10 +178,8 @@ def read_checkpoint(
     config = _config_of(opened, layout, state, num_heads, num_positions, new_head)
     config, new = _settle_head(opened, config, state, num_classes, new_head)
     with torch.device("meta"):
-        missing, unexpected, mis_shaped = weights.check_keys(VisionTransformer(config), state)
-    missing = [name for name in missing if name not in new]
-    if missing or unexpected or mis_shaped:
-        problems = key_problems(missing, unexpected, mis_shaped)
+        problems = weights.misfits(VisionTransformer(config), state, fresh=new)
+    if problems:
         raise CheckpointError(
             f"{source} ({layout.title} layout) disagrees with its own sizes: {problems}; get it again"
         )
@@ -222,10 +263,8 @@ def _check_positions(source: str, key: str, tensor: Tensor) -> int:
 
 
 def _check_translation(source: str, layout: Layout, translation: Translation) -> None:
-    whole = {name: group for name, group in translation.missing.items() if group == "core"}
     present = {rule.group for rule in layout.rules if rule.ours.replace("{i}", "0") in translation.state}
-    in_part = {name: group for name, group in translation.missing.items() if group in present}
-    missing = list(whole | in_part)
+    missing = [name for name, group in translation.missing.items() if group in present | {"core"}]
     integers = [f"{name} is {t.dtype}" for name, t in translation.state.items() if not t.is_floating_point()]
     mis_shaped = [*translation.mis_shaped, *integers]
     if not (missing or translation.unexpected or mis_shaped):
@@ -293,22 +332,22 @@ def _config_of_tensors(
             f"{opened.source} has width {width} and does not tell its attention heads; give num_heads"
         )
     embedding = next(rule.theirs[0] for rule in layout.rules if rule.ours == "patch_embed.weight")
-    size = patch_size_of(opened.tensors[embedding])
+    patches = patches_of(opened.tensors[embedding])
     config = ViTConfig(layer_norm_eps=layout.layer_norm_eps, head_norm_eps=layout.head_norm_eps).replace(
         width=width,
         depth=count_blocks(layout.rules, opened.tensors),
         num_heads=heads,
         mlp_width=state["blocks.0.mlp.fc1.bias"].numel(),
-        tubelet_size=size.tubelet,
-        patch_size=size.patch,
+        tubelet_size=patches.tubelet_size,
+        patch_size=patches.patch_size,
         qkv_bias="blocks.0.attn.q_bias" in state,
     )
     if "length_embed" in state:
         time_steps = state["length_embed"].numel() // width
-        return config.replace(length_encoding="learned", num_frames=time_steps * size.tubelet)
-    places_per_step = (config.image_size // size.patch) ** 2
+        return config.replace(length_encoding="learned", num_frames=time_steps * patches.tubelet_size)
+    places_per_step = (config.image_size // patches.patch_size) ** 2
     if num_positions and num_positions % places_per_step == 0:
-        return config.replace(num_frames=num_positions // places_per_step * size.tubelet)
+        return config.replace(num_frames=num_positions // places_per_step * patches.tubelet_size)
     return config
 
 
@@ -342,43 +381,8 @@ def _settle_head(
     return config.replace(num_classes=num_classes, labels=()), new
 
 
-def _build(config: ViTConfig, state: Mapping[str, Tensor], report: LoadReport) -> VisionTransformer:
+def build(config: ViTConfig, state: Mapping[str, Tensor]) -> VisionTransformer:
+    """The model of what `read_checkpoint` gives, in evaluation mode."""
     model = VisionTransformer(config)
-    weights.load_strictly(model, state, report.source, fresh=report.missing)
+    model.load_state_dict(state, strict=False)  # `read_checkpoint` has compared names and shapes
     return model.eval()
-
-
-def convert(
-    source: str | Path,
-    destination: str | Path,
-    *,
-    to: Target = "rlt",
-    num_classes: int | None = None,
-    new_head: bool = False,
-    num_heads: int | None = None,
-) -> LoadReport:
-    """Write a checkpoint in another layout. What is at the destination is replaced only once all is written.
-
-    Args:
-        source: a file, a folder or a hub id in any layout that can be read.
-        destination: a folder for "rlt" and "hf", a `.pth` file for "videomae".
-        to: "rlt" for `VisionTransformer.from_pretrained`, "videomae" for the original VideoMAE and RLT code,
-            "hf" for `VideoMAEForVideoClassification.from_pretrained`. Weights are the same bits in all of them.
-        num_classes: as in `read_checkpoint`.
-        new_head: as in `read_checkpoint`.
-        num_heads: as in `read_checkpoint`.
-
-    Returns:
-        The report of reading, with notes on what the new layout cannot hold.
-
-    Raises:
-        CheckpointError: if the source cannot be read, the destination is something else than an older result, or
-            the layout cannot hold the model.
-    """
-    if to not in get_args(Target):
-        raise InvalidArgumentError(f"to is {to!r}; allowed are {', '.join(get_args(Target))}")
-    target = Path(destination).expanduser()
-    check_destination(target, to, Path(source).expanduser())
-    config, state, report = read_checkpoint(source, num_classes=num_classes, new_head=new_head, num_heads=num_heads)
-    notes = export(_build(config, state, report), target, to)
-    return replace(report, notes=(*report.notes, *notes))

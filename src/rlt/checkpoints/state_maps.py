@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from rlt.structures import PatchSpec
+
 LayoutName = Literal["rlt", "videomae", "videomae_pretrain", "hf", "hf_pretrain"]
 Group = Literal["core", "qv_bias", "length_embed", "head_norm", "head"]
 """Weights that are there together or not at all; only "core" is in every checkpoint."""
@@ -170,37 +172,30 @@ LAYOUTS: tuple[Layout, ...] = (
 """All layouts that can be read, in the order in which they are tried."""
 
 
-class PatchSize(NamedTuple):
-    """Frames of a token, and its height and width in pixels."""
-
-    tubelet: int
-    patch: int
-
-
-def patch_size_of(weight: Tensor) -> PatchSize:
+def patches_of(weight: Tensor) -> PatchSpec:
     """Read the size of a token off an embedding, [width, 3, tubelet, patch, patch] or [width, values].
 
     Of a flat one only the product is known, so two frames per token are assumed, as in every published checkpoint.
-
-    Raises:
-        ValueError: saying what is needed, if it is neither.
+    A ValueError says what is needed, if it is neither.
     """
     if weight.ndim == 5 and weight.shape[1] == 3 and weight.shape[3] == weight.shape[4]:
-        return PatchSize(weight.shape[2], weight.shape[3])
+        return PatchSpec(weight.shape[2], weight.shape[3])
     patch = math.isqrt(weight.shape[-1] // 6)
     if weight.ndim == 2 and weight.shape[1] == 6 * patch**2:
-        return PatchSize(2, patch)
+        return PatchSpec(2, patch)
     raise ValueError("[width, 3, tubelet, patch, patch] with square patches")
 
 
 def _from_conv3d(parts: tuple[Tensor, ...]) -> Tensor:
     """[width, 3, t, p, p], or the same flattened, -> [width, values] in (frame, row, column, channel) order."""
-    tubelet, patch = patch_size_of(parts[0])
+    spec = patches_of(parts[0])
+    tubelet, patch = spec.tubelet_size, spec.patch_size
     return parts[0].reshape(-1, 3, tubelet, patch, patch).permute(0, 2, 3, 4, 1).flatten(1)
 
 
-def _to_conv3d(weight: Tensor, size: PatchSize) -> tuple[Tensor, ...]:
-    return (weight.unflatten(1, (size.tubelet, size.patch, size.patch, 3)).permute(0, 4, 1, 2, 3).contiguous(),)
+def _to_conv3d(weight: Tensor, spec: PatchSpec) -> tuple[Tensor, ...]:
+    pixels = weight.unflatten(1, (spec.tubelet_size, spec.patch_size, spec.patch_size, 3))
+    return (pixels.permute(0, 4, 1, 2, 3).contiguous(),)
 
 
 def _without_leading_axis(parts: tuple[Tensor, ...]) -> Tensor:
@@ -220,7 +215,7 @@ class Transform(NamedTuple):
 
     to_ours: Callable[[tuple[Tensor, ...]], Tensor]
     """Raises a ValueError that says which shape is needed."""
-    to_theirs: Callable[[Tensor, PatchSize], tuple[Tensor, ...]]
+    to_theirs: Callable[[Tensor, PatchSpec], tuple[Tensor, ...]]
 
 
 TRANSFORMS: dict[str, Transform] = {
@@ -290,17 +285,13 @@ def to_ours(rules: Iterable[Rule], tensors: Mapping[str, Tensor], depth: int) ->
     return Translation(state, missing, unexpected, tuple(mis_shaped))
 
 
-def to_theirs(rules: Iterable[Rule], state: Mapping[str, Tensor], depth: int, size: PatchSize) -> dict[str, Tensor]:
-    """The inverse of `to_ours`.
-
-    Raises:
-        KeyError: if a tensor has no place in the other layout.
-    """
+def to_theirs(rules: Iterable[Rule], state: Mapping[str, Tensor], depth: int, spec: PatchSpec) -> dict[str, Tensor]:
+    """The inverse of `to_ours`; a KeyError if a tensor has no place in the other layout."""
     left = dict(state)
     tensors: dict[str, Tensor] = {}
     for rule in _expanded(rules, depth):
         if rule.ours in left or rule.group == "core":
-            parts = TRANSFORMS[rule.transform].to_theirs(left.pop(rule.ours), size)
+            parts = TRANSFORMS[rule.transform].to_theirs(left.pop(rule.ours), spec)
             tensors.update(zip(rule.theirs, parts, strict=True))
     if left:
         raise KeyError(f"no place for {', '.join(left)}")

@@ -28,22 +28,22 @@ prepare_app = typer.Typer(
 
 _NAMES_SHOWN = 5
 
-Videos = Annotated[Path, typer.Option("--videos", help="Folder of the videos, searched with all its subfolders.")]
-Labels = Annotated[
-    Path | None,
-    typer.Option(
-        "--labels",
-        help="Class names in the order of label ids: one a line, a JSON map from name to id, or the manifest of "
-        "another split.",
-    ),
-]
+ClassNames = tuple[str, ...] | None
+Videos = Annotated[Path, typer.Option(help="Folder of the videos, searched with all its subfolders.")]
 
 
 def _run(
-    listing: Listing,
-    manifest: Annotated[
-        Path, typer.Option("--output", help="Manifest to write, .parquet or .csv. Its .partial is what resumes a run.")
+    list_videos: Callable[..., Listing],
+    output: Annotated[
+        Path, typer.Option(help="Manifest to write, .parquet or .csv. Its .partial is what resumes a run.")
     ],
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="Class names in the order of label ids: one a line, a JSON map from name to id, or the manifest of "
+            "another split."
+        ),
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Threads; the number of cores without it.")] = None,
     limit: Annotated[int | None, typer.Option(help="Take the first so many videos only, for a trial.")] = None,
     measure_tokens: Annotated[
@@ -56,15 +56,17 @@ def _run(
     other_split: Annotated[
         Path | None, typer.Option(help="Manifest of another split, to look for videos that stand in both.")
     ] = None,
-    json: Annotated[Path | None, typer.Option("--json", help="Also write the report to this file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
 ) -> None:
-    """Prepare what was listed; the parameters are the options that all commands share."""
+    """Prepare what `list_videos` lists by the class names; the other parameters are the options of all commands."""
+    from rlt.data.labels import read_class_names
     from rlt.data.prepare import prepare
 
+    listing = list_videos(names=None if labels is None else read_class_names(labels))
     with progress("Looking into videos") as update:
         report = prepare(
             listing,
-            manifest,
+            output,
             workers=workers,
             limit=limit,
             measure_tokens=measure_tokens,
@@ -76,18 +78,17 @@ def _run(
     if json is not None:
         write_json(json, report.to_json())
     if not report.num_usable:
-        raise InvalidArgumentError(f"{manifest}: no video can be used; its column status says why")
+        raise InvalidArgumentError(f"{output}: no video can be used; its column status says why")
 
 
 def _add_command(name: str, list_videos: Callable[..., Listing], description: str) -> None:
     """Add a command that prepares what `list_videos` lists; its parameters come before those of `_run`."""
     own, shared = (dict(inspect.signature(function, eval_str=True).parameters) for function in (list_videos, _run))
-    del shared["listing"]
+    del own["names"], shared["list_videos"]
     parameters = sorted((own | shared).values(), key=lambda parameter: parameter.default is not parameter.empty)
 
     def command(**options: Any) -> None:
-        listing = list_videos(**{option: options[option] for option in own})
-        _run(listing, **{option: options[option] for option in shared})
+        _run(partial(list_videos, **{option: options.pop(option) for option in own}), **options)
 
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # which typer reads
     prepare_app.command(name, help=description)(command)
@@ -102,13 +103,14 @@ def _folder(
         ),
     ],
     videos: Annotated[
-        Path | None, typer.Option("--videos", help="Where the paths of a list file start; its folder without it.")
+        Path | None, typer.Option(help="Where the paths of a list file start; its folder without it.")
     ] = None,
-    labels: Labels = None,
+    *,
+    names: ClassNames,
 ) -> Listing:
     from rlt.data.listings import folder_listing
 
-    return folder_listing(source, videos=videos, names=_names(labels))
+    return folder_listing(source, videos=videos, names=names)
 
 
 def _kinetics(
@@ -117,37 +119,30 @@ def _kinetics(
     csv: Annotated[
         Path | None,
         typer.Option(
-            "--csv",
             help="Official CSV (label, youtube_id, time_start, time_end, split), or a list of paths and labels. "
-            "Without it the videos lie in class folders.",
+            "Without it the videos lie in class folders."
         ),
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="Value of the CSV's column split to take; needed if it holds several.")
     ] = None,
-    labels: Labels = None,
+    *,
+    names: ClassNames,
 ) -> Listing:
     from rlt.data.sources import kinetics_listing
 
-    return kinetics_listing(dataset, videos, csv_file=csv, names=_names(labels), split=split)
+    return kinetics_listing(dataset, videos, csv_file=csv, names=names, split=split)
 
 
 def _ssv2(
-    annotations: Annotated[
-        Path, typer.Option("--annotations", help="Official JSON of a split, or a list of paths and labels.")
-    ],
+    annotations: Annotated[Path, typer.Option(help="Official JSON of a split, or a list of paths and labels.")],
     videos: Videos,
-    labels: Labels = None,
+    *,
+    names: ClassNames,
 ) -> Listing:
     from rlt.data.sources import ssv2_listing
 
-    return ssv2_listing(annotations, videos, names=_names(labels))
-
-
-def _names(labels: Path | None) -> tuple[str, ...] | None:
-    from rlt.data.labels import read_class_names
-
-    return None if labels is None else read_class_names(labels)
+    return ssv2_listing(annotations, videos, names=names)
 
 
 _add_command(
@@ -170,6 +165,8 @@ def report_lines(report: PrepareReport) -> list[str]:
     lines = [
         f"{report.output}: {report.num_videos} videos of {report.num_classes} classes, {report.num_usable} can be used"
     ]
+    same_name = [str(pair) for pair in report.between_splits if pair.reason == "same name"]
+    same = [str(pair) for pair in report.between_splits if pair.reason != "same name"]
     if report.tokens_kept is not None:
         lines.append(f"Tokens kept at threshold 0.1, mean of the clips in the middle: {report.tokens_kept:.1%}")
     if report.num_resumed:
@@ -180,12 +177,8 @@ def report_lines(report: PrepareReport) -> list[str]:
         f"Videos under {MIN_FRAMES} frames": report.short,
         "Classes without a video that can be used": report.empty_classes,
         "Videos that stand in it twice": [str(pair) for pair in report.duplicates],
-        f"Videos that stand in {report.other_split} too": [
-            str(pair) for pair in report.between_splits if pair.reason != "same name"
-        ],
-        f"Same names, other content in {report.other_split} (no harm if files are numbered)": [
-            str(pair) for pair in report.between_splits if pair.reason == "same name"
-        ],
+        f"Videos that stand in {report.other_split} too": same,
+        f"Same names, other content in {report.other_split} (no harm if files are numbered)": same_name,
     }
     for title, names in found.items():
         if names:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from rlt.checkpoints.models import MODELS
 from rlt.compare import ARMS, Comparison, VideoComparison
-from rlt.measure import Timing, machine_info
+from rlt.measure import machine_info
 from rlt.network.attention import choose_backend
 from rlt.tokens import Everything, rule_line, rule_name
 from rlt.video import ClipSpec
@@ -33,7 +33,7 @@ _MAX_FAILED = 10
 def comparison_report(result: Comparison) -> RenderableType:
     """Everything that `rlt compare` says: what was saved, what it predicted, and on which weights and machine."""
     parts: list[RenderableType] = [Text(_settings_line(result), style="bold"), _stage_table(result)]
-    clips = sum(video.num_clips for video in result.videos)
+    clips = result.num_clips
     if clips <= _MAX_CLIPS_IN_DETAIL:
         for video in result.videos:
             for index, start in enumerate(video.clip_starts):
@@ -41,17 +41,16 @@ def comparison_report(result: Comparison) -> RenderableType:
     else:
         parts.append(_video_table(result))
     same = round(result.top1_agreement * clips)
-    parts.append(
-        Text(f"Agreement: same top-1 class in {same} of {clips} clips, feature cosine {result.feature_cosine:.4f}")
-    )
+    weights = Text(f"Weights: {result.settings.checkpoint}")
     if result.settings.checkpoint is None:
-        parts.append(
-            Text("Weights: random (no --checkpoint), so the classes mean nothing; times and tokens do.", style="yellow")
-        )
-    else:
-        parts.append(Text(f"Weights: {result.settings.checkpoint}"))
-    parts.append(Text(f"Machine: {_machine_line(result.settings.device)}, attention {result.attention}"))
-    return Group(*parts)
+        random = "Weights: random (no --checkpoint), so the classes mean nothing; times and tokens do."
+        weights = Text(random, style="yellow")
+    return Group(
+        *parts,
+        Text(f"Agreement: same top-1 class in {same} of {clips} clips, feature cosine {result.feature_cosine:.4f}"),
+        weights,
+        Text(f"Machine: {_machine_line(result.settings.device)}, attention {result.attention}"),
+    )
 
 
 def benchmark_report(result: BenchmarkResult) -> RenderableType:
@@ -73,11 +72,8 @@ def benchmark_report(result: BenchmarkResult) -> RenderableType:
             "" if arm.peak_memory_bytes is None else f"{arm.peak_memory_bytes / 2**20:,.0f} MiB",
             "" if speedup is None else f"{speedup:.2f}x",
         )
-    extra = ", ".join(
-        f"{name.replace('_', ' ')} {value:.4g}"
-        for name, value in result.extra.items()
-        if isinstance(value, int | float)
-    )
+    numbers = ((name, value) for name, value in result.extra.items() if isinstance(value, int | float))
+    extra = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers)
     return Group(
         Text(f"{result.suite}: {clips}, compared with {result.compared_with}", style="bold"),
         table,
@@ -165,7 +161,7 @@ def format_size(size: Size) -> str:
 
 def _settings_line(result: Comparison) -> str:
     settings = result.settings
-    clips = sum(video.num_clips for video in result.videos)
+    clips = result.num_clips
     name = result.videos[0].source if len(result.videos) == 1 else f"{len(result.videos)} videos"
     return (
         f"{name}: {clips} clip{'s'[: clips != 1]} of {settings.clip.num_frames} frames ({_pace(settings.clip)}) at "
@@ -183,28 +179,22 @@ def _stage_table(result: Comparison) -> Table:
     table.add_row("tokens", f"{dense:,}", f"{kept:,} ({result.tokens_kept:.1%})", "")
     decode = format_seconds(result.seconds("decode").median)
     table.add_row("decode", decode, decode, "")
-    table.add_row("tokenize", *_both(result.seconds("tokenize_dense"), result.seconds("tokenize_rlt")), "")
-    table.add_row(
-        "forward",
-        *_both(result.seconds("forward_dense"), result.seconds("forward_rlt")),
-        f"{result.speedup_forward:.2f}x",
-    )
-    table.add_row(
-        "end to end", *_both(result.end_to_end("dense"), result.end_to_end("rlt")), f"{result.speedup_end_to_end:.2f}x"
-    )
+    for name, seconds, speedup in (
+        ("tokenize", lambda arm: result.seconds(f"tokenize_{arm}"), ""),
+        ("forward", lambda arm: result.seconds(f"forward_{arm}"), f"{result.speedup_forward:.2f}x"),
+        ("end to end", result.end_to_end, f"{result.speedup_end_to_end:.2f}x"),
+    ):
+        table.add_row(name, *(format_seconds(seconds(arm).median) for arm in ARMS), speedup)
     flops = (f"{result.total_flops(arm) / 1e9:,.1f} G" for arm in ARMS)
     table.add_row("FLOPs of forward", *flops, f"{result.speedup_flops:.2f}x allowed")
     return table
 
 
-def _both(dense: Timing, rlt: Timing) -> tuple[str, str]:
-    return format_seconds(dense.median), format_seconds(rlt.median)
-
-
 def _top_table(result: Comparison, video: VideoComparison, clip: int) -> Table:
     table = _table("dense", "", "RLT", "", left=("dense", "RLT"))
     for pair in zip(video.top("dense")[clip], video.top("rlt")[clip], strict=True):
-        table.add_row(*(cell for index, value in pair for cell in (Text(_class_name(result, index)), f"{value:.1%}")))
+        named = ((result.label(index) or f"class {index}", f"{value:.1%}") for index, value in pair)
+        table.add_row(*(cell for name, share in named for cell in (Text(name), share)))
     return table
 
 
@@ -213,15 +203,10 @@ def _video_table(result: Comparison) -> Table:
     table = _table("video", "tokens kept", "same top-1", "feature cosine", caption=f"videos in {folder}")
     for video in result.videos:
         name = str(Path(video.source).absolute().relative_to(folder))
-        kept = video.tokens["rlt"] / video.tokens["dense"]
         cosine = sum(video.feature_cosine) / video.num_clips
         same = f"{sum(video.same_top1)} of {video.num_clips}"
-        table.add_row(Text(name), f"{kept:.1%}", same, f"{cosine:.4f}")
+        table.add_row(Text(name), f"{video.tokens_kept:.1%}", same, f"{cosine:.4f}")
     return table
-
-
-def _class_name(result: Comparison, index: int) -> str:
-    return result.label(index) or f"class {index}"
 
 
 def _machine_line(device: str) -> str:

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
+from rlt.checks import at_least
 from rlt.data.sampler import derive_seed
 from rlt.errors import InvalidArgumentError, MissingDependencyError
 from rlt.structures import IMAGENET_MEAN, IMAGENET_STD, check_frames
@@ -72,62 +74,22 @@ class AugmentConfig:
                 f"crop_ratio_min and crop_ratio_max are {self.crop_ratio_min} and {self.crop_ratio_max}; "
                 "0 < crop_ratio_min <= crop_ratio_max is needed"
             )
-        for name, maximum in _RANGES.items():
-            value = getattr(self, name)
-            if not 0 <= value <= maximum:
-                limit = "0 or more" if maximum == float("inf") else f"0 to {maximum:g}"
-                raise InvalidArgumentError(f"{name} is {value}; {limit} is needed")
+        for name in ("rand_augment_num_ops", "rand_augment_magnitude_std", "mixup_alpha", "cutmix_alpha"):
+            at_least(0, **{name: getattr(self, name)})
+        shares = ("erasing_probability", "mixup_prob", "switch_prob", "label_smoothing")
+        for name, maximum in {"rand_augment_magnitude": 10, **dict.fromkeys(shares, 1)}.items():
+            if not 0 <= getattr(self, name) <= maximum:
+                raise InvalidArgumentError(f"{name} is {getattr(self, name)}; 0 to {maximum} is needed")
         if self.label_smoothing == 1:
             raise InvalidArgumentError("label_smoothing is 1; 0 to below 1 is needed")
 
-    @property
-    def mixes(self) -> bool:
-        """Whether batches are ever mixed."""
-        return self.mixup_prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
-
-
-_RANGES = {
-    "rand_augment_num_ops": float("inf"),
-    "rand_augment_magnitude": 10,
-    "rand_augment_magnitude_std": float("inf"),
-    "erasing_probability": 1,
-    "mixup_alpha": float("inf"),
-    "cutmix_alpha": float("inf"),
-    "mixup_prob": 1,
-    "switch_prob": 1,
-    "label_smoothing": 1,
-}
-
-
-def no_augmentation() -> AugmentConfig:
-    """Everything off: the centre crop, unmixed, hard targets."""
-    return AugmentConfig(
-        random_resized_crop=False,
-        horizontal_flip=False,
-        rand_augment_num_ops=0,
-        erasing_probability=0,
-        mixup_prob=0,
-        label_smoothing=0,
-    )
-
 
 def augment_clip(frames: Tensor, config: AugmentConfig, *, seed: int) -> Tensor:
-    """RandAugment, then random erasing of one clip, as a function of `seed`.
+    """RandAugment, then random erasing of one clip, uint8 [T, H, W, 3], as a function of `seed`.
 
     What stands still in the clip stands still in the result: operations and their strengths are drawn once for the
     clip, statistics of the picture (histogram, mean, extremes) are taken over all its frames, and an erased box is
     filled with the same noise in every frame.
-
-    Args:
-        frames: uint8 [T, H, W, 3].
-        config: which changes, and how strong.
-        seed: of all draws.
-
-    Returns:
-        uint8 [T, H, W, 3]; the input is left as it is.
-
-    Raises:
-        MissingDependencyError: if RandAugment is on and kornia is not installed.
     """
     check_frames(frames, dims=(4,))
     generator = torch.Generator().manual_seed(derive_seed(seed, 0))
@@ -155,26 +117,17 @@ def draw_operations(config: AugmentConfig, generator: torch.Generator) -> list[t
 
 
 def apply_operations(frames: Tensor, operations: Sequence[tuple[str, float]]) -> Tensor:
-    """Apply `OPERATIONS` by name, one after the other in float, to uint8 [T, H, W, 3]; rounded to uint8 at the end.
-
-    Raises:
-        MissingDependencyError: if kornia is not installed.
-    """
-    kornia = _kornia()
-    values = frames.permute(0, 3, 1, 2).float() / 255
-    for name, strength in operations:
-        values = OPERATIONS[name](kornia, values, strength).clamp(0, 1)
-    return (values * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def _kornia() -> Any:
+    """Apply `OPERATIONS` by name, one after the other in float, to uint8 [T, H, W, 3]; rounded to uint8 at the end."""
     try:
         import kornia
     except ImportError:
         raise MissingDependencyError(
             'RandAugment needs kornia; run `pip install "rlt[train]"`, or set rand_augment_num_ops to 0'
         ) from None
-    return kornia
+    values = frames.permute(0, 3, 1, 2).float() / 255
+    for name, strength in operations:
+        values = OPERATIONS[name](kornia, values, strength).clamp(0, 1)
+    return (values * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def _whole(function: Operation) -> Operation:
@@ -262,21 +215,13 @@ def mix_batch(frames: Tensor, targets: Tensor, config: AugmentConfig, *, seed: i
     """Mixup or cutmix: each clip with the next one of the batch (the last with the first), all with one share.
 
     Cutmix puts a box of the partner into the clip, at the same place in all frames; the targets' share is that of the
-    box after it was cut to whole pixels inside the picture.
-
-    Args:
-        frames: uint8 [B, T, H, W, 3].
-        targets: float32 [B, classes].
-        config: whether and how.
-        seed: of all draws.
-
-    Returns:
-        uint8 frames and float32 targets of the same shapes; the inputs are left as they are.
+    box after it was cut to whole pixels inside the picture. Frames are uint8 [B, T, H, W, 3], targets float32
+    [B, classes]; those given are left as they are.
     """
     check_frames(frames, dims=(5,))
     generator = torch.Generator().manual_seed(derive_seed(seed, 0))
     mixed, switched = _uniform(generator) < config.mixup_prob, _uniform(generator) < config.switch_prob
-    if len(frames) == 1 or not (mixed and config.mixes):
+    if len(frames) == 1 or not mixed or config.mixup_alpha == config.cutmix_alpha == 0:
         return frames, targets
     cutmix = config.cutmix_alpha > 0 and (switched or config.mixup_alpha == 0)
     alpha = config.cutmix_alpha if cutmix else config.mixup_alpha
@@ -313,6 +258,4 @@ def _uniform(generator: torch.Generator) -> float:
 
 def soft_targets(label_ids: Tensor, num_classes: int, *, smoothing: float) -> Tensor:
     """float32 [B, classes]: `smoothing` spread over all classes, the rest on the label."""
-    targets = torch.full((len(label_ids), num_classes), smoothing / num_classes)
-    targets[torch.arange(len(label_ids)), label_ids] += 1 - smoothing
-    return targets
+    return one_hot(label_ids, num_classes) * (1 - smoothing) + smoothing / num_classes

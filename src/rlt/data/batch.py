@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,7 +33,6 @@ class Batch:
     """`SampleKey.position` of the first clip."""
 
     def __len__(self) -> int:
-        """Number of clips."""
         return len(self.packed)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
@@ -61,7 +60,6 @@ class EvaluationBatch:
     """The videos, without their tokens (they are in `packed`)."""
 
     def __len__(self) -> int:
-        """Number of videos."""
         return len(self.samples)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> EvaluationBatch:
@@ -73,46 +71,28 @@ class EvaluationBatch:
         return replace(self, packed=self.packed and _pinned(self.packed))
 
 
+@dataclass
 class Collate:
-    """Samples -> `Batch`: mix, select tokens, pack. A function of the samples and their positions alone."""
+    """Samples -> `Batch`: mix, select tokens, pack. A function of the samples and their positions alone.
 
-    def __init__(
-        self,
-        rule: Rule,
-        augment: AugmentConfig,
-        num_classes: int,
-        spec: PatchSpec,
-        *,
-        training: bool = True,
-        seed: int = 0,
-    ) -> None:
-        """Plain values only, so that workers can be given it.
+    It holds plain values only, so that workers can be given it.
+    """
 
-        Args:
-            rule: which tokens are kept.
-            augment: mixup, cutmix and label smoothing.
-            num_classes: columns of the targets, at least 1.
-            spec: how clips are cut into tokens.
-            training: False leaves out mixing and smoothing.
-            seed: of the run.
+    rule: Rule
+    augment: AugmentConfig
+    num_classes: int
+    spec: PatchSpec
+    _: KW_ONLY
+    training: bool = True
+    """Whether mixing and label smoothing take place."""
+    seed: int = 0
+    """Of the run."""
 
-        Raises:
-            InvalidArgumentError: if num_classes is below 1.
-        """
-        at_least(1, num_classes=num_classes)
-        self.rule = rule
-        self.augment = augment
-        self.num_classes = num_classes
-        self.spec = spec
-        self.training = training
-        self.seed = seed
+    def __post_init__(self) -> None:
+        at_least(1, num_classes=self.num_classes)
 
     def __call__(self, samples: Sequence[TrainingSample]) -> Batch:
-        """Pack the samples.
-
-        Raises:
-            InvalidArgumentError: for no samples, or a label that is no class.
-        """
+        """Pack the samples, at least one; an InvalidArgumentError names one whose label is no class."""
         if not samples:
             raise InvalidArgumentError("0 samples; a batch needs at least one")
         for sample in samples:
@@ -140,11 +120,7 @@ class Collate:
 
 
 def collate_evaluation(samples: Sequence[EvaluationSample]) -> EvaluationBatch:
-    """All views of several videos in one pack.
-
-    Raises:
-        InvalidArgumentError: for no samples.
-    """
+    """All views of several videos in one pack."""
     if not samples:
         raise InvalidArgumentError("0 samples; a batch needs at least one")
     tokens = [view for sample in samples for view in sample.tokens]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,11 +34,6 @@ class ViewConfig:
         at_least(1, num_clips=self.num_clips)
         one_of((1, 3), num_crops=self.num_crops)
 
-    @property
-    def num_views(self) -> int:
-        """Clips times crops."""
-        return self.num_clips * self.num_crops
-
 
 def training_places(clip: ClipSpec, num_video_frames: int, rate: Fraction, generator: torch.Generator) -> list[Place]:
     """Where the frames of a random clip lie: from a random start on, or a random frame of each segment.
@@ -51,13 +46,6 @@ def training_places(clip: ClipSpec, num_video_frames: int, rate: Fraction, gener
     return clip.places(int(torch.randint(room + 1, (), generator=generator)), rate)
 
 
-def evaluation_views(clip: ClipSpec, num_crops: int) -> tuple[View, ...]:
-    """The crops of a clip: left or top, centre, right or bottom of the longer side, or the centre alone."""
-    places = (0.5,) if num_crops == 1 else (0.0, 0.5, 1.0)
-    # The shorter side fits exactly, so the place along it does not matter.
-    return tuple(View(clip.size, position=(place, place)) for place in places)
-
-
 def read_training_clip(
     source: Source, clip: ClipSpec, augment: AugmentConfig, *, seed: int, decoder: str = "pyav"
 ) -> Clip:
@@ -65,14 +53,20 @@ def read_training_clip(
 
     Crop, scaling and mirroring happen in the decoder's filter graph, so that only the pixels that are used are
     converted.
-
-    Raises:
-        VideoError: if the file cannot be opened, or a frame is damaged or cut off.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, 0))
     mirrored = augment.horizontal_flip and bool(torch.rand((), generator=generator) < 0.5)
-    crop = partial(_training_crop, augment=augment, seed=derive_seed(seed, 1)) if augment.random_resized_crop else None
-    view = View(clip.size, crop=crop, hflip=mirrored)
+
+    def crop(width: int, height: int) -> CropBox:
+        return random_resized_box(
+            width,
+            height,
+            scale=(augment.crop_scale_min, augment.crop_scale_max),
+            ratio=(augment.crop_ratio_min, augment.crop_ratio_max),
+            generator=torch.Generator().manual_seed(derive_seed(seed, 1)),
+        )
+
+    view = View(clip.size, crop=crop if augment.random_resized_crop else None, hflip=mirrored)
 
     def plan(file: VideoFile) -> list[ClipPlan]:
         draws = torch.Generator().manual_seed(derive_seed(seed, 2))
@@ -81,25 +75,13 @@ def read_training_clip(
     return read_views(source, plan, decoder=decoder)[0][0]
 
 
-def _training_crop(width: int, height: int, *, augment: AugmentConfig, seed: int) -> CropBox:
-    return random_resized_box(
-        width,
-        height,
-        scale=(augment.crop_scale_min, augment.crop_scale_max),
-        ratio=(augment.crop_ratio_min, augment.crop_ratio_max),
-        generator=torch.Generator().manual_seed(seed),
-    )
-
-
 def read_evaluation_clips(source: Source, clip: ClipSpec, views: ViewConfig, *, decoder: str = "pyav") -> list[Clip]:
-    """All views of a video, clip by clip and crop by crop within a clip; it is opened once, a frame decoded once.
-
-    Raises:
-        VideoError: if the file cannot be opened, or a frame is damaged or cut off.
-    """
-    crops = evaluation_views(clip, views.num_crops)
+    """All views of a video, clip by clip and crop by crop within a clip; it is opened once, a frame decoded once."""
+    # Crops lie at the left or top, the centre, the right or bottom; the shorter side fits, so that one number will do.
+    places = (0.5,) if views.num_crops == 1 else (0.0, 0.5, 1.0)
+    crops = tuple(View(clip.size, position=(place, place)) for place in places)
 
     def plan(file: VideoFile) -> list[ClipPlan]:
-        return [ClipPlan(places, crops) for places in clip.spread(views.num_clips, file.num_frames, file.rate)]
+        return [ClipPlan(frames, crops) for frames in clip.spread(views.num_clips, file.num_frames, file.rate)]
 
-    return [view for views_of_clip in read_views(source, plan, decoder=decoder) for view in views_of_clip]
+    return [*chain.from_iterable(read_views(source, plan, decoder=decoder))]

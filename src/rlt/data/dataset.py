@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +28,8 @@ from rlt.errors import InvalidArgumentError, VideoError, VideoWarning
 from rlt.structures import PatchSpec, RunLengthTokens
 from rlt.tokens import Rule, tokenize_batch
 from rlt.video import DECODERS, ClipSpec
+
+Sample = TypeVar("Sample", covariant=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,51 +72,43 @@ class EvaluationSample:
     """What deserves a look though all views are whole."""
 
 
-class TrainingDataset(Dataset[TrainingSample]):
-    """Random augmented clips; everything random is a function of (seed, position)."""
+@dataclass(eq=False, repr=False)
+class _Videos(Dataset[Sample]):
+    entries: Sequence[VideoEntry]
+    """Usable videos (`Manifest.usable`)."""
+    clip: ClipSpec
+    _: KW_ONLY
+    seed: int = 0
+    """Of the run."""
+    decoder: str = "pyav"
+    """See `rlt.read_clip`."""
 
-    def __init__(
-        self,
-        entries: Sequence[VideoEntry],
-        clip: ClipSpec,
-        augment: AugmentConfig,
-        *,
-        seed: int = 0,
-        decoder: str = "pyav",
-    ) -> None:
-        """Nothing is opened here.
-
-        Args:
-            entries: usable videos (`Manifest.usable`).
-            clip: frames and size.
-            augment: random changes.
-            seed: of the run.
-            decoder: see `rlt.read_clip`.
-
-        Raises:
-            InvalidArgumentError: for no videos, or an unknown decoder.
-        """
-        one_of(DECODERS, decoder=decoder)
-        self.entries = _not_empty(entries)
-        self.clip = clip
-        self.augment = augment
-        self.seed = seed
-        self.decoder = decoder
-        self._replacements = _by_class(self.entries)
+    def __post_init__(self) -> None:
+        one_of(DECODERS, decoder=self.decoder)
+        if not self.entries:
+            raise InvalidArgumentError("0 videos; a data set needs at least one whose status is ok")
 
     def __len__(self) -> int:
-        """Number of videos."""
         return len(self.entries)
 
+
+@dataclass(eq=False, repr=False)
+class TrainingDataset(_Videos[TrainingSample]):
+    """Random augmented clips; everything random is a function of (seed, position).
+
+    A video that cannot be decoded is replaced by the next one of its class, wrapping around; if none of the class can
+    be decoded, by one of the next class. If none at all can be decoded, that is a VideoError.
+    """
+
+    augment: AugmentConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._members: dict[int, list[int]] = defaultdict(list)
+        for index, entry in enumerate(self.entries):
+            self._members[entry.label_id].append(index)
+
     def __getitem__(self, key: SampleKey) -> TrainingSample:
-        """The clip for a position of the run.
-
-        A video that cannot be decoded is replaced by the next one of its class, wrapping around; if none of the class
-        can be decoded, by one of the next class.
-
-        Raises:
-            VideoError: if no video at all can be decoded.
-        """
         seed = derive_seed(self.seed, key.position)
         failed: list[tuple[str, str]] = []
         for index in self._candidates(key.index):
@@ -129,58 +125,27 @@ class TrainingDataset(Dataset[TrainingSample]):
 
     def _candidates(self, index: int) -> Iterator[int]:
         """The sample itself, the others of its class from there on, then the next classes."""
-        label_ids = list(self._replacements)
+        label_ids = sorted(self._members)
         first = label_ids.index(self.entries[index].label_id)
         for label_id in label_ids[first:] + label_ids[:first]:
-            members = self._replacements[label_id]
+            members = self._members[label_id]
             start = members.index(index) if index in members else 0
             yield from members[start:] + members[:start]
 
 
-class EvaluationDataset(Dataset[EvaluationSample]):
-    """All views of each video, tokenized; the same on every call."""
+@dataclass(eq=False, repr=False)
+class EvaluationDataset(_Videos[EvaluationSample]):
+    """All views of each video, tokenized, or the reason why there are none; the same on every call.
 
-    def __init__(
-        self,
-        entries: Sequence[VideoEntry],
-        clip: ClipSpec,
-        views: ViewConfig,
-        rule: Rule,
-        spec: PatchSpec,
-        *,
-        seed: int = 0,
-        decoder: str = "pyav",
-    ) -> None:
-        """Nothing is opened here.
+    What a rule draws for a view depends on `seed`, the name of the file and the number of the view, not on which other
+    videos there are or which machine reads them.
+    """
 
-        Args:
-            entries: videos to evaluate on.
-            clip: frames and size.
-            views: clips and crops.
-            rule: which tokens are kept.
-            spec: how clips are cut into tokens.
-            seed: of rules that draw. The choice for a view depends on this, the name of the file and the
-                number of the view, not on which other videos there are or which machine reads them.
-            decoder: see `rlt.read_clip`.
-
-        Raises:
-            InvalidArgumentError: for no videos, or an unknown decoder.
-        """
-        one_of(DECODERS, decoder=decoder)
-        self.entries = _not_empty(entries)
-        self.clip = clip
-        self.views = views
-        self.rule = rule
-        self.spec = spec
-        self.seed = seed
-        self.decoder = decoder
-
-    def __len__(self) -> int:
-        """Number of videos."""
-        return len(self.entries)
+    views: ViewConfig
+    rule: Rule
+    spec: PatchSpec
 
     def __getitem__(self, index: int) -> EvaluationSample:
-        """The views of one video, or the reason why there are none."""
         entry = self.entries[index]
         begin = time.perf_counter()
         try:
@@ -190,7 +155,8 @@ class EvaluationDataset(Dataset[EvaluationSample]):
             seconds = time.perf_counter() - begin
             return EvaluationSample(index, [], entry.label_id, entry.path, str(error), seconds, 0.0)
         decoded = time.perf_counter()
-        seeds = [derive_seed(self.seed, _name_number(entry.path), view) for view in range(len(clips))]
+        name = int.from_bytes(Path(entry.path).name.encode(), "big")
+        seeds = [derive_seed(self.seed, name, view) for view in range(len(clips))]
         tokens = tokenize_batch(torch.stack([clip.frames for clip in clips]), self.rule, self.spec, seeds)
         done = time.perf_counter()
         return EvaluationSample(
@@ -210,20 +176,3 @@ def _recorded_warnings() -> Iterator[list[str]]:
             notes.append(str(warning.message))
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-
-
-def _name_number(path: str) -> int:
-    return int.from_bytes(Path(path).name.encode(), "big")
-
-
-def _by_class(entries: Sequence[VideoEntry]) -> dict[int, list[int]]:
-    members: dict[int, list[int]] = {}
-    for index, entry in enumerate(entries):
-        members.setdefault(entry.label_id, []).append(index)
-    return dict(sorted(members.items()))
-
-
-def _not_empty(entries: Sequence[VideoEntry]) -> tuple[VideoEntry, ...]:
-    if not entries:
-        raise InvalidArgumentError("0 videos; a data set needs at least one whose status is ok")
-    return tuple(entries)

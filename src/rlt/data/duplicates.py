@@ -27,24 +27,14 @@ class Duplicate(NamedTuple):
 
 
 def find_duplicates(paths: Sequence[str], sizes: Mapping[str, int]) -> tuple[Duplicate, ...]:
-    """Videos that stand in a list twice, by path or by content.
-
-    Args:
-        paths: all paths of the list.
-        sizes: size in bytes of each file that exists, by path.
-    """
+    """Videos that stand in a list twice, by path or by content; `sizes` in bytes are those of the files that exist."""
     same = [Duplicate(path, path, "same file") for path, count in Counter(paths).items() if count > 1]
     same += [Duplicate(path, first, "same content") for first, *more in _by_content(sizes) for path in more]
     return tuple(same)
 
 
 def compare_splits(sizes: Mapping[str, int], others: Iterable[str]) -> tuple[Duplicate, ...]:
-    """Videos of this split that stand in another one too, by path, content or name.
-
-    Args:
-        sizes: size in bytes of each file of this split that exists, by path.
-        others: paths of the other split.
-    """
+    """Videos of this split that stand in another one too, by path, content or name; `sizes` as above."""
     other_sizes: dict[str, int] = {}
     for path in others:
         try:

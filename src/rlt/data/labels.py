@@ -18,25 +18,14 @@ CLASS_LISTS = ("kinetics400", "ssv2")
 
 @cache
 def class_names(name: str) -> tuple[str, ...]:
-    """Names of the classes of a data set, in the order of their label ids.
-
-    Args:
-        name: one of `CLASS_LISTS`.
-
-    Raises:
-        InvalidArgumentError: for any other name.
-    """
+    """Names of the classes of a data set of `CLASS_LISTS`, in the order of their label ids."""
     one_of(CLASS_LISTS, name=name)
     text = (resources.files("rlt.data") / "class_names" / f"{name}.txt").read_text(encoding="utf-8")
     return tuple(text.splitlines())
 
 
 def read_class_names(path: str | Path) -> tuple[str, ...]:
-    """Class names from a file: one name a line, a JSON map from name to label id, a JSON list, or a manifest.
-
-    Raises:
-        InvalidArgumentError: if the file cannot be read, is empty, names a class twice, or leaves a label id out.
-    """
+    """Class names from a file: one name a line, a JSON map from name to label id, a JSON list, or a manifest."""
     file = Path(path)
     if file.suffix.lower() in MANIFEST_EXTENSIONS:
         return read_manifest(file).class_names
@@ -66,11 +55,7 @@ def _json_names(text: str, file: Path) -> list[str]:
 
 
 def read_text(path: Path) -> str:
-    """A text file as it is, without the mark that some editors put first.
-
-    Raises:
-        InvalidArgumentError: if it does not exist or is no UTF-8 text.
-    """
+    """A text file in UTF-8 as it is, without the mark that some editors put first."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -83,11 +68,11 @@ class ClassIndex:
     """Finds label ids by names whose case, spaces, underscores, brackets or quotes differ.
 
     Published copies of Kinetics spell the same class "massaging person's head", "massaging_persons_head" and
-    "passing_American_football_-in_game-"; templates of Something-Something stand with and without brackets.
+    "passing_American_football_-in_game-"; templates of Something-Something stand with and without brackets. `origin`
+    says in messages where the names come from.
     """
 
     def __init__(self, names: Sequence[str], *, origin: str) -> None:
-        """Prepare for these names, which come from `origin` (for messages)."""
         self.names = tuple(names)
         self._origin = origin
         self._exact = {name: label_id for label_id, name in enumerate(names)}
@@ -102,11 +87,7 @@ class ClassIndex:
         return exact if exact is not None else self._spelled.get(_letters(name))
 
     def find_all(self, names: Iterable[str], *, source: str) -> dict[str, int]:
-        """Label id of each of these names, which stand in `source`.
-
-        Raises:
-            InvalidArgumentError: naming the first ones that are not in the list.
-        """
+        """Label id of each of these names, which stand in `source`; all must be in the list."""
         found = {name: self.find(name) for name in names}
         unknown = sorted(name for name, label_id in found.items() if label_id is None)
         if unknown:
@@ -117,18 +98,13 @@ class ClassIndex:
             )
         return {name: label_id for name, label_id in found.items() if label_id is not None}
 
-    def name(self, label_id: int, *, source: str) -> str:
-        """Name of a label id that stands in `source`.
-
-        Raises:
-            InvalidArgumentError: if there is no such class.
-        """
+    def check(self, label_id: int, *, source: str) -> None:
+        """Hold that there is a class of this label id, which stands in `source`."""
         if not 0 <= label_id < len(self.names):
             raise InvalidArgumentError(
                 f"{source}: label {label_id} is not among the {len(self.names)} classes of {self._origin} "
                 f"(0 to {len(self.names) - 1}); give the right list with --labels"
             )
-        return self.names[label_id]
 
 
 def _letters(name: str) -> str:

@@ -22,33 +22,20 @@ _RAW_FRAMES = re.compile(r"(.+?)[ ,\t](\d+)[ ,\t](\d+)")
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A video that a data set names; the file may be missing or broken."""
-
-    path: str
-    """Absolute path of the file."""
-    label_id: int
-    """Number of the class."""
-    label: str
-    """Name of the class."""
-
-
-@dataclass(frozen=True)
 class Listing:
     """What a data set says about itself, before anybody looks at the videos."""
 
     source: str
     """Where it comes from, for messages."""
-    candidates: tuple[Candidate, ...]
-    """Its videos in the order of the source; class folders are sorted."""
+    videos: tuple[tuple[str, int], ...]
+    """Absolute path and label id of each video in the order of the source; the file may be missing or broken."""
     class_names: tuple[str, ...]
     """Name of each class, by label id."""
 
 
 def make_listing(source: Path, index: ClassIndex, videos: Iterable[tuple[Path, int]]) -> Listing:
     """The listing of `source`, which gives these videos these label ids of `index`."""
-    candidates = (Candidate(str(path), label_id, index.names[label_id]) for path, label_id in videos)
-    return Listing(str(source), tuple(candidates), index.names)
+    return Listing(str(source), tuple((str(path), label_id) for path, label_id in videos), index.names)
 
 
 def folder_listing(
@@ -56,15 +43,8 @@ def folder_listing(
 ) -> Listing:
     """List a folder of class folders, `SOURCE/<class>/**/video`, or a list file with a path and a label per line.
 
-    Label ids count the classes in the sorted order of their names, unless `names` gives the order.
-
-    Args:
-        source: folder, or list file (see `list_file_listing`).
-        videos: folder where the paths of a list file start.
-        names: class names in the order of label ids.
-
-    Raises:
-        InvalidArgumentError: if there is no such folder or file, no video in it, or a class that is not in `names`.
+    Label ids count the classes in the sorted order of their names, unless `names` gives the order. `videos` is the
+    folder where the paths of a list file start.
     """
     root = absolute_path(source)
     if not root.exists():
@@ -78,15 +58,9 @@ def folder_listing(
 
 
 def class_folder_listing(root: Path, *, index: ClassIndex | None = None, underscores: bool = True) -> Listing:
-    """List `root/<class>/**/video`, with label ids from `index`, or in sorted order without it.
+    """List `root/<class>/**/video`, with label ids from `index`.
 
-    Args:
-        root: folder of class folders.
-        index: the classes; None takes the names of the folders.
-        underscores: whether names of folders keep their underscores; spaces take their place otherwise.
-
-    Raises:
-        InvalidArgumentError: if there is no class folder, no video in any, or a folder that is no class.
+    Without it folders name the classes, sorted, with spaces for underscores unless `underscores` keeps them.
     """
     try:
         folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -100,31 +74,20 @@ def class_folder_listing(root: Path, *, index: ClassIndex | None = None, undersc
         )
     if all(name.lower() in _SPLITS for name in found):
         raise InvalidArgumentError(f"{root} holds splits ({', '.join(found)}), not classes; prepare each of them alone")
-    if index is None:
-        shown = [name if underscores else name.replace("_", " ") for name in found]
-        index = sorted_index(shown, origin=str(root))
-        label_ids = index.find_all(shown, source=str(root))
-        label_ids = {name: label_ids[label] for name, label in zip(found, shown, strict=True)}
-    else:
-        label_ids = index.find_all(found, source=str(root))
-    return make_listing(root, index, ((path, label_ids[name]) for name, paths in found.items() for path in paths))
+    names = {name: name if index or underscores else name.replace("_", " ") for name in found}
+    index = index or sorted_index(names.values(), origin=str(root))
+    label_ids = index.find_all(names.values(), source=str(root))
+    return make_listing(
+        root, index, ((path, label_ids[names[name]]) for name, paths in found.items() for path in paths)
+    )
 
 
 def list_file_listing(file: Path, *, videos: str | Path | None = None, index: ClassIndex | None = None) -> Listing:
     """List a text file with a path and a label per line, parted by a tab, a space or a comma.
 
     Labels are whole numbers, or names. Names get their ids in sorted order, and numbers get names such as "class 7",
-    unless `index` gives both.
-
-    Args:
-        file: the list.
-        videos: folder where the paths start, the folder of the list without it. What a path starts with may differ
-            from the folders on this machine: the longest end of it that exists in `videos` is taken.
-        index: the classes.
-
-    Raises:
-        InvalidArgumentError: naming the line, if there is no path, no label, a label that is not in `index`, or a
-            folder of frames in place of a video.
+    unless `index` gives both. Paths start at the folder `videos`, or that of the list. What they start with may differ
+    from the folders on this machine: the longest end of a path that exists in `videos` is taken.
     """
     rows = list(_list_rows(file))
     if not rows:
@@ -140,7 +103,7 @@ def list_file_listing(file: Path, *, videos: str | Path | None = None, index: Cl
     if by_number:
         label_ids = {row.label: int(row.label) for row in rows}
         for row in rows:
-            index.name(int(row.label), source=f"{file}, line {row.line}")
+            index.check(int(row.label), source=f"{file}, line {row.line}")
     else:
         label_ids = index.find_all({row.label for row in rows}, source=str(file))
     folder = file.parent if videos is None else check_folder(videos)
@@ -192,11 +155,7 @@ def _separator(line: str) -> str:
 
 
 def check_folder(folder: str | Path) -> Path:
-    """The folder as an absolute path.
-
-    Raises:
-        InvalidArgumentError: if it does not exist.
-    """
+    """The folder as an absolute path; it must exist."""
     path = absolute_path(folder)
     if not path.is_dir():
         raise InvalidArgumentError(f"{folder}: no such folder; give the folder of the videos with --videos")
@@ -230,18 +189,11 @@ def videos_below(folder: Path) -> Iterator[Path]:
 
 def videos_by_stem(folder: Path) -> dict[str, Path]:
     """Video files in a folder and all below it, by their names without extension; the first of equal names."""
-    found: dict[str, Path] = {}
-    for path in videos_below(folder):
-        found.setdefault(path.stem, path)
-    return found
+    return {path.stem: path for path in reversed([*videos_below(folder)])}
 
 
 def sorted_index(names: Iterable[str], *, origin: str) -> ClassIndex:
-    """The distinct names in sorted order.
-
-    Raises:
-        InvalidArgumentError: if there is no name.
-    """
+    """The distinct names, at least one, in sorted order."""
     distinct = sorted(set(names))
     if not distinct or distinct == [""]:
         raise InvalidArgumentError(f"{origin}: it names no class; check the file")
@@ -249,13 +201,9 @@ def sorted_index(names: Iterable[str], *, origin: str) -> ClassIndex:
 
 
 def check_some_exist(listing: Listing) -> None:
-    """Refuse a listing of which no file exists: the folder is wrong then, and nothing would be learnt.
-
-    Raises:
-        InvalidArgumentError: naming the first files that were looked for.
-    """
-    if not any(os.path.exists(candidate.path) for candidate in listing.candidates):  # noqa: PTH110 (100,000s of files)
-        paths = [candidate.path for candidate in listing.candidates]
+    """Refuse a listing of which no file exists: the folder is wrong then, and nothing would be learnt."""
+    paths = [path for path, _ in listing.videos]
+    if not any(map(os.path.exists, paths)):
         raise InvalidArgumentError(
             f"{listing.source}: no video of {len(paths)} exists (looked for {some(paths, 1)}); "
             "give the folder of the videos with --videos"

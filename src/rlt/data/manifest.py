@@ -112,12 +112,7 @@ def absolute_path(path: str | Path) -> Path:
 
 
 def check_manifest_path(path: str | Path) -> Path:
-    """The path as an absolute one, if its extension is that of a manifest.
-
-    Raises:
-        InvalidArgumentError: for any other extension, or a folder.
-        MissingDependencyError: for Parquet without pyarrow.
-    """
+    """The path as an absolute one, if its extension is that of a manifest, and pyarrow is there for Parquet."""
     file = absolute_path(path)
     if file.suffix.lower() not in MANIFEST_EXTENSIONS:
         raise InvalidArgumentError(f"{path}: a manifest ends in {' or '.join(MANIFEST_EXTENSIONS)}; rename it")
@@ -131,11 +126,7 @@ def check_manifest_path(path: str | Path) -> Path:
 
 
 def check_unicode(file: Path, texts: Iterable[str]) -> None:
-    """Hold that a manifest can hold these texts: names of files need not be Unicode, but Parquet needs it.
-
-    Raises:
-        InvalidArgumentError: naming the first that is not.
-    """
+    """Hold that a manifest can hold these texts: names of files need not be Unicode, but Parquet needs it."""
     for text in texts if file.suffix.lower() == ".parquet" else ():
         try:
             text.encode()
@@ -146,12 +137,7 @@ def check_unicode(file: Path, texts: Iterable[str]) -> None:
 
 
 def write_manifest(manifest: Manifest, path: str | Path) -> None:
-    """Write a manifest, as Parquet or CSV by the extension of `path`, completely or not at all.
-
-    Raises:
-        InvalidArgumentError: if it has no entry, or the file cannot be written.
-        MissingDependencyError: for Parquet without pyarrow.
-    """
+    """Write a manifest of one video or more, as Parquet or CSV by the extension of `path`, completely or not at all."""
     file = check_manifest_path(path)
     entries = manifest.entries
     if not entries:
@@ -184,12 +170,7 @@ def _write_csv(manifest: Manifest, file: Path) -> None:
 
 
 def read_manifest(path: str | Path) -> Manifest:
-    """Read a manifest. Relative paths of videos start at the folder of the manifest; other columns are passed over.
-
-    Raises:
-        InvalidArgumentError: naming file, row and column, if it is no manifest or holds no video.
-        MissingDependencyError: for Parquet without pyarrow.
-    """
+    """Read a manifest. Relative paths of videos start at the folder of the manifest; other columns are passed over."""
     file = check_manifest_path(path)
     if not file.exists():
         raise InvalidArgumentError(f"{path}: no such file; {_REMEDY} first")

@@ -119,17 +119,12 @@ def prepare(
         measure_tokens: also measure `VideoEntry.tokens_kept`, which decodes a clip of every video.
         other_split: manifest of another split, to look for videos that stand in both.
         on_progress: called with (done, total, name) after every video.
-
-    Raises:
-        InvalidArgumentError: if none of the videos exists, a number is out of range, or a file cannot be written.
-        MissingDependencyError: for Parquet without pyarrow.
     """
     target = check_manifest_path(output)
     at_least(1, workers=workers, limit=limit)
     other = None if other_split is None else read_manifest(other_split)
     check_some_exist(listing)
-    candidates = listing.candidates[:limit]
-    paths = [candidate.path for candidate in candidates]
+    paths = [path for path, _ in listing.videos[:limit]]
     check_unicode(target, paths)  # told before the work, not after it
     partial = target.with_name(target.name + ".partial")
     with ProbeRecord(partial) as record:
@@ -141,7 +136,10 @@ def prepare(
             on_progress=on_progress,
         )
     asked_for: dict[str, Any] = {} if measure_tokens else {"tokens_kept": None}  # the run before may have measured them
-    entries = [replace(probes[candidate.path].entry, **vars(candidate), **asked_for) for candidate in candidates]
+    entries = [
+        replace(probes[path].entry, label_id=label_id, label=listing.class_names[label_id], **asked_for)
+        for path, label_id in listing.videos[:limit]
+    ]
     manifest = Manifest(tuple(entries), listing.class_names)
     write_manifest(manifest, target)
     partial.unlink(missing_ok=True)

@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
 
 import torch
 from torch.utils.data import Sampler
@@ -29,22 +28,6 @@ class SampleKey:
     """Number of the sample in the data set."""
     position: int
     """Running number of the sample in the whole run: the seed of everything random about it."""
-
-
-class TokenBalance(NamedTuple):
-    """How evenly one step's expected tokens lie on the ranks."""
-
-    step: int
-    """Number of the step, from 0."""
-    mean_tokens: float
-    """Expected tokens of a rank, on average over the ranks."""
-    max_tokens: float
-    """Expected tokens of the rank that has most: the one that the others wait for."""
-
-    @property
-    def ratio(self) -> float:
-        """Most loaded rank over average: 1 is perfect."""
-        return self.max_tokens / self.mean_tokens
 
 
 def derive_seed(*integers: int) -> int:
@@ -100,30 +83,29 @@ class StepSampler(Sampler[list[SampleKey]]):
             raise InvalidArgumentError(
                 f"batch_size is {self.batch_size} and token_budget is {self.token_budget}; give exactly one of them"
             )
-        if self.token_budget is not None:
-            _check_tokens(self.token_budget, self.expected_tokens, self.num_samples)
+        if self.token_budget is None:
+            return
+        if not self.token_budget > 0:
+            raise InvalidArgumentError(
+                f"token_budget is {self.token_budget}; expected tokens per rank, above 0, are needed"
+            )
+        if self.expected_tokens is None or len(self.expected_tokens) != self.num_samples:
+            given = "no" if self.expected_tokens is None else str(len(self.expected_tokens))
+            raise InvalidArgumentError(
+                f"{given} expected_tokens for {self.num_samples} samples; token_budget needs one for each"
+            )
+        if not min(self.expected_tokens) > 0:
+            raise InvalidArgumentError(f"expected_tokens has {min(self.expected_tokens)}; numbers above 0 are needed")
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        for shares in self._steps():
+        steps = self._token_steps() if self.batch_size is None else self._fixed_steps(self.batch_size)
+        for shares in islice(steps, None if self.num_steps is None else len(self)):
             yield shares[self.rank]
 
     def __len__(self) -> int:
         if self.num_steps is None:
             raise TypeError("an endless sampler has no length; give num_steps")
         return max(self.num_steps - self.start_step, 0)
-
-    def balance(self, num_steps: int) -> list[TokenBalance]:
-        """Expected tokens on the ranks for the next `num_steps` steps; samples count as 1 without expected tokens."""
-        found = []
-        for step, shares in enumerate(islice(self._steps(), num_steps), start=self.start_step):
-            totals = [sum(self._tokens(key) for key in share) for share in shares]
-            found.append(TokenBalance(step, sum(totals) / len(totals), max(totals)))
-        return found
-
-    def _steps(self) -> Iterator[list[list[SampleKey]]]:
-        """For each step from `start_step` on the samples of every rank."""
-        steps = self._fixed_steps() if self.batch_size is not None else self._token_steps()
-        return steps if self.num_steps is None else islice(steps, max(self.num_steps - self.start_step, 0))
 
     def _keys(self, position: int) -> Iterator[SampleKey]:
         """Samples from `position` on, endless."""
@@ -134,48 +116,35 @@ class StepSampler(Sampler[list[SampleKey]]):
                 position += 1
             epoch, offset = epoch + 1, 0
 
-    def _fixed_steps(self) -> Iterator[list[list[SampleKey]]]:
-        assert self.batch_size is not None
-        keys = self._keys(self.start_step * self.batch_size * self.world_size)
+    def _fixed_steps(self, batch_size: int) -> Iterator[list[list[SampleKey]]]:
+        """For each step from `start_step` on the samples of every rank."""
+        keys = self._keys(self.start_step * batch_size * self.world_size)
         while True:
-            yield [list(islice(keys, self.batch_size)) for _ in range(self.world_size)]
+            yield [list(islice(keys, batch_size)) for _ in range(self.world_size)]
 
     def _token_steps(self) -> Iterator[list[list[SampleKey]]]:
+        """For each step from `start_step` on the samples of every rank."""
         assert self.token_budget is not None
+        assert self.expected_tokens is not None
         budget = self.token_budget * self.world_size
         keys = self._keys(0)  # where a step begins depends on all steps before it: they are replayed, in integers
         step, batch, total = 0, list[SampleKey](), 0.0
         for key in keys:
-            tokens = self._tokens(key)
+            tokens = self.expected_tokens[key.index]
             # A sample that would overshoot by more than half of itself waits for the next step.
             if len(batch) >= self.world_size and total + tokens / 2 > budget:
                 if step >= self.start_step:
-                    yield self._deal(batch)
+                    yield self._deal(batch, self.expected_tokens)
                 step, batch, total = step + 1, [], 0.0
             batch.append(key)
             total += tokens
 
-    def _deal(self, batch: list[SampleKey]) -> list[list[SampleKey]]:
+    def _deal(self, batch: list[SampleKey], tokens: Sequence[float]) -> list[list[SampleKey]]:
         """Spread the samples of a step over the ranks: longest first, each to the rank with the fewest tokens."""
         shares: list[list[SampleKey]] = [[] for _ in range(self.world_size)]
         totals = [0.0] * self.world_size
-        for key in sorted(batch, key=lambda key: (-self._tokens(key), key.position)):
+        for key in sorted(batch, key=lambda key: (-tokens[key.index], key.position)):
             rank = min(range(self.world_size), key=lambda rank: (totals[rank], rank))
             shares[rank].append(key)
-            totals[rank] += self._tokens(key)
+            totals[rank] += tokens[key.index]
         return [sorted(share, key=lambda key: key.position) for share in shares]
-
-    def _tokens(self, key: SampleKey) -> float:
-        return 1.0 if self.expected_tokens is None else self.expected_tokens[key.index]
-
-
-def _check_tokens(token_budget: float, expected_tokens: Sequence[float] | None, num_samples: int) -> None:
-    if not token_budget > 0:
-        raise InvalidArgumentError(f"token_budget is {token_budget}; expected tokens per rank, above 0, are needed")
-    if expected_tokens is None or len(expected_tokens) != num_samples:
-        given = "no" if expected_tokens is None else str(len(expected_tokens))
-        raise InvalidArgumentError(
-            f"{given} expected_tokens for {num_samples} samples; token_budget needs one for each"
-        )
-    if not min(expected_tokens) > 0:
-        raise InvalidArgumentError(f"expected_tokens has {min(expected_tokens)}; numbers above 0 are needed")

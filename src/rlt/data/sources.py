@@ -46,9 +46,6 @@ def kinetics_listing(
         names: class names in the order of label ids. Without it Kinetics-400 has the published order, the others the
             sorted order of the names found.
         split: value of the column split of the lines to take; needed where a file holds several.
-
-    Raises:
-        InvalidArgumentError: if a file or folder cannot be read, or names a class that does not exist.
     """
     one_of(KINETICS, dataset=dataset)
     folder = check_folder(videos)
@@ -119,15 +116,10 @@ def _kinetics_stem(row: Mapping[str, str], file: Path) -> str:
 
 
 def ssv2_listing(annotations: str | Path, videos: str | Path, *, names: Sequence[str] | None = None) -> Listing:
-    """List Something-Something v2 from an official JSON file, or from a list of paths and labels.
+    """List Something-Something v2 from an official JSON list of {"id", "template", ...}, or from a list file.
 
-    Args:
-        annotations: JSON list of {"id", "template", ...}, or a list file.
-        videos: folder of the videos, `<id>.webm` (or another extension of a video), also in folders below it.
-        names: templates in the order of label ids; the published ones without it.
-
-    Raises:
-        InvalidArgumentError: if a file or folder cannot be read, or an entry has no template or an unknown one.
+    Videos are `<id>.webm` (or another extension of a video) in the folder `videos` or below it; `names` are the
+    templates in the order of label ids, the published ones without it.
     """
     folder = check_folder(videos)
     file = absolute_path(annotations)

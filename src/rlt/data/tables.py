@@ -14,37 +14,18 @@ from rlt.files import replacing
 def write_table(
     path: str | Path, columns: Mapping[str, Sequence[Any]], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write one Parquet file, atomically.
-
-    Args:
-        path: its folders are made; an old file of this name is replaced only when the new one is whole.
-        columns: values by name, all of one length; whole numbers, numbers, text, truth values, lists of them, or None.
-        metadata: text by name that travels in the file, beside the columns.
-
-    Raises:
-        InvalidArgumentError: if columns differ in length, a column mixes types, or the file cannot be written.
-        MissingDependencyError: if pyarrow cannot be imported.
-    """
+    """Write one Parquet file, atomically, with text by name that travels in it beside the columns."""
     arrow, parquet = _load_pyarrow()
-    counts = {name: len(values) for name, values in columns.items()}
-    if len(set(counts.values())) > 1:
-        raise InvalidArgumentError(f"columns of {path} differ in length: {counts}; one value per row is needed")
     try:
-        table = arrow.table({name: list(values) for name, values in columns.items()})
+        table = arrow.table(dict(columns), metadata=metadata or {})
     except arrow.ArrowException as error:
         raise InvalidArgumentError(f"{path} cannot hold these columns: {one_line(error)}") from error
-    table = table.replace_schema_metadata(dict(metadata or {}))
     with replacing(path) as temporary:
         parquet.write_table(table, temporary)
 
 
 def read_table(path: str | Path) -> tuple[dict[str, list[Any]], dict[str, str]]:
-    """Read what `write_table` wrote: columns by name, and the metadata.
-
-    Raises:
-        InvalidArgumentError: if the file does not exist, or is not a whole Parquet file.
-        MissingDependencyError: if pyarrow cannot be imported.
-    """
+    """Read what `write_table` wrote: columns by name, and the metadata."""
     arrow, parquet = _load_pyarrow()
     try:
         content = Path(path).read_bytes()  # from memory: pyarrow would take a folder as one table of many files
@@ -54,8 +35,7 @@ def read_table(path: str | Path) -> tuple[dict[str, list[Any]], dict[str, str]]:
         table = parquet.read_table(io.BytesIO(content))
     except (OSError, arrow.ArrowException) as error:
         raise InvalidArgumentError(f"{path} is not a whole Parquet file: {one_line(error)}") from error
-    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    return table.to_pydict(), {key: value for key, value in metadata.items() if key != "ARROW:schema"}
+    return table.to_pydict(), {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
 
 
 def _load_pyarrow() -> tuple[Any, Any]:

@@ -24,15 +24,9 @@ _backward_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_ba
 def attention_per_clip(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     """Softmax attention within each clip, by torch's flash kernel for the CPU.
 
-    Args:
-        q_THK: float [tokens, heads, head width]; any strides, but the last dimension must be contiguous.
-        k_THK: like the queries.
-        v_THK: like the queries.
-        cu_seqlens: int32 [clips + 1] on the CPU, offsets of the clips: 0, ..., tokens.
-
-    Returns:
-        [tokens, heads, head width], and the logarithm of the softmax's denominators, [heads, tokens], which the
-        backward pass needs. Second derivatives are not there.
+    Queries, keys and values are float [tokens, heads, head width] of any strides, but contiguous in the last dimension;
+    `cu_seqlens` is int32 [clips + 1] on the CPU. Gives [tokens, heads, head width], and the logarithm of the softmax's
+    denominators, [heads, tokens], which the backward pass needs. Second derivatives are not there.
     """
     output_THK = torch.empty(q_THK.shape, dtype=q_THK.dtype)
     logsumexp_HT = torch.empty(q_THK.shape[1], len(q_THK), dtype=_accumulation_type(q_THK))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlt.errors import InvalidArgumentError
-from rlt.network.backends import Backend, available_backends, cross_attention, run_backend
+from rlt.network.backends import Backend, clip_by_clip, hindrance, run_backend, varlen
 from rlt.structures import Segments
 
 
@@ -18,7 +18,7 @@ def choose_backend(device: torch.device | str, dtype: torch.dtype) -> Backend:
 
     `docs/performance.md` has the measurements. Packages that happen to be installed do not change the choice.
     """
-    return "varlen" if "varlen" in available_backends(device, dtype) else "sdpa"
+    return "varlen" if hindrance("varlen", device, dtype) is None else "sdpa"
 
 
 def packed_attention(
@@ -26,19 +26,8 @@ def packed_attention(
 ) -> Tensor:
     """Softmax attention in which every token sees the tokens of its own clip and no other.
 
-    Args:
-        q_THK: float [tokens, heads, head width], queries of all clips one after the other.
-        k_THK: keys, like the queries.
-        v_THK: values, like the queries.
-        segments: where each clip begins and ends. Required: there is no attention without clip boundaries.
-        backend: None chooses by device and dtype (`choose_backend`).
-
-    Returns:
-        float [tokens, heads, head width].
-
-    Raises:
-        InvalidArgumentError: for an unknown back end, one that cannot run these tensors, or segments that hold
-            another number of tokens.
+    Queries, keys and values of all clips lie one after the other, float [tokens, heads, head width], as the result
+    does. There is no attention without clip boundaries. Without `backend`, `choose_backend` chooses.
     """
     if segments.host is not None and len(q_THK) != segments.num_tokens:
         raise InvalidArgumentError(f"{len(q_THK)} tokens, but the segments hold {segments.num_tokens}")
@@ -48,22 +37,14 @@ def packed_attention(
 def packed_cross_attention(q_THK: Tensor, k_SHK: Tensor, v_SHK: Tensor, queries: Segments, keys: Segments) -> Tensor:
     """Softmax attention in which every token sees the keys of its own clip, which may be others than its tokens.
 
-    Args:
-        q_THK: float [tokens, heads, head width], queries of all clips one after the other.
-        k_SHK: float [keys, heads, head width], keys of all clips one after the other.
-        v_SHK: values, like the keys.
-        queries: where the queries of each clip begin and end.
-        keys: where its keys begin and end; as many clips.
-
-    Returns:
-        float [tokens, heads, head width].
-
-    Raises:
-        InvalidArgumentError: for segments that hold another number of tokens, keys or clips.
+    Queries and the result are float [tokens, heads, head width], keys and values [keys, heads, head width]; `queries`
+    and `keys` say where those of each clip begin and end.
     """
     if (len(queries), queries.num_tokens, keys.num_tokens) != (len(keys), len(q_THK), len(k_SHK)):
         raise InvalidArgumentError(
             f"{len(q_THK)} queries and {len(k_SHK)} keys, but the segments hold {queries.num_tokens} in {len(queries)} "
             f"clips and {keys.num_tokens} in {len(keys)}"
         )
-    return cross_attention(q_THK, k_SHK, v_SHK, queries, keys)
+    if choose_backend(q_THK.device, q_THK.dtype) == "varlen":
+        return varlen(q_THK, k_SHK, v_SHK, queries, keys)
+    return clip_by_clip(q_THK, k_SHK, v_SHK, queries, keys)

@@ -45,32 +45,30 @@ class _Way(NamedTuple):
     """One back end."""
 
     hindrance: Callable[[torch.device, torch.dtype], str | None]
-    """What is missing for tensors of this kind, with the remedy; None if nothing is."""
+    """See the function of this name."""
     run: Callable[[Tensor, Tensor, Tensor, Segments], Tensor]
 
 
 def available_backends(device: torch.device | str, dtype: torch.dtype) -> tuple[Backend, ...]:
     """The back ends that can run tensors of this kind here."""
-    place = torch.device(device)
-    return tuple(name for name in get_args(Backend) if _WAYS[name].hindrance(place, dtype) is None)
+    return tuple(name for name in get_args(Backend) if hindrance(name, device, dtype) is None)
+
+
+def hindrance(backend: Backend, device: torch.device | str, dtype: torch.dtype) -> str | None:
+    """What a back end lacks to run tensors of this kind, with the remedy; None if nothing is missing."""
+    return _WAYS[backend].hindrance(torch.device(device), dtype)
 
 
 def run_backend(backend: Backend, q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
-    """Packed attention as `rlt.network.attention.packed_attention` describes it, by the named back end.
-
-    Raises:
-        InvalidArgumentError: for an unknown name, or a back end that cannot run these tensors here.
-    """
-    way = _WAYS.get(backend)
-    if way is None:
+    """Packed attention as `rlt.network.attention.packed_attention` describes it, by the named back end."""
+    if backend not in _WAYS:
         raise InvalidArgumentError(f"attention back end is {backend!r}; allowed are {', '.join(get_args(Backend))}")
-    hindrance = way.hindrance(q_THK.device, q_THK.dtype)
-    if hindrance is not None:
+    missing = hindrance(backend, q_THK.device, q_THK.dtype)
+    if missing is not None:
         raise InvalidArgumentError(
-            f"attention back end {backend!r} cannot run {q_THK.dtype} on {q_THK.device.type}; {hindrance}, "
-            "or use 'sdpa'"
+            f"attention back end {backend!r} cannot run {q_THK.dtype} on {q_THK.device.type}; {missing}, or use 'sdpa'"
         )
-    return way.run(q_THK, k_THK, v_THK, segments)
+    return _WAYS[backend].run(q_THK, k_THK, v_THK, segments)
 
 
 # What each back end needs
@@ -130,17 +128,19 @@ def _import_optional(module: str) -> ModuleType | str:
 def _sdpa(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
     if q_THK.device.type == "cpu":
         return attention_per_clip(q_THK, k_THK, v_THK, segments.cu_seqlens)[0]
+    return clip_by_clip(q_THK, k_THK, v_THK, segments, segments)
+
+
+def clip_by_clip(q_THK: Tensor, k_SHK: Tensor, v_SHK: Tensor, queries: Segments, keys: Segments) -> Tensor:
+    """Attention on any device, with keys that may be others than the tokens."""
     # Splitting once is cheaper under autograd than slicing clip by clip.
-    clips = zip(*(x_THK.split(segments.lengths) for x_THK in (q_THK, k_THK, v_THK)), strict=True)
-    outputs = [_attend_once(q_nHK, k_nHK, v_nHK) for q_nHK, k_nHK, v_nHK in clips]
+    parts = q_THK.split(queries.lengths), k_SHK.split(keys.lengths), v_SHK.split(keys.lengths)
+    outputs = [_attend_once(q_nHK, k_mHK, v_mHK) for q_nHK, k_mHK, v_mHK in zip(*parts, strict=True)]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _varlen(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
-    return _varlen_cross(q_THK, k_THK, v_THK, segments, segments)
-
-
-def _varlen_cross(q_THK: Tensor, k_SHK: Tensor, v_SHK: Tensor, queries: Segments, keys: Segments) -> Tensor:
+def varlen(q_THK: Tensor, k_SHK: Tensor, v_SHK: Tensor, queries: Segments, keys: Segments) -> Tensor:
+    """Attention by torch's variable-length flash kernel, with keys that may be others than the tokens."""
     from torch.nn.attention.varlen import varlen_attn
 
     output = varlen_attn(q_THK, k_SHK, v_SHK, queries.cu_seqlens, keys.cu_seqlens, queries.bound, keys.bound)
@@ -148,12 +148,8 @@ def _varlen_cross(q_THK: Tensor, k_SHK: Tensor, v_SHK: Tensor, queries: Segments
     return output
 
 
-def cross_attention(q_THK: Tensor, k_SHK: Tensor, v_SHK: Tensor, queries: Segments, keys: Segments) -> Tensor:
-    """See `rlt.network.attention.packed_cross_attention`."""
-    if _flash_hindrance(q_THK.device, q_THK.dtype) is None:
-        return _varlen_cross(q_THK, k_SHK, v_SHK, queries, keys)
-    parts = q_THK.split(queries.lengths), k_SHK.split(keys.lengths), v_SHK.split(keys.lengths)
-    return torch.cat([_attend_once(q_nHK, k_mHK, v_mHK) for q_nHK, k_mHK, v_mHK in zip(*parts, strict=True)])
+def _varlen(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
+    return varlen(q_THK, k_THK, v_THK, segments, segments)
 
 
 def _attend_once(q_nHK: Tensor, k_mHK: Tensor, v_mHK: Tensor) -> Tensor:
@@ -216,8 +212,7 @@ def _block_mask(segments: Segments, num_tokens: int) -> BlockMask:
     """Block-diagonal mask of the clips, made once for all layers and without a [tokens, tokens] matrix."""
     from torch.nn.attention.flex_attention import BlockMask
 
-    found = _block_masks.get(segments)
-    if found is not None:
+    if (found := _block_masks.get(segments)) is not None:
         return found
     ends = segments.cu_seqlens[1:]
     clip_T = torch.searchsorted(ends, torch.arange(num_tokens, device=ends.device, dtype=ends.dtype), right=True)

@@ -54,15 +54,9 @@ class Mlp(nn.Module):
 
 
 def drop_path(x_TD: Tensor, segments: Segments, rate: float) -> Tensor:
-    """Stochastic depth: drop a whole residual branch of some clips, and scale that of the others by 1 / (1 - rate).
+    """Stochastic depth: drop a residual branch [T, D] for some clips, and scale that of the others by 1 / (1 - rate).
 
-    Args:
-        x_TD: output of the branch, [T, D].
-        segments: which rows belong to which clip; all tokens of a clip share its fate.
-        rate: chance of a clip to be dropped, 0 or more and below 1.
-
-    Returns:
-        [T, D], drawn from torch's global generator.
+    All tokens of a clip share its fate, which is drawn from torch's global generator. `rate` is 0 or more and below 1.
     """
     keep_B = (torch.rand(len(segments), device=x_TD.device) >= rate).to(x_TD.dtype) / (1 - rate)
     lengths_B = segments.cu_seqlens.diff()

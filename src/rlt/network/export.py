@@ -58,11 +58,7 @@ def network_inputs(packed: PackedTokens) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 
 def check_attention(device: torch.device, dtype: torch.dtype, backend: Backend | None) -> None:
-    """Hold that attention is one operator that takes any lengths.
-
-    Raises:
-        InvalidArgumentError: where it is not.
-    """
+    """Hold that attention is one operator that takes any lengths."""
     if device.type != "cpu" and (backend or choose_backend(device, dtype)) != "varlen":
         raise InvalidArgumentError(f"{dtype} on {device} cannot be exported; use the CPU, or half precision")
 

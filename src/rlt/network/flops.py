@@ -20,7 +20,7 @@ def forward_flops(config: ViTConfig, length: int, merge_per_block: int = 0) -> i
     similar tokens is a matrix product and is counted; sorting and adding up are not.
     """
     width = config.width
-    flops = 2 * length * config.tubelet_size * config.patch_size**2 * 3 * width  # embedding
+    flops = 2 * length * config.patches.values_per_token * width  # embedding
     for _ in range(config.depth):
         flops += 8 * length * width**2 + 4 * length**2 * width  # four projections; attention
         merges = min(merge_per_block, length // 2)
@@ -47,18 +47,8 @@ def count_forward_flops(config: ViTConfig, packed: PackedTokens, merge_per_block
 def merge_for_flops(config: ViTConfig, lengths: Sequence[int], target_flops: float) -> int:
     """How many tokens to merge per block, so that the clips together cost as near as possible to `target_flops`.
 
-    For comparisons at equal FLOPs.
-
-    Args:
-        config: of the network.
-        lengths: tokens of each clip that enters it, usually all of the grid.
-        target_flops: of the clips together; at or above what they cost unmerged gives 0.
-
-    Returns:
-        `merge_per_block`; of two equally near the smaller.
-
-    Raises:
-        InvalidArgumentError: for no clips, or a target that even the most merging does not reach.
+    For comparisons at equal FLOPs. `lengths` are the tokens of each clip that enters the network, usually all of its
+    grid. Of two `merge_per_block` that are equally near it is the smaller.
     """
     if not lengths:
         raise InvalidArgumentError("no clips to match FLOPs for; give at least one length")

@@ -7,13 +7,10 @@ from torch import Tensor, nn
 
 
 def sinusoid_table(num_positions: int, width: int) -> Tensor:
-    """The fixed sine-cosine table of VideoMAE ("Attention is all you need", section 3.5).
+    """The fixed sine-cosine table of VideoMAE ("Attention is all you need", section 3.5), float32 [positions, width].
 
     Row p is for place p = t * H' * W' + h * W' + w. Even columns hold sin(p / 10000^(j / width)), the odd column after
     it the cosine of the same angle.
-
-    Returns:
-        float32 [num_positions, width], computed in double precision.
     """
     column = torch.arange(width, dtype=torch.float64)
     frequency = torch.pow(10000.0, -(column - column % 2) / width)

@@ -108,22 +108,16 @@ def _grouped(x: Tensor, segments: Segments) -> list[Tensor]:
 
 
 def merge_tokens(tokens: MergedTokens, metric_TK: Tensor, merge_per_block: int) -> MergedTokens:
-    """Merge the most similar tokens of each clip.
+    """Merge away so many tokens of each clip, at most half of them, by the cosine similarity of float `metric_TK`.
 
-    Args:
-        tokens: of one or more clips.
-        metric_TK: float [tokens, values], by whose cosine similarity is judged.
-        merge_per_block: tokens to merge away per clip; at most half of a clip's, rounded down.
-
-    Returns:
-        The tokens that are left, in their order. Features are means weighted by size, and sizes are added up.
+    Those that are left stay in their order. Features are means weighted by size, and sizes are added up.
     """
     counts = [min(merge_per_block, length // 2) for length in tokens.segments.lengths]
     if not any(counts):
         return tokens
-    sizes_T = (
-        tokens.features.new_ones(len(tokens.features), dtype=torch.float32) if tokens.sizes is None else tokens.sizes
-    )
+    sizes_T = tokens.sizes
+    if sizes_T is None:
+        sizes_T = tokens.features.new_ones(len(tokens.features), dtype=torch.float32)
     weighted_TD = tokens.features.float() * sizes_T[:, None]
     grouped = (_grouped(x, tokens.segments) for x in (metric_TK, weighted_TD, sizes_T))
     weighted, sizes, rows, offset = [], [], [], 0
@@ -143,14 +137,9 @@ def merge_tokens(tokens: MergedTokens, metric_TK: Tensor, merge_per_block: int) 
 
 @torch.no_grad()
 def match_tokens(metric_GnK: Tensor, num_merges: int) -> Matching:
-    """Bipartite soft matching (section 3 of the paper): the `num_merges` most similar pairs of each clip.
+    """Bipartite soft matching (section 3 of the paper): the `num_merges` most similar pairs of each clip, 0..n // 2.
 
-    Args:
-        metric_GnK: float [clips, tokens of each, values].
-        num_merges: r, from 0 to half of the tokens.
-
-    Returns:
-        Who goes where. No gradient flows through the choice.
+    No gradient flows through the choice.
     """
     unit_GnK = F.normalize(metric_GnK.float(), dim=-1)
     set_a, set_b = unit_GnK[:, 0::2], unit_GnK[:, 1::2]

@@ -25,7 +25,7 @@ from rlt.network.embedding import PatchEmbedding
 from rlt.network.positions import SinusoidPositions
 from rlt.network.tome import MergedTokens, mean_over_input, merging_block, unmerged
 from rlt.structures import PackedTokens, Segments, pack
-from rlt.tokens import Frames, Rule, tokenize
+from rlt.tokens import Frames, Rule, choose_rule, tokenize
 
 __all__ = ["MODEL_TYPE", "LengthEncoding", "ViTConfig", "VisionTransformer", "trace_features"]
 
@@ -108,7 +108,7 @@ class VisionTransformer(
 
         Args:
             frames: one clip or several of one size, see `rlt.tokenize`, on any device.
-            threshold: see `rlt.tokenize`, as the other options.
+            threshold: see `rlt.tokenize`, as all other options.
             keep_ratio: share of each clip's tokens to keep instead.
             max_tokens: number of each clip's tokens to keep at most instead.
             rule: any rule, or the name of one.
@@ -120,15 +120,8 @@ class VisionTransformer(
         Raises:
             InvalidArgumentError: as `rlt.tokenize`.
         """
-        tokens = tokenize(
-            frames,
-            threshold=threshold,
-            keep_ratio=keep_ratio,
-            max_tokens=max_tokens,
-            rule=rule,
-            seeds=seeds,
-            spec=self.config.patches,
-        )
+        chosen = choose_rule(rule, threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens)
+        tokens = tokenize(frames, rule=chosen, seeds=seeds, spec=self.config.patches)
         return pack(tokens).to(self.fc_norm.weight.device)
 
     def forward(self, packed: PackedTokens) -> Tensor:
@@ -219,7 +212,7 @@ class VisionTransformer(
         return self.fc_norm(mean_over_input(tokens, segments))
 
     def _tokens(self, packed: PackedTokens) -> Tensor:
-        tokens = self._run_blocks(self._embed(packed.patches, packed.place, packed.lengths), packed.segments)
+        tokens = self.forward_merged(packed)
         return tokens.features if tokens.sizes is None else tokens.features.index_select(0, tokens.owner)
 
     def _embed(self, patches_TP: Tensor, place_T: Tensor, lengths_T: Tensor) -> Tensor:

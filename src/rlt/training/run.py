@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, Timer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from rlt.checkpoints.models import create_model, model_config
+from rlt.checkpoints import create_model, model_config
 from rlt.conf.schema import PRECISIONS, Config
 from rlt.data.manifest import Manifest, read_manifest
 from rlt.errors import InvalidArgumentError, TrainingError

@@ -81,8 +81,7 @@ def read_clip(
         frame_stride: distance of two sampled frames, in frames of the video, at least 1.
         fps: sampled frames per second of the video's time, above 0, instead of frame_stride; above the video's own
             rate frames are taken several times.
-        size: pixels. int: short side is scaled to it, centre square is cut out; (height, width): both are covered,
-            then cut; None: native size.
+        size: in pixels, see `rlt.video.geometry.Size`; what is larger is cut away around the centre.
         start: seconds from the first frame; None = the clip lies in the middle of the video, or starts at 0 if the
             video is shorter than the clip.
         decoder: one of `rlt.video.DECODERS`: "pyav", or "torchcodec" (an optional package) for the same frames to
@@ -96,7 +95,7 @@ def read_clip(
     Raises:
         VideoError: if the file cannot be opened, holds no video, or any frame asked for is damaged or cut off.
         InvalidArgumentError: for an argument out of range, or a `start` behind the end of the video.
-        MissingDependencyError: if `decoder="torchcodec"` and it cannot be imported.
+        MissingDependencyError: if torchcodec is asked for and cannot be imported.
 
     Warns:
         TruncatedVideoWarning: the file is cut off, but behind this clip.

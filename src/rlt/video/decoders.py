@@ -14,15 +14,14 @@ class Decoder(Protocol):
     """What a decoder does: frames of a video at given moments."""
 
     def __call__(self, file: VideoFile, moments: Iterable[Fraction], /) -> Iterator[TimedFrame]:
-        """For each moment the frame whose time is nearest (`rlt.video.sampling.nearest_in_time`).
+        """For each moment the frame whose time is nearest (`rlt.video.sampling.nearest_in_time`), until the video ends.
 
         Args:
             file: the open video: its source, stream, times of its packets (`scan`), and PyAV's decoding (`decode`).
             moments: in units of `file.tick` from the first frame, at least one, ascending, maybe equal, maybe endless.
 
         Returns:
-            One frame per moment until the video ends; frames for moments behind its end are left out. Frames of the
-            same time must be the same picture.
+            One frame per moment; those of the same time must be the same picture.
         """
 
 

@@ -5,6 +5,8 @@ Shape legend: B clips, L tokens of the longest clip, D model width, H heads, K w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,33 +24,37 @@ def padded_logits(model: VisionTransformer, packed: PackedTokens) -> Tensor:
     """
     lengths = packed.segments.lengths
     x_BLD = pad_sequence(list(model.embed(packed).split(lengths)), batch_first=True)
-    real_BL = torch.arange(x_BLD.shape[1], device=x_BLD.device) < packed.cu_seqlens.diff()[:, None]
+    real_BL = _real(x_BLD, packed.segments)
     for block in model.blocks:
         assert isinstance(block, Block)
         x_BLD = x_BLD + _attend(block, block.norm1(x_BLD), real_BL)
         x_BLD = x_BLD + block.mlp(block.norm2(x_BLD))
     sums_BD = (x_BLD * real_BL[..., None]).sum(1)
-    logits: Tensor = model.head(model.fc_norm(sums_BD / real_BL.sum(1, keepdim=True)))
-    return logits
+    return model.head(model.fc_norm(sums_BD / real_BL.sum(1, keepdim=True)))
 
 
 def _attend(block: Block, x_BLD: Tensor, real_BL: Tensor) -> Tensor:
-    q_BHLK, k_BHLK, v_BHLK = (
-        x.unflatten(0, x_BLD.shape[:2]).transpose(1, 2) for x in block.attn.queries_keys_values(x_BLD.flatten(0, 1))
-    )
-    mixed_BHLK = F.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK, attn_mask=real_BL[:, None, None, :])
+    qkv_THK = block.attn.queries_keys_values(x_BLD.flatten(0, 1))
+    mixed_BLHK = _masked_attention((x_THK.unflatten(0, x_BLD.shape[:2]) for x_THK in qkv_THK), real_BL)
     projection: nn.Linear = block.attn.proj
-    output_BLD: Tensor = projection(mixed_BHLK.transpose(1, 2).flatten(2))
-    return output_BLD
+    return projection(mixed_BLHK.flatten(2))
+
+
+def _masked_attention(qkv_BLHK: Iterable[Tensor], real_BL: Tensor) -> Tensor:
+    q_BHLK, k_BHLK, v_BHLK = (x_BLHK.transpose(1, 2) for x_BLHK in qkv_BLHK)
+    return F.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK, attn_mask=real_BL[:, None, None, :]).transpose(1, 2)
+
+
+def _real(x_BLD: Tensor, segments: Segments) -> Tensor:
+    """bool [B, L]: which places of padded clips hold a token."""
+    return torch.arange(x_BLD.shape[1], device=x_BLD.device) < segments.cu_seqlens.diff()[:, None]
 
 
 def padded_attention(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
     """Packed attention [T, H, K] by padding to the longest clip, a mask over the keys, and packing again."""
-    padded = (pad_sequence(list(x.split(segments.lengths)), batch_first=True) for x in (q_THK, k_THK, v_THK))
-    q_BHLK, k_BHLK, v_BHLK = (x_BLHK.transpose(1, 2) for x_BLHK in padded)
-    real_BL = torch.arange(q_BHLK.shape[2], device=q_THK.device) < segments.cu_seqlens.diff()[:, None]
-    mixed_BHLK = F.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK, attn_mask=real_BL[:, None, None, :])
-    return mixed_BHLK.transpose(1, 2)[real_BL]
+    padded = [pad_sequence(list(x.split(segments.lengths)), batch_first=True) for x in (q_THK, k_THK, v_THK)]
+    real_BL = _real(padded[0], segments)
+    return _masked_attention(padded, real_BL)[real_BL]
 
 
 def block_mask_attention(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:

@@ -13,32 +13,20 @@ from torch import Tensor
 from rlt.structures import IMAGENET_MEAN, IMAGENET_STD
 
 
-def reference_mask(clips_BCTHW: Tensor, threshold: float, tubelet_size: int, patch_size: int) -> Tensor:
-    """bool [B, T', H', W'] from the normalised float32 clip [B, 3, T, H, W]."""
-    last = clips_BCTHW[:, :, 2 * tubelet_size - 1 :: tubelet_size]
-    first = clips_BCTHW[:, :, :-tubelet_size:tubelet_size]
-    difference = F.avg_pool3d((last - first).abs(), (1, patch_size, patch_size)).mean(1)
-    return torch.cat([torch.ones_like(difference[:, :1], dtype=torch.bool), difference > threshold], dim=1)
-
-
 def reference_tokenize(
     frames: Tensor, *, threshold: float = 0.1, tubelet_size: int = 2, patch_size: int = 16
 ) -> tuple[Tensor, Tensor]:
-    """Frames -> kept patches through a normalised float32 copy of everything.
+    """uint8 frames [B, T, H, W, 3] -> kept patches through a normalised float32 copy of everything.
 
-    Args:
-        frames: uint8 [B, T, H, W, 3].
-        threshold: see `rlt.keep_mask`.
-        tubelet_size: frames per token.
-        patch_size: height and width of a token in pixels.
-
-    Returns:
-        float32 [N, 3, tubelet_size, patch_size, patch_size] normalised patches in (b, t, h, w) order, and the mask,
-        bool [B, T', H', W'].
+    Gives float32 [N, 3, tubelet_size, patch_size, patch_size] normalised patches in (b, t, h, w) order, and the mask,
+    bool [B, T', H', W'].
     """
     mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     clips_BCTHW = (frames.permute(0, 4, 1, 2, 3).float() / 255 - mean) / std
-    mask = reference_mask(clips_BCTHW, threshold, tubelet_size, patch_size)
+    last = clips_BCTHW[:, :, 2 * tubelet_size - 1 :: tubelet_size]
+    first = clips_BCTHW[:, :, :-tubelet_size:tubelet_size]
+    difference = F.avg_pool3d((last - first).abs(), (1, patch_size, patch_size)).mean(1)
+    mask = torch.cat([torch.ones_like(difference[:, :1], dtype=torch.bool), difference > threshold], dim=1)
     patches = clips_BCTHW.unflatten(4, (-1, patch_size)).unflatten(3, (-1, patch_size))
     patches = patches.unflatten(2, (-1, tubelet_size)).permute(0, 2, 4, 6, 1, 3, 5, 7)
     return patches.contiguous()[mask], mask
