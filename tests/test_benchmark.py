@@ -262,7 +262,7 @@ def test_bad_settings_are_named(suite: str, settings: BenchmarkSettings, message
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_told() -> None:
-    with pytest.raises(InvalidArgumentError, match="device is 'cuda', but torch sees no GPU; use --device cpu"):
+    with pytest.raises(InvalidArgumentError, match="device is 'cuda', but torch sees no GPU; use cpu"):
         run_suite("forward", BenchmarkSettings(videos=VIDEOS, device="cuda"))
 
 

@@ -325,7 +325,7 @@ def rendered(report: RenderableType) -> str:
         ({"num_workers": -1}, "num_workers is -1"),
         ({"max_videos": 0}, "max_videos is 0"),
         ({"dtype": "float64"}, "dtype is 'float64'; allowed are float32"),
-        ({"device": "gpu"}, "device is 'gpu'; cpu, cuda or auto"),
+        ({"device": "gpu"}, "device is 'gpu'; cpu or cuda"),
         ({"clip": ClipSpec(num_frames=4, size=33)}, "not a multiple of patch_size=8"),
         ({"model": rlt.VisionTransformer(TINY.replace(num_classes=0))}, "model has 0 classes, the manifest 7"),
         (

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+import command_options
 import video_factory
 
 pytest.importorskip("lightning")
@@ -258,9 +259,18 @@ EVALUATE: dict[str, Case] = {
     "json": Case("json=made/numbers.json", evaluation, OF_RUN),
 }
 
+
+def cases(found: Mapping[str, tuple[Any, ...]]) -> dict[str, Case]:
+    return {option: Case(tuple(added), look) for option, (look, *added) in found.items()}
+
+
 DOORS: dict[str, tuple[Callable[[], Sequence[str]], Mapping[str, Case]]] = {
     "train": (lambda: config_keys("train"), TRAIN),
     "evaluate": (lambda: config_keys("evaluate"), EVALUATE),
+    "compare": (lambda: command_options.command_options("compare"), cases(command_options.COMPARE)),
+    "inspect": (lambda: command_options.command_options("inspect"), cases(command_options.INSPECT)),
+    "benchmark": (lambda: command_options.command_options("benchmark"), cases(command_options.BENCHMARK)),
+    "patch": (command_options.patch_options, cases(command_options.PATCH)),
 }
 """Command -> its documented options, and what shows that each has an effect."""
 STARTS: dict[tuple[Look, tuple[str, ...]], object] = {}

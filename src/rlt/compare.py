@@ -17,7 +17,7 @@ from torch import Tensor
 from rlt.checkpoints import create_model, model_config
 from rlt.checks import at_least, one_of
 from rlt.errors import TruncatedVideoWarning, VideoError
-from rlt.measure import MeasureSettings, Timing, interleave, machine_info
+from rlt.measure import MeasureSettings, Timing, check_device, interleave, machine_info
 from rlt.network.attention import choose_backend
 from rlt.network.flops import count_forward_flops
 from rlt.network.vit import VisionTransformer
@@ -212,6 +212,7 @@ def compare(
     # What cannot work is found before anything slow starts.
     at_least(1, num_clips=settings.num_clips, repeats=settings.repeats)
     one_of(DECODERS, decoder=settings.decoder)
+    check_device(settings.device)
     patches = model_config(settings.model).patches
     if settings.clip.size is not None:
         patches.grid((settings.clip.num_frames, *settings.clip.frame_size, 3))

@@ -17,12 +17,14 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from rlt.errors import InvalidArgumentError
 from rlt.tokens import Rule, Threshold, rule_options
 from rlt.video import ClipSpec
 
 __all__ = [
     "MeasureSettings",
     "Timing",
+    "check_device",
     "interleave",
     "machine_info",
     "peak_memory_bytes",
@@ -75,6 +77,19 @@ class Timing:
 
     def __add__(self, other: Timing) -> Timing:
         return Timing(tuple(a + b for a, b in zip(self.seconds, other.seconds, strict=True)))
+
+
+def check_device(device: str) -> None:
+    """Hold that a device can be used here: "cpu", or "cuda" with a GPU, with or without a number.
+
+    Raises:
+        InvalidArgumentError: naming it.
+    """
+    kind = device.partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise InvalidArgumentError(f"device is {device!r}; cpu or cuda is needed")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InvalidArgumentError(f"device is {device!r}, but torch sees no GPU; use cpu")
 
 
 def stopwatch(work: Callable[[], object], device: torch.device | str = "cpu") -> float:

@@ -14,6 +14,7 @@ from rlt.benchmark.networks import forward_suite, train_step_suite
 from rlt.benchmark.stages import attention_suite, embed_suite, tokenize_suite
 from rlt.checks import at_least, one_of
 from rlt.errors import InvalidArgumentError
+from rlt.measure import check_device
 
 __all__ = ["SUITES", "Arm", "BenchmarkResult", "BenchmarkSettings", "run_suite"]
 
@@ -50,6 +51,5 @@ def run_suite(
     at_least(1, clips=settings.clips, rounds=settings.rounds)
     if not settings.videos:
         raise InvalidArgumentError("no videos to take clips from; name at least one")
-    if torch.device(settings.device).type == "cuda" and not torch.cuda.is_available():
-        raise InvalidArgumentError(f"device is {settings.device!r}, but torch sees no GPU; use --device cpu")
+    check_device(settings.device)
     return SUITES[name](settings, Rounds(on_progress))

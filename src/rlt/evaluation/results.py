@@ -7,14 +7,12 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from statistics import fmean, stdev
 
-import torch
-
 from rlt.checks import at_least, one_of
 from rlt.conf.schema import PRECISIONS
 from rlt.data.clips import ViewConfig
-from rlt.errors import InvalidArgumentError
 from rlt.evaluation.predictions import MAX_TOP, VideoPrediction
 from rlt.evaluation.statistics import Interval, wilson_interval
+from rlt.measure import check_device
 from rlt.tokens import Rule, Threshold, rule_options
 from rlt.video import ClipSpec
 
@@ -54,12 +52,7 @@ class EvaluationSettings:
         at_least(1, batch_videos=self.batch_videos)
         at_least(0, num_workers=self.num_workers)
         one_of(PRECISIONS, dtype=self.dtype)
-        try:
-            kind = torch.device(self.device).type
-        except RuntimeError:
-            raise InvalidArgumentError(f"device is {self.device!r}; cpu, cuda or auto is needed") from None
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise InvalidArgumentError(f"device is {self.device!r}, but torch sees no GPU; use device=cpu")
+        check_device(self.device)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,146 @@
+"""Cases of `tests/test_options.py` for the commands that measure, and for `rlt.patch`: what each option changes."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect as python
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+
+import rlt
+from rlt import cli
+from rlt.benchmark import networks
+from rlt.benchmark.harness import BenchmarkSettings
+from rlt.checkpoints import create_model
+from rlt.video import ClipSpec
+
+CLIP = ("--frames", "4", "--stride", "1", "--size", "32")
+TIMES = ("seconds", "speedup", "machine", "settings", "arms")
+
+
+def command_options(name: str) -> list[str]:
+    """The options of a command as they are typed, the longest spelling of each."""
+    command = typer.main.get_command(cli.app).commands[name]  # type: ignore[attr-defined]
+    return [max(parameter.opts, key=len) for parameter in command.params if parameter.param_type_name == "option"]
+
+
+def run(*arguments: str) -> tuple[object, dict[str, Any]]:
+    """Exit code, and the numbers that the command wrote, if any."""
+    for name in ("numbers.json", "elsewhere.json"):
+        Path(name).unlink(missing_ok=True)
+    shutil.rmtree("other", ignore_errors=True)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*arguments, *([] if "--json" in arguments else ["--json", "numbers.json"])])
+    numbers = Path("numbers.json")
+    return stop.value.code, json.loads(numbers.read_text()) if numbers.exists() else {}
+
+
+def compare(added: tuple[str, ...]) -> object:
+    """Everything but times and the settings themselves; of times, whether there was more than one."""
+    code, numbers = run("compare", "0.mp4", "--model", "vit_tiny", "--repeats", "2", *CLIP, *added)
+    spread = numbers.get("seconds", {}).get("decode", {}).get("spread", [0, 0])
+    found = {key: value for key, value in numbers.items() if not key.startswith(TIMES)}
+    return code, found, spread[0] == spread[1], Path("elsewhere.json").exists()
+
+
+def inspect(added: tuple[str, ...]) -> object:
+    """The report without its settings, and where it lies."""
+    code, numbers = run("inspect", "0.mp4", "--output", "out", *CLIP, *added)
+    videos = [
+        {key: value for key, value in video.items() if key not in ("rule", "threshold", "settings")}
+        for video in numbers.get("videos", [])
+    ]
+    return code, videos, Path("other").exists(), Path("elsewhere.json").exists()
+
+
+def benchmark(added: tuple[str, ...]) -> object:
+    """What arms there are and what they do, without times; how often each ran is seen by whether times are spread."""
+    code, numbers = run(
+        "benchmark", "embed", "0.mp4", "--model", "vit_tiny", "--clips", "1", "--rounds", "2", *CLIP, *added
+    )
+    arms = [
+        (arm["name"], arm["tokens_kept"], arm["flops"], arm["peak_memory_bytes"]) for arm in numbers.get("arms", [])
+    ]
+    one_round = all(len(set(arm["seconds_spread"])) == 1 for arm in numbers.get("arms", []))
+    return code, arms, one_round, Path("elsewhere.json").exists()
+
+
+def benchmark_arms(added: tuple[str, ...]) -> object:
+    """Names of the arms of the suite `forward`, which are not run."""
+    settings = BenchmarkSettings("vit_tiny", clip=ClipSpec(4, 1, size=32), videos=(Path("0.mp4"),), clips=1)
+    compiled = bool(added)
+    return [variant[0] for variant in networks._variants(create_model("vit_tiny"), rlt_replace(settings, compiled))]
+
+
+def rlt_replace(settings: BenchmarkSettings, compiled: bool) -> BenchmarkSettings:
+    return BenchmarkSettings(**{**vars(settings), "compiled": compiled})
+
+
+def patch_options() -> list[str]:
+    """The keywords of `rlt.patch`."""
+    parameters = python.signature(rlt.patch).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+
+
+def patch(added: tuple[str, ...]) -> object:
+    """What a patched VideoMAE keeps and says of a uint8 clip in which a part stands still."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.VideoMAEConfig(image_size=32, num_frames=8, **sizes)
+    model = transformers.VideoMAEForVideoClassification(config).eval()
+    clip = torch.randint(100, 140, (1, 8, 3, 32, 32), dtype=torch.uint8)
+    clip[:, 2:, :, :16] = clip[:, :1, :, :16]
+    options = {name: json.loads(value) for name, _, value in (text.partition("=") for text in added)}
+    with torch.no_grad():
+        logits = rlt.patch(model, **options)(clip).logits
+    return model.rlt.last.mask.tolist(), hashlib.sha256(logits.numpy().tobytes()).hexdigest()
+
+
+COMPARE = {
+    "--model": (compare, "--model", "vit_small"),
+    "--checkpoint": (compare, "--checkpoint", "run/model"),
+    "--threshold": (compare, "--threshold", "5"),
+    "--keep-ratio": (compare, "--keep-ratio", "1"),
+    "--max-tokens": (compare, "--max-tokens", "7"),
+    "--rule": (compare, "--rule", "none"),
+    "--frames": (compare, "--frames", "8"),
+    "--stride": (compare, "--stride", "3"),
+    "--fps": (compare, "--fps", "5"),
+    "--size": (compare, "--size", "48x64"),
+    "--decoder": (compare, "--decoder", "standing"),
+    "--clips": (compare, "--clips", "2"),
+    "--repeats": (compare, "--repeats", "1"),
+    "--device": (compare, "--device", "meta"),
+    "--dtype": (compare, "--dtype", "bfloat16"),
+    "--json": (compare, "--json", "elsewhere.json"),
+}
+INSPECT = {
+    **{option: (inspect, *case[1:]) for option, case in COMPARE.items() if option in command_options("inspect")},
+    "--output": (inspect, "--output", "other"),
+    "--patch-size": (inspect, "--patch-size", "8"),
+}
+BENCHMARK = {
+    **{option: (benchmark, *case[1:]) for option, case in COMPARE.items() if option in command_options("benchmark")},
+    "--keep-ratio": (benchmark, "--keep-ratio", "1"),
+    "--size": (benchmark, "--size", "48"),
+    "--rounds": (benchmark, "--rounds", "1"),
+    "--device": (benchmark, "--device", "cuda"),
+    "--compile": (benchmark_arms, "--compile"),
+}
+PATCH = {
+    "threshold": (patch, "threshold=5"),
+    "keep_ratio": (patch, "keep_ratio=1"),
+    "max_tokens": (patch, "max_tokens=6"),
+    "rule": (patch, 'rule="none"'),
+    "expand": (patch, 'expand="fill"'),
+    "frames_per_clip": (patch, "frames_per_clip=2"),
+    "pixel_mean": (patch, "pixel_mean=[0.1, 0.2, 0.3]"),
+    "pixel_std": (patch, "pixel_std=[0.5, 0.5, 0.5]"),
+}
