@@ -151,8 +151,16 @@ def test_flex_is_not_compiled_anew_for_every_length() -> None:
 
 def test_what_flash_attn_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     def flash_attn_varlen_func(
-        q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, longest_q: int, longest_k: int
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_q: Tensor,
+        cu_k: Tensor,
+        longest_q: int,
+        longest_k: int,
+        softmax_scale: float | None,
     ) -> Tensor:
+        assert softmax_scale is None
         assert cu_q.dtype == cu_k.dtype == torch.int32
         assert torch.equal(cu_q, cu_k)
         lengths = cu_q.diff().tolist()
@@ -172,8 +180,11 @@ def test_what_xformers_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
             assert device == torch.device("cpu")
             return lengths
 
-    def memory_efficient_attention(q: Tensor, k: Tensor, v: Tensor, attn_bias: list[int]) -> Tensor:
+    def memory_efficient_attention(
+        q: Tensor, k: Tensor, v: Tensor, attn_bias: list[int], scale: float | None
+    ) -> Tensor:
         assert q.shape[0] == 1
+        assert scale is None
         return oracles.padded_attention(q[0], k[0], v[0], attn_bias)[None]
 
     operators = SimpleNamespace(

@@ -359,21 +359,30 @@ class PackedTokens:
     def place(self) -> Tensor:
         """int64 [N]: t * H' * W' + h * W' + w, the place of each token in its own clip's grid."""
         t, h, w = self.coords.unbind(1)
-        if len(set(self.grids)) == 1:
-            _, height, width = self.grids[0]
-            return (t * height + h) * width + w
-        repeats = torch.tensor(self.segments.lengths, device=self.device)
-        sizes = torch.tensor([grid[1:] for grid in self.grids], device=self.device)
-        height_N, width_N = sizes.repeat_interleave(repeats, dim=0, output_size=self.num_tokens).unbind(1)
-        return (t * height_N + h) * width_N + w
+        return t * self.step + h * self._per_token([grid.width for grid in self.grids]) + w
+
+    @cached_property
+    def step(self) -> Tensor:
+        """int64 [N]: H' * W' of each token's clip, the places from one time step to the next."""
+        return self._per_token([grid.height * grid.width for grid in self.grids])
+
+    @cached_property
+    def has_runs(self) -> bool:
+        """Whether any token stands for more than itself. Where all tokens are kept the device is not asked."""
+        return self.num_tokens < self.num_dense and bool((self.lengths > 1).any())
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PackedTokens:
         """The same tokens on another device."""
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=non_blocking)
-            for name in ("patches", "coords", "lengths", "segments")
-        }
-        return replace(self, **moved)
+        moved = replace(
+            self,
+            **{
+                name: getattr(self, name).to(device, non_blocking=non_blocking)
+                for name in ("patches", "coords", "lengths", "segments")
+            },
+        )
+        if self.device.type == "cpu":  # answered here, so that nothing waits for the device
+            moved.__dict__["has_runs"] = self.has_runs
+        return moved
 
     def chunks(self, max_tokens: int) -> list[PackedTokens]:
         """The same clips in packs of at most `max_tokens` tokens each, as views; a longer clip has one for itself."""
@@ -401,6 +410,13 @@ class PackedTokens:
             RunLengthTokens(patches, coords, lengths, grid, self.spec)
             for patches, coords, lengths, grid in zip(*rows, self.grids, strict=True)
         ]
+
+    def _per_token(self, values: Sequence[int]) -> Tensor:
+        """int64 [N] from one number per clip."""
+        if len(set(values)) == 1:
+            return torch.full((self.num_tokens,), values[0], device=self.device)
+        numbers, repeats = (torch.tensor(row, device=self.device) for row in (values, self.segments.lengths))
+        return numbers.repeat_interleave(repeats, output_size=self.num_tokens)
 
     def _split(self, num_tokens: Sequence[int]) -> Iterator[tuple[Tensor, ...]]:
         """Patches, coords and lengths, each cut into views of so many tokens."""

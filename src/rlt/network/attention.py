@@ -22,23 +22,38 @@ def choose_backend(device: torch.device | str, dtype: torch.dtype) -> Backend:
 
 
 def packed_attention(
-    q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments, *, backend: Backend | None = None
+    q_THK: Tensor,
+    k_THK: Tensor,
+    v_THK: Tensor,
+    segments: Segments,
+    *,
+    backend: Backend | None = None,
+    key_bias_T: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention in which every token sees the tokens of its own clip and no other.
 
     Queries, keys and values of all clips lie one after the other, float [tokens, heads, head width], as the result
-    does. There is no attention without clip boundaries. Without `backend`, `choose_backend` chooses.
+    does. There is no attention without clip boundaries. Without `backend`, `choose_backend` chooses. `key_bias_T`,
+    float [tokens], is added to the logits of each key; no gradient flows into it.
     """
     if segments.host is not None and len(q_THK) != segments.num_tokens:
         raise InvalidArgumentError(f"{len(q_THK)} tokens, but the segments hold {segments.num_tokens}")
-    return run_backend(backend or choose_backend(q_THK.device, q_THK.dtype), q_THK, k_THK, v_THK, segments)
+    return run_backend(backend or choose_backend(q_THK.device, q_THK.dtype), q_THK, k_THK, v_THK, segments, key_bias_T)
 
 
-def packed_cross_attention(q_THK: Tensor, k_SHK: Tensor, v_SHK: Tensor, queries: Segments, keys: Segments) -> Tensor:
+def packed_cross_attention(
+    q_THK: Tensor,
+    k_SHK: Tensor,
+    v_SHK: Tensor,
+    queries: Segments,
+    keys: Segments,
+    *,
+    key_bias_S: Tensor | None = None,
+) -> Tensor:
     """Softmax attention in which every token sees the keys of its own clip, which may be others than its tokens.
 
     Queries and the result are float [tokens, heads, head width], keys and values [keys, heads, head width]; `queries`
-    and `keys` say where those of each clip begin and end.
+    and `keys` say where those of each clip begin and end. `key_bias_S`, float [keys], is added to the logits of each.
     """
     if (len(queries), queries.num_tokens, keys.num_tokens) != (len(keys), len(q_THK), len(k_SHK)):
         raise InvalidArgumentError(
@@ -46,5 +61,5 @@ def packed_cross_attention(q_THK: Tensor, k_SHK: Tensor, v_SHK: Tensor, queries:
             f"clips and {keys.num_tokens} in {len(keys)}"
         )
     if choose_backend(q_THK.device, q_THK.dtype) == "varlen":
-        return varlen(q_THK, k_SHK, v_SHK, queries, keys)
-    return clip_by_clip(q_THK, k_SHK, v_SHK, queries, keys)
+        return varlen(q_THK, k_SHK, v_SHK, queries, keys, key_bias_S)
+    return clip_by_clip(q_THK, k_SHK, v_SHK, queries, keys, key_bias_S)

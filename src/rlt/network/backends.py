@@ -9,6 +9,7 @@ one clip, H heads, K width of a head, N blocks of tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -46,7 +47,10 @@ class _Way(NamedTuple):
 
     hindrance: Callable[[torch.device, torch.dtype], str | None]
     """See the function of this name."""
-    run: Callable[[Tensor, Tensor, Tensor, Segments], Tensor]
+    run: Callable[..., Tensor]
+    """Queries, keys, values and segments -> what comes out of attention."""
+    takes_bias: bool = False
+    """Whether `run` has `key_bias_T`; else it has `scale`, and two more channels carry the bias."""
 
 
 def available_backends(device: torch.device | str, dtype: torch.dtype) -> tuple[Backend, ...]:
@@ -59,7 +63,9 @@ def hindrance(backend: Backend, device: torch.device | str, dtype: torch.dtype) 
     return _WAYS[backend].hindrance(torch.device(device), dtype)
 
 
-def run_backend(backend: Backend, q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
+def run_backend(
+    backend: Backend, q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments, key_bias_T: Tensor | None
+) -> Tensor:
     """Packed attention as `rlt.network.attention.packed_attention` describes it, by the named back end."""
     if backend not in _WAYS:
         raise InvalidArgumentError(f"attention back end is {backend!r}; allowed are {', '.join(get_args(Backend))}")
@@ -68,7 +74,33 @@ def run_backend(backend: Backend, q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, s
         raise InvalidArgumentError(
             f"attention back end {backend!r} cannot run {q_THK.dtype} on {q_THK.device.type}; {missing}, or use 'sdpa'"
         )
-    return _WAYS[backend].run(q_THK, k_THK, v_THK, segments)
+    way = _WAYS[backend]
+    if key_bias_T is None:
+        return way.run(q_THK, k_THK, v_THK, segments)
+    if way.takes_bias:
+        return way.run(q_THK, k_THK, v_THK, segments, key_bias_T=key_bias_T)
+    *biased, scale = with_bias_channels(q_THK, k_THK, v_THK, key_bias_T)
+    return way.run(*biased, segments, scale=scale)[..., : v_THK.shape[-1]]
+
+
+def with_bias_channels(
+    q_THK: Tensor, k_SHK: Tensor, v_SHK: Tensor, key_bias_S: Tensor
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Queries, keys, values and their scale, so that any kernel adds a bias of each key to its logits.
+
+    A bias of keys alone has rank 1: a channel that is constant in the queries carries it. There are two, the second for
+    what half precision rounds off the first, and zeros up to a multiple of 8, which kernels want. Values are as wide,
+    with zeros that come out as zeros.
+    """
+    width = q_THK.shape[-1]
+    extra = 2 + -(width + 2) % 8
+    scale, constant = width**-0.5, 2.0 ** round(math.log2(width) / 2)  # a power of two is exact in any precision
+    value_S = key_bias_S.float() / (scale * constant)
+    high_S = value_S.to(k_SHK.dtype)
+    low_S = (value_S - high_S).to(k_SHK.dtype)
+    k_extra = F.pad(torch.stack([high_S, low_S], -1), (0, extra - 2))[:, None].expand(-1, k_SHK.shape[1], -1)
+    q_extra = F.pad(q_THK.new_full((2,), constant), (0, extra - 2)).expand(*q_THK.shape[:2], -1)
+    return torch.cat([q_THK, q_extra], -1), torch.cat([k_SHK, k_extra], -1), F.pad(v_SHK, (0, extra)), scale
 
 
 # What each back end needs
@@ -125,40 +157,60 @@ def _import_optional(module: str) -> ModuleType | str:
 # How each back end runs
 
 
-def _sdpa(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
+def _sdpa(
+    q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments, *, key_bias_T: Tensor | None = None
+) -> Tensor:
     if q_THK.device.type == "cpu":
-        return attention_per_clip(q_THK, k_THK, v_THK, segments.cu_seqlens)[0]
-    return clip_by_clip(q_THK, k_THK, v_THK, segments, segments)
+        return attention_per_clip(q_THK, k_THK, v_THK, segments.cu_seqlens, key_bias_T)[0]
+    return clip_by_clip(q_THK, k_THK, v_THK, segments, segments, key_bias_T)
 
 
-def clip_by_clip(q_THK: Tensor, k_SHK: Tensor, v_SHK: Tensor, queries: Segments, keys: Segments) -> Tensor:
+def clip_by_clip(
+    q_THK: Tensor, k_SHK: Tensor, v_SHK: Tensor, queries: Segments, keys: Segments, key_bias_S: Tensor | None = None
+) -> Tensor:
     """Attention on any device, with keys that may be others than the tokens."""
     # Splitting once is cheaper under autograd than slicing clip by clip.
     parts = q_THK.split(queries.lengths), k_SHK.split(keys.lengths), v_SHK.split(keys.lengths)
-    outputs = [_attend_once(q_nHK, k_mHK, v_mHK) for q_nHK, k_mHK, v_mHK in zip(*parts, strict=True)]
+    biases = [None] * len(keys) if key_bias_S is None else key_bias_S.to(q_THK.dtype).split(keys.lengths)
+    outputs = [_attend_once(*clip) for clip in zip(*parts, biases, strict=True)]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def varlen(q_THK: Tensor, k_SHK: Tensor, v_SHK: Tensor, queries: Segments, keys: Segments) -> Tensor:
+def varlen(
+    q_THK: Tensor,
+    k_SHK: Tensor,
+    v_SHK: Tensor,
+    queries: Segments,
+    keys: Segments,
+    key_bias_S: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
     """Attention by torch's variable-length flash kernel, with keys that may be others than the tokens."""
     from torch.nn.attention.varlen import varlen_attn
 
-    output = varlen_attn(q_THK, k_SHK, v_SHK, queries.cu_seqlens, keys.cu_seqlens, queries.bound, keys.bound)
+    if key_bias_S is not None:
+        q_THK, k_SHK, wide_SHK, scale = with_bias_channels(q_THK, k_SHK, v_SHK, key_bias_S)
+        return varlen(q_THK, k_SHK, wide_SHK, queries, keys, scale=scale)[..., : v_SHK.shape[-1]]
+    bounds = queries.cu_seqlens, keys.cu_seqlens, queries.bound, keys.bound
+    output = varlen_attn(q_THK, k_SHK, v_SHK, *bounds, scale=scale)
     assert isinstance(output, Tensor)  # a tuple comes back only where auxiliary outputs are asked for
     return output
 
 
-def _varlen(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
-    return varlen(q_THK, k_THK, v_THK, segments, segments)
+def _varlen(
+    q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments, *, key_bias_T: Tensor | None = None
+) -> Tensor:
+    return varlen(q_THK, k_THK, v_THK, segments, segments, key_bias_T)
 
 
-def _attend_once(q_nHK: Tensor, k_mHK: Tensor, v_mHK: Tensor) -> Tensor:
+def _attend_once(q_nHK: Tensor, k_mHK: Tensor, v_mHK: Tensor, key_bias_m: Tensor | None) -> Tensor:
     """Attention of one clip."""
     q_1HnK, k_1HmK, v_1HmK = (x_nHK.transpose(0, 1)[None] for x_nHK in (q_nHK, k_mHK, v_mHK))
-    return F.scaled_dot_product_attention(q_1HnK, k_1HmK, v_1HmK)[0].transpose(0, 1)
+    mask = None if key_bias_m is None else key_bias_m.expand(1, 1, len(q_nHK), -1)
+    return F.scaled_dot_product_attention(q_1HnK, k_1HmK, v_1HmK, attn_mask=mask)[0].transpose(0, 1)
 
 
-def _nested(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
+def _nested(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments, *, scale: float | None = None) -> Tensor:
     # With both bounds given nothing has to be read back from the device.
     shortest, longest = min(segments.host or (1,)), segments.bound
     gradients, offsets = torch.is_grad_enabled(), segments.cu_seqlens.long()
@@ -169,27 +221,40 @@ def _nested(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> 
             torch.nested.nested_tensor_from_jagged(x_THK.contiguous(), offsets, min_seqlen=shortest, max_seqlen=longest)
             for x_THK in (q_THK, k_THK, v_THK)
         )
-        mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale)
         return mixed.transpose(1, 2).values()
 
 
-def _flex(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
+def _flex(
+    q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments, *, key_bias_T: Tensor | None = None
+) -> Tensor:
+    def biased(score: Tensor, _batch: Tensor, _head: Tensor, _query: Tensor, key: Tensor) -> Tensor:
+        assert key_bias_T is not None
+        return score + key_bias_T[key]
+
     attend = _flex_attention(compiled=q_THK.device.type == "cuda")
     q_1HTK, k_1HTK, v_1HTK = (x_THK.transpose(0, 1)[None] for x_THK in (q_THK, k_THK, v_THK))
-    return attend(q_1HTK, k_1HTK, v_1HTK, block_mask=_block_mask(segments, len(q_THK)))[0].transpose(0, 1)
+    score = None if key_bias_T is None else biased
+    mixed_1HTK = attend(q_1HTK, k_1HTK, v_1HTK, score_mod=score, block_mask=_block_mask(segments, len(q_THK)))
+    return mixed_1HTK[0].transpose(0, 1)
 
 
-def _flash_package(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
+def _flash_package(
+    q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments, *, scale: float | None = None
+) -> Tensor:
     package: Any = _import_optional("flash_attn")
     longest, offsets = segments.bound, segments.cu_seqlens
-    return package.flash_attn_varlen_func(q_THK, k_THK, v_THK, offsets, offsets, longest, longest)
+    bounds = offsets, offsets, longest, longest
+    return package.flash_attn_varlen_func(q_THK, k_THK, v_THK, *bounds, softmax_scale=scale)
 
 
-def _xformers(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments) -> Tensor:
+def _xformers(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: Segments, *, scale: float | None = None) -> Tensor:
     operators: Any = _import_optional("xformers.ops")
     mask = operators.fmha.BlockDiagonalMask.from_seqlens(list(segments.lengths), device=q_THK.device)
     try:
-        output_1THK = operators.memory_efficient_attention(q_THK[None], k_THK[None], v_THK[None], attn_bias=mask)
+        output_1THK = operators.memory_efficient_attention(
+            q_THK[None], k_THK[None], v_THK[None], attn_bias=mask, scale=scale
+        )
     except NotImplementedError as error:  # it imports without its kernels where it was built for another torch
         raise InvalidArgumentError(
             f"xformers has no kernel for {q_THK.dtype} on {q_THK.device}; install one built for torch "
@@ -239,10 +304,10 @@ def _block_mask(segments: Segments, num_tokens: int) -> BlockMask:
 
 
 _WAYS: dict[str, _Way] = {
-    "sdpa": _Way(_nothing, _sdpa),
-    "varlen": _Way(_flash_hindrance, _varlen),
+    "sdpa": _Way(_nothing, _sdpa, takes_bias=True),
+    "varlen": _Way(_flash_hindrance, _varlen, takes_bias=True),
     "nested": _Way(_nothing, _nested),
-    "flex": _Way(_flex_hindrance, _flex),
+    "flex": _Way(_flex_hindrance, _flex, takes_bias=True),
     "flash_attn": _Way(_flash_package_hindrance, _flash_package),
     "xformers": _Way(_xformers_hindrance, _xformers),
 }

@@ -33,10 +33,12 @@ class Attention(nn.Module):
         q_THK, k_THK, v_THK = F.linear(x_TD, self.qkv.weight, bias).unflatten(1, (3, self.num_heads, -1)).unbind(1)
         return q_THK, k_THK, v_THK
 
-    def forward(self, x_TD: Tensor, segments: Segments, backend: Backend | None = None) -> Tensor:
+    def forward(
+        self, x_TD: Tensor, segments: Segments, backend: Backend | None = None, key_bias_T: Tensor | None = None
+    ) -> Tensor:
         """Mix tokens of the same clip: [T, D] -> [T, D]."""
         q_THK, k_THK, v_THK = self.queries_keys_values(x_TD)
-        x_THK = packed_attention(q_THK, k_THK, v_THK, segments, backend=backend)
+        x_THK = packed_attention(q_THK, k_THK, v_THK, segments, backend=backend, key_bias_T=key_bias_T)
         return self.proj(x_THK.flatten(1))
 
 
@@ -76,9 +78,11 @@ class Block(nn.Module):
         self.mlp = Mlp(width, mlp_width)
         self.drop_path = 0.0
 
-    def forward(self, x_TD: Tensor, segments: Segments, backend: Backend | None = None) -> Tensor:
-        """[T, D] -> [T, D]."""
-        x_TD = x_TD + self.branch(self.attn(self.norm1(x_TD), segments, backend), segments)
+    def forward(
+        self, x_TD: Tensor, segments: Segments, backend: Backend | None = None, key_bias_T: Tensor | None = None
+    ) -> Tensor:
+        """[T, D] -> [T, D]; `key_bias_T` as in `packed_attention`."""
+        x_TD = x_TD + self.branch(self.attn(self.norm1(x_TD), segments, backend, key_bias_T), segments)
         return x_TD + self.branch(self.mlp(self.norm2(x_TD)), segments)
 
     def branch(self, x_TD: Tensor, segments: Segments) -> Tensor:

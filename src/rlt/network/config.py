@@ -10,6 +10,7 @@ from typing import Literal
 
 from rlt.checks import at_least
 from rlt.errors import CheckpointError, InvalidArgumentError
+from rlt.network.run_lengths import IGNORED, RunLengthParts
 from rlt.structures import IMAGENET_MEAN, IMAGENET_STD, PatchSpec
 
 MODEL_TYPE = "rlt_vit"
@@ -49,6 +50,9 @@ class ViTConfig:
     """Epsilon of the LayerNorm before the head."""
     length_encoding: LengthEncoding = "none"
     """See `LengthEncoding`."""
+    run_lengths: str = IGNORED
+    """Where run lengths count without training: "ignored" (the paper's network), "aware", or parts, see
+    `rlt.network.run_lengths`."""
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
     """Mean of each channel that the weights expect, on the scale 0..1."""
     pixel_std: tuple[float, float, float] = IMAGENET_STD
@@ -63,6 +67,7 @@ class ViTConfig:
         at_least(1, **{name: getattr(self, name) for name in sizes})
         if self.width % self.num_heads:
             raise InvalidArgumentError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        RunLengthParts.of(self.run_lengths)
         if self.num_classes < 0:
             raise InvalidArgumentError(f"num_classes is {self.num_classes}; 0 (no head) or more is needed")
         if self.labels and len(self.labels) != self.num_classes:

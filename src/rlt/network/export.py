@@ -12,6 +12,7 @@ from torch.export import Dim, ExportedProgram
 from rlt.errors import InvalidArgumentError
 from rlt.network.attention import choose_backend
 from rlt.network.backends import Backend
+from rlt.network.run_lengths import RunLengthParts
 from rlt.network.vit import VisionTransformer, trace_features
 from rlt.structures import PackedTokens
 
@@ -42,19 +43,20 @@ def export_network(model: VisionTransformer, example: PackedTokens) -> ExportedP
     check_attention(example.device, model.patch_embed.weight.dtype, model.attention_backend)
     model.prepare(example)
     tokens, offsets = Dim("tokens", min=1), Dim("offsets", min=2)
-    shapes = ({0: tokens}, {0: tokens}, {0: tokens}, {0: offsets})
+    shapes = ({0: tokens}, {0: tokens}, {0: tokens}, {0: offsets}, {0: tokens})
     with sizes_alike():
         return torch.export.export(_Network(model), network_inputs(example), dynamic_shapes=shapes, strict=True)
 
 
-def network_inputs(packed: PackedTokens) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def network_inputs(packed: PackedTokens) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What an exported program takes.
 
     Returns:
         `patches` [tokens, values], `place` int64 [tokens], which is `coords` counted in each clip's own grid, run
-        `lengths` int64 [tokens], and `cu_seqlens` int32 [clips + 1].
+        `lengths` int64 [tokens], `cu_seqlens` int32 [clips + 1], and `step` int64 [tokens], the places of one time step
+        of each token's clip.
     """
-    return packed.patches, packed.place, packed.lengths, packed.cu_seqlens
+    return packed.patches, packed.place, packed.lengths, packed.cu_seqlens, packed.step
 
 
 def check_attention(device: torch.device, dtype: torch.dtype, backend: Backend | None) -> None:
@@ -78,5 +80,6 @@ class _Network(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, patches: Tensor, place: Tensor, lengths: Tensor, cu_seqlens: Tensor) -> Tensor:
-        return self.model.head(trace_features(self.model, patches, place, lengths, cu_seqlens))
+    def forward(self, patches: Tensor, place: Tensor, lengths: Tensor, cu_seqlens: Tensor, step: Tensor) -> Tensor:
+        inputs = patches, place, lengths, cu_seqlens, step
+        return self.model.head(trace_features(self.model, *inputs, RunLengthParts.of(self.model.run_lengths)))

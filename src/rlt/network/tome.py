@@ -26,6 +26,7 @@ from torch import Tensor
 from rlt.network.attention import packed_attention
 from rlt.network.backends import Backend
 from rlt.network.blocks import Attention, Block, mean_per_clip
+from rlt.network.run_lengths import key_bias
 from rlt.structures import Segments
 
 
@@ -49,15 +50,15 @@ class MergedTokens:
     segments: Segments
     """Which rows belong to which clip."""
     sizes: Tensor | None
-    """float32 [tokens]: how many tokens of the input each stands for. They add up to the clip's tokens. None as long
-    as nothing has been merged: all are 1."""
+    """float32 [tokens]: how many tokens each stands for. They add up to the clip's tokens: those of the input, or those
+    before any was dropped where run lengths count. None as long as all are 1."""
     owner: Tensor
     """int64 [tokens of the input]: the row that stands for each."""
 
 
-def unmerged(features: Tensor, segments: Segments) -> MergedTokens:
-    """Tokens before the first block, each of which stands for itself."""
-    return MergedTokens(features, segments, None, torch.arange(len(features), device=features.device))
+def unmerged(features: Tensor, segments: Segments, sizes: Tensor | None = None) -> MergedTokens:
+    """Tokens before the first block, each of which stands for itself, or for so many."""
+    return MergedTokens(features, segments, sizes, torch.arange(len(features), device=features.device))
 
 
 def merging_block(block: Block, tokens: MergedTokens, merge_per_block: int, backend: Backend | None) -> MergedTokens:
@@ -69,35 +70,24 @@ def merging_block(block: Block, tokens: MergedTokens, merge_per_block: int, back
     return replace(tokens, features=x_TD + block.branch(block.mlp(block.norm2(x_TD)), tokens.segments))
 
 
-def mean_over_input(tokens: MergedTokens, segments: Segments) -> Tensor:
-    """Mean of each clip over the tokens of its input, which `segments` has, weighted by size: [T, D] -> [clips, D]."""
+def mean_over_input(tokens: MergedTokens) -> Tensor:
+    """Mean of each clip over all that its tokens stand for: [T, D] -> [clips, D]."""
     if tokens.sizes is None:
         return mean_per_clip(tokens.features, tokens.segments)
-    clips = (tokens.features.float() * tokens.sizes[:, None]).split(tokens.segments.lengths)
-    means_BD = torch.stack([x_nD.sum(0) / count for x_nD, count in zip(clips, segments.lengths, strict=True)])
+    lengths = tokens.segments.lengths
+    clips = zip(
+        (tokens.features.float() * tokens.sizes[:, None]).split(lengths), tokens.sizes.split(lengths), strict=True
+    )
+    means_BD = torch.stack([x_nD.sum(0) / sizes_n.sum() for x_nD, sizes_n in clips])
     return means_BD.to(tokens.features.dtype)
 
 
 def _attend(attention: Attention, x_TD: Tensor, tokens: MergedTokens, backend: Backend | None) -> tuple[Tensor, Tensor]:
     """Proportional attention: output [T, D], and the keys [T, H, K]."""
     q_THK, k_THK, v_THK = attention.queries_keys_values(x_TD)
-    if tokens.sizes is None:  # the logarithm of 1 adds nothing: take the fastest kernel
-        mixed_THK = packed_attention(q_THK, k_THK, v_THK, tokens.segments, backend=backend)
-    else:
-        bias_T = tokens.sizes.log().to(q_THK.dtype)
-        mixed_THK = _proportional_attention(q_THK, k_THK, v_THK, bias_T, tokens.segments)
+    bias_T = None if tokens.sizes is None else key_bias(tokens.sizes)  # the logarithm of 1 adds nothing
+    mixed_THK = packed_attention(q_THK, k_THK, v_THK, tokens.segments, backend=backend, key_bias_T=bias_T)
     return attention.proj(mixed_THK.flatten(1)), k_THK
-
-
-def _proportional_attention(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, bias_T: Tensor, segments: Segments) -> Tensor:
-    """Softmax attention within each clip, with `bias_T` of the key added to the logits."""
-    outputs = []
-    groups = zip(*(_grouped(x, segments) for x in (q_THK, k_THK, v_THK, bias_T)), strict=True)
-    for q_GnHK, k_GnHK, v_GnHK, bias_Gn in groups:
-        q_GHnK, k_GHnK, v_GHnK = (x_GnHK.transpose(1, 2) for x_GnHK in (q_GnHK, k_GnHK, v_GnHK))
-        mixed_GHnK = F.scaled_dot_product_attention(q_GHnK, k_GHnK, v_GHnK, attn_mask=bias_Gn[:, None, None, :])
-        outputs.append(mixed_GHnK.transpose(1, 2).flatten(0, 1))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _grouped(x: Tensor, segments: Segments) -> list[Tensor]:

@@ -6,6 +6,7 @@ Shape legend: T tokens of all clips, P values of a patch, D model width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from rlt.network.blocks import Block
 from rlt.network.config import MODEL_TYPE, LengthEncoding, ViTConfig
 from rlt.network.embedding import PatchEmbedding
 from rlt.network.positions import SinusoidPositions
+from rlt.network.run_lengths import NOWHERE, RunLengthParts, key_bias, pooling_weights
 from rlt.network.tome import MergedTokens, mean_over_input, merging_block, unmerged
 from rlt.structures import PackedTokens, Segments, pack
 from rlt.tokens import Frames, Rule, choose_rule, tokenize
@@ -66,7 +68,7 @@ class VisionTransformer(
         width = config.width
         self.patch_embed = PatchEmbedding(width, config.patches)
         time = config.num_frames // config.tubelet_size
-        self.positions = SinusoidPositions(width, time * (config.image_size // config.patch_size) ** 2)
+        self.positions = SinusoidPositions(width, time * (config.image_size // config.patch_size) ** 2, longest=time)
         self.length_embed = nn.Parameter(torch.zeros(time, width)) if config.length_encoding == "learned" else None
         self.blocks = nn.ModuleList(
             Block(width, config.num_heads, config.mlp_width, config.qkv_bias, config.layer_norm_eps)
@@ -92,6 +94,18 @@ class VisionTransformer(
     def merge_per_block(self, value: int) -> None:
         at_least(0, merge_per_block=value)
         self._merge_per_block = value
+
+    @property
+    def run_lengths(self) -> str:
+        """Where run lengths count (`rlt.network.run_lengths`): "ignored", "aware", or parts joined by "+".
+
+        It stands in the configuration and is saved with it. Any other word is an InvalidArgumentError.
+        """
+        return self.config.run_lengths
+
+    @run_lengths.setter
+    def run_lengths(self, value: str) -> None:
+        self.config = self.config.replace(run_lengths=value)
 
     @named_options(policy="give rule=rlt.Everything(), rlt.Random() or another rule")
     def tokenize(
@@ -152,12 +166,13 @@ class VisionTransformer(
 
     def forward_merged(self, packed: PackedTokens) -> MergedTokens:
         """Output of the last block with the tokens that are left, their sizes, and what each of them stands for."""
-        return self._run_blocks(self.embed(packed), packed.segments)
+        parts = self._parts(packed)
+        return self._run_blocks(self.embed(packed), packed.lengths, packed.segments, parts)
 
     def embed(self, packed: PackedTokens) -> Tensor:
         """Input of the first block, float [tokens, width]: patches, positions, and run lengths if they are encoded."""
         self.prepare(packed)
-        return self._embed(packed.patches, packed.place, packed.lengths)
+        return self._embed(packed.patches, packed.place, packed.lengths, packed.step, self._parts(packed))
 
     def prepare(self, packed: PackedTokens) -> None:
         """Make sure of what no graph can: that tokens are cut as the model needs, and positions for all their places.
@@ -171,7 +186,8 @@ class VisionTransformer(
                 f"tokens have tubelet_size={theirs.tubelet_size}, patch_size={theirs.patch_size}; the model needs "
                 f"tubelet_size={ours.tubelet_size}, patch_size={ours.patch_size}: cut them by model.tokenize"
             )
-        self.positions.grow(max(grid.num_tokens for grid in packed.grids))
+        grids = packed.grids
+        self.positions.grow(max(grid.num_tokens for grid in grids), max(grid.time for grid in grids))
 
     def compile_network(self, **options: Any) -> None:
         """Run the network through `torch.compile` from now on: one graph from patches to features for any token counts.
@@ -186,14 +202,20 @@ class VisionTransformer(
         compiled = torch.compile(trace_features, **{"dynamic": True, "fullgraph": True, **options})
 
         def network(
-            model: VisionTransformer, patches: Tensor, place: Tensor, lengths: Tensor, segments: Segments
+            model: VisionTransformer,
+            patches: Tensor,
+            place: Tensor,
+            lengths: Tensor,
+            segments: Segments,
+            step: Tensor,
+            parts: RunLengthParts,
         ) -> Tensor:
             if model.merge_per_block:
                 raise InvalidArgumentError(
                     f"merge_per_block is {model.merge_per_block}, but the network is compiled; set it to 0, or merge "
                     "in a model without compile_network"
                 )
-            return compiled(model, patches, place, lengths, segments.cu_seqlens)
+            return compiled(model, patches, place, lengths, segments.cu_seqlens, step, parts)
 
         self._network = network
 
@@ -205,30 +227,55 @@ class VisionTransformer(
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _run_network(self, packed: PackedTokens) -> Tensor:
-        return self._network(self, packed.patches, packed.place, packed.lengths, packed.segments)
+        tokens = packed.patches, packed.place, packed.lengths, packed.segments, packed.step
+        return self._network(self, *tokens, self._parts(packed))
 
-    def _features(self, patches_TP: Tensor, place_T: Tensor, lengths_T: Tensor, segments: Segments) -> Tensor:
-        tokens = self._run_blocks(self._embed(patches_TP, place_T, lengths_T), segments)
-        return self.fc_norm(mean_over_input(tokens, segments))
+    def _parts(self, packed: PackedTokens) -> RunLengthParts:
+        """Where run lengths count; nowhere if all are 1, so that such tokens have the same logits bit for bit."""
+        parts = RunLengthParts.of(self.run_lengths)
+        return parts if any(parts) and packed.has_runs else NOWHERE
+
+    def _features(
+        self,
+        patches_TP: Tensor,
+        place_T: Tensor,
+        lengths_T: Tensor,
+        segments: Segments,
+        step_T: Tensor,
+        parts: RunLengthParts,
+    ) -> Tensor:
+        x_TD = self._embed(patches_TP, place_T, lengths_T, step_T, parts)
+        tokens = self._run_blocks(x_TD, lengths_T, segments, parts)
+        if parts.pooling and not self.merge_per_block:
+            weights_T = pooling_weights(lengths_T, segments).to(tokens.features.dtype)
+            tokens = replace(tokens, features=tokens.features * weights_T[:, None])
+        return self.fc_norm(mean_over_input(tokens))
 
     def _tokens(self, packed: PackedTokens) -> Tensor:
         tokens = self.forward_merged(packed)
-        return tokens.features if tokens.sizes is None else tokens.features.index_select(0, tokens.owner)
+        return tokens.features.index_select(0, tokens.owner) if self.merge_per_block else tokens.features
 
-    def _embed(self, patches_TP: Tensor, place_T: Tensor, lengths_T: Tensor) -> Tensor:
+    def _embed(
+        self, patches_TP: Tensor, place_T: Tensor, lengths_T: Tensor, step_T: Tensor, parts: RunLengthParts
+    ) -> Tensor:
         x_TD: Tensor = self.patch_embed(patches_TP)
-        x_TD = x_TD + self.positions(place_T).to(x_TD.dtype)
+        positions = self.positions
+        positions_TD = positions.over_runs(place_T, lengths_T, step_T) if parts.position else positions(place_T)
+        x_TD = x_TD + positions_TD.to(x_TD.dtype)
         if self.length_embed is not None:
             longest = len(self.length_embed)  # runs longer than any seen in training share the last vector
             x_TD = x_TD + self.length_embed[(lengths_T - 1).clamp(max=longest - 1)]
         return x_TD
 
-    def _run_blocks(self, x_TD: Tensor, segments: Segments) -> MergedTokens:
+    def _run_blocks(self, x_TD: Tensor, lengths_T: Tensor, segments: Segments, parts: RunLengthParts) -> MergedTokens:
         if not self.merge_per_block:
+            bias_T = key_bias(lengths_T) if parts.attention else None
             for block in self.blocks:
-                x_TD = self._run_step(block, x_TD, segments, self.attention_backend)
+                x_TD = self._run_step(block, x_TD, segments, self.attention_backend, bias_T)
             return unmerged(x_TD, segments)
-        tokens = unmerged(x_TD, segments)
+        # Merging knows sizes: a token begins with its run length, and counts so often everywhere.
+        sizes_T = lengths_T.to(torch.float32) if parts.attention or parts.pooling else None
+        tokens = unmerged(x_TD, segments, sizes_T)
         for block in self.blocks:
             tokens = self._run_step(merging_block, block, tokens, self.merge_per_block, self.attention_backend)
         return tokens
@@ -320,13 +367,19 @@ class VisionTransformer(
 
 
 def trace_features(
-    model: VisionTransformer, patches_TP: Tensor, place_T: Tensor, lengths_T: Tensor, cu_seqlens: Tensor
+    model: VisionTransformer,
+    patches_TP: Tensor,
+    place_T: Tensor,
+    lengths_T: Tensor,
+    cu_seqlens: Tensor,
+    step_T: Tensor,
+    parts: RunLengthParts,
 ) -> Tensor:
-    """`VisionTransformer.forward_features` as a function of tensors alone, in which no number of tokens is a constant.
+    """`VisionTransformer.forward_features` as a function of tensors, in which no number of tokens is a constant.
 
     The model's `prepare` was called before; the tensors are those of `rlt.export.network_inputs`.
     """
-    return model._features(patches_TP, place_T, lengths_T, Segments(cu_seqlens, len(patches_TP)))
+    return model._features(patches_TP, place_T, lengths_T, Segments(cu_seqlens, len(patches_TP)), step_T, parts)
 
 
 def _init_linear(module: nn.Module) -> None:
