@@ -115,6 +115,8 @@ class VisionTransformer(
         threshold: float | None = None,
         keep_ratio: float | None = None,
         max_tokens: int | None = None,
+        reference: str | None = None,
+        exposure: str | None = None,
         rule: Rule | str | None = None,
         seeds: Sequence[int] | None = None,
     ) -> PackedTokens:
@@ -125,6 +127,8 @@ class VisionTransformer(
             threshold: see `rlt.tokenize`, as all other options.
             keep_ratio: share of each clip's tokens to keep instead.
             max_tokens: number of each clip's tokens to keep at most instead.
+            reference: "previous" or "anchor".
+            exposure: "none" or "gain".
             rule: any rule, or the name of one.
             seeds: one number per clip for rules that draw.
 
@@ -134,7 +138,14 @@ class VisionTransformer(
         Raises:
             InvalidArgumentError: as `rlt.tokenize`.
         """
-        chosen = choose_rule(rule, threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens)
+        chosen = choose_rule(
+            rule,
+            threshold=threshold,
+            keep_ratio=keep_ratio,
+            max_tokens=max_tokens,
+            reference=reference,
+            exposure=exposure,
+        )
         tokens = tokenize(frames, rule=chosen, seeds=seeds, spec=self.config.patches)
         return pack(tokens).to(self.fc_norm.weight.device)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 from types import ModuleType
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,12 @@ from torch import Tensor
 from rlt.checks import named_options
 from rlt.errors import InvalidArgumentError
 from rlt.structures import IMAGENET_STD, PatchSpec, TokenGrid, check_frames
+from rlt.tokens.exposure import Exposure, fit_exposure
+
+ReferenceName = Literal["previous", "anchor"]
+"""What a token is compared with: the token before it (the paper), or the one that stands for its place."""
+ExposureName = Literal["none", "gain"]
+"""Whether a gain and an offset per step and channel are undone before the comparison, see `rlt.tokens.exposure`."""
 
 _EVEN_BYTES = 0x00FF00FF00FF00FF
 _BYTES_PER_WORD = 8
@@ -51,6 +58,10 @@ class PatchView:
         """Number of clips."""
         return len(self.frames)
 
+    def clips(self) -> list[PatchView]:
+        """Each clip for itself."""
+        return [PatchView(self.frames[row : row + 1], self.spec) for row in range(len(self))]
+
     @property
     def device(self) -> torch.device:
         """Where the frames lie."""
@@ -77,17 +88,122 @@ class PatchView:
         found = float_token_differences(self.frames, self.spec)
         return found.nan_to_num(nan=torch.finfo(found.dtype).max)
 
-    def differ(self, threshold: float) -> Tensor:
-        """Which tokens differ from the one before them by more than `threshold`: bool [B, T', H', W'].
+    def differ(
+        self, threshold: float, *, reference: ReferenceName = "previous", exposure: ExposureName = "none"
+    ) -> Tensor:
+        """Which tokens differ by more than `threshold` from what they are compared with: bool [B, T', H', W'].
 
-        The first time step has no token before it, and differs.
+        The first time step has nothing before it, and differs. With `reference="anchor"` a token is compared with the
+        one that stands for its place, which is the last that differed.
         """
-        if not self.frames.is_floating_point() and (kernels := cuda_kernels(self.device)):
+        if reference == "anchor":
+            return self._differ_from_anchor(threshold, exposure)
+        if exposure == "gain":
+            differs = self.exposed_differences > threshold
+        elif not self.frames.is_floating_point() and (kernels := cuda_kernels(self.device)):
             mask: Tensor = kernels.mark(self.frames, threshold, self.spec)
             return mask
+        else:
+            differs = self.differences > threshold
+        return torch.cat([differs.new_ones(len(self), 1, *self.grid[1:]), differs], dim=1)
+
+    @property
+    def exposed_differences(self) -> Tensor:
+        """`differences` after gain and offset of each step were undone: float32 [B, T' - 1, H', W'].
+
+        Infinite in steps whose exposure changed so much that they are another scene, see `rlt.tokens.exposure`.
+        """
+        first, last = self._edges()
+        found = fit_exposure(_cell_means(first, self.spec)[:, :-1], _cell_means(last, self.spec)[:, 1:])
+        gain, offset = (x[:, :, :, None, None] for x in (found.gain, found.offset))
+        differences = _mean_over_cells((last[:, 1:] - first[:, :-1] * gain - offset).abs(), self.spec.patch_size).mean(
+            2
+        )
+        return torch.where(found.is_cut[..., None, None], torch.inf, differences)
+
+    def _edges(self) -> tuple[Tensor, Tensor]:
+        """First and last frame of every tubelet, normalised as ImageNet's: two float32 [B, T', 3, H, W]."""
+        tubelet = self.spec.tubelet_size
+        edges = self.frames[:, ::tubelet], self.frames[:, tubelet - 1 :: tubelet]
+        scale = [1 / (255 * std) for std in IMAGENET_STD]
+        if self.frames.is_floating_point():
+            scale = [ours / imagenet for ours, imagenet in zip(self.spec.std, IMAGENET_STD, strict=True)]
+        else:
+            edges = edges[0].permute(0, 1, 4, 2, 3), edges[1].permute(0, 1, 4, 2, 3)
+        scale_C11 = torch.tensor(scale, device=self.device).view(3, 1, 1)
+        return edges[0].float() * scale_C11, edges[1].float() * scale_C11
+
+    def _differ_from_anchor(self, threshold: float, exposure: ExposureName) -> Tensor:
+        if exposure == "none" and not self.frames.is_floating_point():
+            return torch.stack([anchored_mask(clip, threshold, self.spec) for clip in self.frames])
+        first, last = self._edges()
+        gains = _pair_exposures(first, last, self.spec) if exposure == "gain" else None
+        patch = self.spec.patch_size
         mask = torch.ones(self.shape, dtype=torch.bool, device=self.device)
-        mask[:, 1:] = self.differences > threshold
+        anchor, step = first[:, 0], torch.zeros_like(mask[:, 0], dtype=torch.int64)
+        for t in range(1, self.grid.time):
+            expected, is_cut = anchor, None
+            if gains is not None:
+                clip = torch.arange(len(self), device=self.device)[:, None, None]
+                gain, offset = (_to_pixels(x[clip, t, step].movedim(-1, 1), patch) for x in gains[:2])
+                expected, is_cut = anchor * gain + offset, gains.is_cut[clip, t, step]
+            differs = _mean_over_cells((last[:, t] - expected).abs(), patch).mean(1) > threshold
+            mask[:, t] = differs if is_cut is None else differs | is_cut
+            anchor = torch.where(_to_pixels(mask[:, t, None], patch), first[:, t], anchor)
+            step = torch.where(mask[:, t], t, step)
         return mask
+
+
+def _mean_over_cells(images: Tensor, side: int) -> Tensor:
+    """[..., H, W] -> [..., H / side, W / side]."""
+    return images.unflatten(-1, (-1, side)).unflatten(-3, (-1, side)).mean((-3, -1))
+
+
+def _cell_means(frames: Tensor, spec: PatchSpec) -> Tensor:
+    """[B, T', 3, H, W] -> [B, T', cells, 3]: means of cells of half a patch, or of one where it has no half."""
+    side = spec.patch_size // 2 if spec.patch_size % 2 == 0 else spec.patch_size
+    return _mean_over_cells(frames, side).flatten(3).transpose(2, 3)
+
+
+def _to_pixels(places: Tensor, patch_size: int) -> Tensor:
+    """[..., H', W'] -> [..., H, W], each place written over its patch."""
+    return places.repeat_interleave(patch_size, -1).repeat_interleave(patch_size, -2)
+
+
+def _pair_exposures(first: Tensor, last: Tensor, spec: PatchSpec) -> Exposure:
+    """The exposure of every step t against the first frame of every step a: fields [B, t, a, ...]."""
+    firsts, lasts = (_cell_means(frames, spec) for frames in (first, last))
+    time = firsts.shape[1]
+    return fit_exposure(firsts[:, None].expand(-1, time, -1, -1, -1), lasts[:, :, None].expand(-1, -1, time, -1, -1))
+
+
+@torch.no_grad()
+def anchored_mask(clip: Tensor, threshold: float, spec: PatchSpec) -> Tensor:
+    """Tokens that differ by more than `threshold` from the token that stands for their place, computed exactly.
+
+    The last frame of tubelet t is compared with the first frame of the tubelet that was kept last at each place. So
+    every dropped token differs by at most `threshold` from what stands for it, however slowly the picture drifts.
+
+    Args:
+        clip: uint8 [T, H, W, 3].
+        threshold: as in `keep_mask`.
+        spec: how it is cut into tokens.
+
+    Returns:
+        bool [T', H', W'].
+    """
+    time, height, width = spec.grid(clip.shape)
+    tubelet, patch = spec.tubelet_size, spec.patch_size
+    scale = torch.tensor([255.0 * channel for channel in IMAGENET_STD], dtype=torch.float64, device=clip.device)
+    mask = torch.ones(time, height, width, dtype=torch.bool, device=clip.device)
+    rows = widest(clip.reshape(len(clip), height, patch, width, patch * 3))  # patches are replaced row by row
+    anchor = rows[0]
+    for t in range(1, time):
+        last, first = clip[(t + 1) * tubelet - 1][None], anchor.view(torch.uint8).view(1, *clip.shape[1:])
+        sums = difference_sums(last, first, patch)[0]
+        mask[t] = (sums / scale).sum(-1) / (3 * patch**2) > threshold
+        anchor = torch.where(mask[t][:, None, :, None], rows[t * tubelet], anchor)
+    return mask
 
 
 @named_options(std=UNITS)
@@ -124,7 +240,11 @@ def token_differences(
     values_per_token = 3 * spec.patch_size**2
     # One clip at a time: its differences fit into the cache, which is worth a factor of six.
     for clip, differences_clip in zip(frames, differences, strict=True):
-        sums = difference_sums(clip, spec.tubelet_size, spec.patch_size)
+        last, first = (
+            clip[2 * spec.tubelet_size - 1 :: spec.tubelet_size],
+            clip[: -spec.tubelet_size : spec.tubelet_size],
+        )
+        sums = difference_sums(last, first, spec.patch_size)
         torch.div((sums / scale).sum(-1), values_per_token, out=differences_clip)
     return differences
 
@@ -146,7 +266,7 @@ def float_token_differences(frames_BTCHW: Tensor, spec: PatchSpec) -> Tensor:
     if spec.std != IMAGENET_STD:
         scale = [ours / imagenet for ours, imagenet in zip(spec.std, IMAGENET_STD, strict=True)]
         differences *= torch.tensor(scale, device=differences.device).view(3, 1, 1)
-    return differences.unflatten(4, (-1, spec.patch_size)).unflatten(3, (-1, spec.patch_size)).mean((2, 4, 6))
+    return _mean_over_cells(differences, spec.patch_size).mean(2)
 
 
 @cache
@@ -161,10 +281,8 @@ def cuda_kernels(device: torch.device) -> ModuleType | None:
     return _cuda if _cuda.can_run(device) else None
 
 
-def difference_sums(clip: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
-    """Sum of absolute differences per patch and channel: uint8 [T, H, W, 3] -> int64 [T' - 1, H', W', 3]."""
-    last = clip[2 * tubelet_size - 1 :: tubelet_size]
-    first = clip[:-tubelet_size:tubelet_size]
+def difference_sums(last: Tensor, first: Tensor, patch_size: int) -> Tensor:
+    """Sum of absolute differences per patch and channel: two uint8 [N, H, W, 3] -> int64 [N, H', W', 3]."""
     difference = torch.maximum(last, first)  # uint8 has no absolute difference; this one cannot wrap around
     difference -= torch.minimum(last, first)
     difference = difference.contiguous()  # elementwise results keep the layout of channels-first views
@@ -172,6 +290,14 @@ def difference_sums(clip: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
     rows = difference.view(steps, height // patch_size, patch_size, width * channels)
     columns = _sum_rows(rows)
     return columns.view(steps, height // patch_size, width // patch_size, patch_size, channels).sum(3)
+
+
+def widest(rows: Tensor) -> Tensor:
+    """uint8 [..., bytes] as the widest integers that divide its rows: fewer values to copy."""
+    for wide in (torch.int64, torch.int32, torch.int16):
+        if rows.shape[-1] % wide.itemsize == 0 and rows.storage_offset() % wide.itemsize == 0:
+            return rows.view(wide)
+    return rows
 
 
 def _sum_rows(rows: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from typing_extensions import override
 from rlt.checks import at_least, exclusive, nearest, one_of, share
 from rlt.errors import InvalidArgumentError
 from rlt.structures import TokenGrid
-from rlt.tokens.differences import PatchView
+from rlt.tokens.differences import ExposureName, PatchView, ReferenceName
 
 PAPER_THRESHOLD = 0.1
 """The paper's, about 5.7 grey levels."""
@@ -72,37 +72,68 @@ def register_rule(name: str) -> Callable[[RuleT], RuleT]:
     return register
 
 
+class Compared(Rule):
+    """What rules that compare tokens share: their fields `reference` and `exposure`."""
+
+    reference: ReferenceName
+    exposure: ExposureName
+
+    def check_names(self) -> None:
+        """Hold that both are known."""
+        one_of(get_args(ReferenceName), reference=self.reference)
+        one_of(get_args(ExposureName), exposure=self.exposure)
+
+    def differ(self, frames: PatchView, threshold: float) -> Tensor:
+        """Which tokens differ by more than `threshold`: bool [B, T', H', W']."""
+        return frames.differ(threshold, reference=self.reference, exposure=self.exposure)
+
+
 @register_rule("rlt")
 @dataclass(frozen=True)
-class Threshold(Rule):
+class Threshold(Compared):
     """Keep what differs from the token before it (paper, section 3.1)."""
 
     threshold: float = PAPER_THRESHOLD
     """Mean absolute difference of the ImageNet-normalised picture above which a token is kept, 0 or more. 0 drops exact
     repeats only."""
+    reference: ReferenceName = "previous"
+    """"previous" compares with the token before (paper). "anchor" compares with the token that stands for the place, so
+    that what is dropped differs from that by at most the threshold, however slowly it drifts."""
+    exposure: ExposureName = "none"
+    """"gain" undoes one gain and offset per step and channel first, as automatic exposure, flicker and fades make
+    them. A step whose gain is beyond 1.5 is another scene and kept whole."""
     runs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        self.check_names()
         if not self.threshold >= 0:
             raise InvalidArgumentError(f"threshold is {self.threshold}; 0 or more is needed (0.1 is the paper's)")
 
     @override
     def __call__(self, frames: PatchView, *, seeds: Sequence[int]) -> Tensor:
-        return frames.differ(self.threshold)
+        return self.differ(frames, self.threshold)
 
 
 @register_rule("budget")
 @dataclass(frozen=True)
-class Budget(Rule):
-    """Keep those that differ most from the token before them, so many of each clip; of equal ones the earlier."""
+class Budget(Compared):
+    """Keep those that differ most from the token before them, so many of each clip; of equal ones the earlier.
+
+    With `reference="anchor"` it is the smallest threshold that keeps no more than so many.
+    """
 
     keep_ratio: float | None = None
     """Share of each clip's tokens, above 0 and up to 1; or"""
     max_tokens: int | None = None
     """number of each clip's tokens at most, at least 1. The first time step is always kept."""
+    reference: ReferenceName = "previous"
+    """See `Threshold`."""
+    exposure: ExposureName = "none"
+    """See `Threshold`."""
     runs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        self.check_names()
         share(keep_ratio=self.keep_ratio)
         at_least(1, max_tokens=self.max_tokens)
         exclusive(keep_ratio=self.keep_ratio, max_tokens=self.max_tokens)
@@ -123,11 +154,39 @@ class Budget(Rule):
             name = "max_tokens" if self.keep_ratio is None else "keep_ratio"
             given = f"{name} is {getattr(self, name)}"
             raise InvalidArgumentError(f"{given}; the first time step is always kept and has {first} tokens")
-        order_BN = frames.differences.flatten(1).argsort(dim=1, descending=True, stable=True)[:, : count - first]
+        if self.reference == "anchor":
+            return torch.cat([self._at_smallest_threshold(clip, count) for clip in frames.clips()])
+        return self._largest_differences(frames, count)
+
+    def _largest_differences(self, frames: PatchView, count: int) -> Tensor:
+        first = frames.grid.height * frames.grid.width
+        differences = frames.differences if self.exposure == "none" else frames.exposed_differences
+        order_BN = differences.flatten(1).argsort(dim=1, descending=True, stable=True)[:, : count - first]
         mask = torch.zeros(frames.shape, dtype=torch.bool, device=frames.device)
         mask[:, 0] = True
         mask.flatten(1).scatter_(1, order_BN + first, True)
         return mask
+
+    def _at_smallest_threshold(self, clip: PatchView, count: int) -> Tensor:
+        """Halve the interval of thresholds until it is narrower than a hundredth of a grey level."""
+        low, high = 0.0, _LARGEST_DIFFERENCE
+        if _fits(mask := self.differ(clip, low), count):
+            return mask
+        mask = self.differ(clip, high)
+        while _fits(mask, count) and high - low > _HUNDREDTH_OF_A_LEVEL:
+            found = self.differ(clip, (low + high) / 2)
+            low, high, mask = (low, (low + high) / 2, found) if _fits(found, count) else ((low + high) / 2, high, mask)
+        # Scenes that are kept whole may be more than the budget: then the largest differences are within it.
+        return mask if _fits(mask, count) else self._largest_differences(clip, count)
+
+
+def _fits(mask: Tensor, count: int) -> bool:
+    return int(mask.sum()) <= count
+
+
+_HUNDREDTH_OF_A_LEVEL = 0.01 / 255 / 0.225
+_LARGEST_DIFFERENCE = 1 / 0.224
+"""Of black and white, in units of the ImageNet-normalised picture."""
 
 
 @register_rule("none")
@@ -181,7 +240,7 @@ class UniformFrames(Rule):
         return mask
 
 
-_PLAIN = ("threshold", "keep_ratio", "max_tokens")
+_PLAIN = ("threshold", "keep_ratio", "max_tokens", "reference", "exposure")
 """Fields that every door spells out. A rule that keeps as many as another hands them on to that one."""
 
 
@@ -228,6 +287,8 @@ def choose_rule(
     threshold: float | None = None,
     keep_ratio: float | None = None,
     max_tokens: int | None = None,
+    reference: str | None = None,
+    exposure: str | None = None,
 ) -> Rule:
     """What the plain spelling means: a rule, its name with these options, or the options alone.
 
@@ -237,18 +298,22 @@ def choose_rule(
         threshold: see `Threshold`; 0.1 where nothing else is given.
         keep_ratio: see `Budget`.
         max_tokens: see `Budget`.
+        reference: see `Threshold`.
+        exposure: see `Threshold`.
 
     Raises:
-        InvalidArgumentError: for two of the options at once, an option that the rule does not have, or a class.
+        InvalidArgumentError: for two of the first three options at once, an option that the rule does not have, or a
+            class.
     """
-    plain = {"threshold": threshold, "keep_ratio": keep_ratio, "max_tokens": max_tokens}
-    exclusive(**plain)
+    exclusive(threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens)
+    plain = dict(zip(_PLAIN, (threshold, keep_ratio, max_tokens, reference, exposure), strict=True))
     if isinstance(rule, str):
         return make_rule(rule, **plain)
     if isinstance(rule, type):
         raise InvalidArgumentError(f"rule is the class {rule.__name__}; give a value of it: {rule.__name__}()")
     if rule is not None:
-        exclusive(rule=rule, **plain)
+        for name, value in plain.items():
+            exclusive(rule=rule, **{name: value})
         return rule
     return make_rule("rlt" if keep_ratio is None and max_tokens is None else "budget", **plain)
 

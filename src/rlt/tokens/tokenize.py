@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypedDict, overload
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from rlt.checks import named_options
 from rlt.errors import InvalidArgumentError
 from rlt.structures import Clip, PatchSpec, RunLengthTokens, check_frames
-from rlt.tokens.differences import UNITS, PatchView, cuda_kernels
+from rlt.tokens.differences import UNITS, PatchView, cuda_kernels, widest
 from rlt.tokens.rules import PAPER_THRESHOLD, Rule, Threshold, apply_rule, choose_rule
 
 Frames = Clip | Sequence[Clip] | Tensor | np.ndarray[Any, Any]
@@ -91,34 +92,27 @@ def _length_at_place(mask: Tensor) -> Tensor:
     return torch.cat([next_start.narrow(-3, 1, time - 1), end], dim=-3) - steps
 
 
-@overload
-def tokenize(
-    frames: Clip,
-    *,
-    threshold: float | None = ...,
-    keep_ratio: float | None = ...,
-    max_tokens: int | None = ...,
-    rule: Rule | str | None = ...,
-    spec: PatchSpec | None = ...,
-    seeds: Sequence[int] | None = ...,
-    tubelet_size: int | None = ...,
-    patch_size: int | None = ...,
-) -> RunLengthTokens: ...
+class _Options(TypedDict, total=False):
+    """What `tokenize` takes beside frames."""
+
+    threshold: float | None
+    keep_ratio: float | None
+    max_tokens: int | None
+    reference: str | None
+    exposure: str | None
+    rule: Rule | str | None
+    spec: PatchSpec | None
+    seeds: Sequence[int] | None
+    tubelet_size: int | None
+    patch_size: int | None
 
 
 @overload
-def tokenize(
-    frames: Frames,
-    *,
-    threshold: float | None = ...,
-    keep_ratio: float | None = ...,
-    max_tokens: int | None = ...,
-    rule: Rule | str | None = ...,
-    spec: PatchSpec | None = ...,
-    seeds: Sequence[int] | None = ...,
-    tubelet_size: int | None = ...,
-    patch_size: int | None = ...,
-) -> RunLengthTokens | list[RunLengthTokens]: ...
+def tokenize(frames: Clip, **options: Unpack[_Options]) -> RunLengthTokens: ...
+
+
+@overload
+def tokenize(frames: Frames, **options: Unpack[_Options]) -> RunLengthTokens | list[RunLengthTokens]: ...
 
 
 @named_options(policy=POLICY, std=UNITS)
@@ -128,6 +122,8 @@ def tokenize(
     threshold: float | None = None,
     keep_ratio: float | None = None,
     max_tokens: int | None = None,
+    reference: str | None = None,
+    exposure: str | None = None,
     rule: Rule | str | None = None,
     spec: PatchSpec | None = None,
     seeds: Sequence[int] | None = None,
@@ -142,6 +138,8 @@ def tokenize(
         threshold: keep what differs by more from the token before it, see `keep_mask`; 0.1 where nothing else is given.
         keep_ratio: keep this share of each clip's tokens instead, those that differ most, see `rlt.Budget`.
         max_tokens: keep at most so many of each clip's tokens instead.
+        reference: "previous" (paper) or "anchor": compare with the token that stands for the place.
+        exposure: "none" (paper) or "gain": undo what automatic exposure, flicker and fades do to a whole step first.
         rule: any rule, or the name of one, see `rlt.tokens.rules`.
         spec: how frames are cut into tokens (`model.config.patches`; `model.tokenize` needs none); or
         tubelet_size: frames per token, 2 if not given; divides T.
@@ -158,7 +156,14 @@ def tokenize(
     check_frames(pixels)
     tokens = tokenize_batch(
         pixels if pixels.ndim == 5 else pixels[None],
-        choose_rule(rule, threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens),
+        choose_rule(
+            rule,
+            threshold=threshold,
+            keep_ratio=keep_ratio,
+            max_tokens=max_tokens,
+            reference=reference,
+            exposure=exposure,
+        ),
         PatchSpec.of(spec, tubelet_size=tubelet_size, patch_size=patch_size),
         seeds,
     )
@@ -259,11 +264,7 @@ def _gather_patches(frames: Tensor, places: Tensor, tubelet_size: int, patch_siz
     pixel rows does it. Rows travel as the widest integers that divide them.
     """
     batch, num_frames, height, width, channels = frames.shape
-    pixel_rows = frames.reshape(batch * num_frames * height * (width // patch_size), patch_size * channels)
-    for wide in (torch.int64, torch.int32, torch.int16):
-        if pixel_rows.shape[1] % wide.itemsize == 0 and pixel_rows.storage_offset() % wide.itemsize == 0:
-            pixel_rows = pixel_rows.view(wide)
-            break
+    pixel_rows = widest(frames.reshape(batch * num_frames * height * (width // patch_size), patch_size * channels))
     b, t, h, w = places.unbind(1)
     columns = width // patch_size
     first_row = ((b * num_frames + t * tubelet_size) * height + h * patch_size) * columns + w
