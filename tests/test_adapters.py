@@ -275,7 +275,7 @@ def test_the_check_engages_on_a_static_clip_and_fails_without_dropping() -> None
         pytest.raises(InvalidArgumentError, match="no token of a static clip was dropped"),
     ):
         model.rlt.check()
-    assert repr(model.rlt).startswith("ViViTAdapter(PatchOptions(rule=Threshold(threshold=0.1)")
+    assert repr(model.rlt).startswith("ViViTAdapter(PatchOptions(rule=Threshold(threshold=0.1, reference=")
 
 
 def test_a_layer_that_evades_packed_attention_is_an_error_not_a_wrong_answer() -> None:
@@ -322,8 +322,8 @@ def test_bad_calls_are_told_in_one_line() -> None:
         rlt.patch(nn.Linear(2, 2))
     assert {"VideoMAEModel", "VivitForVideoClassification"} <= set(supported_models())
     model = rlt.patch(videomae(), max_tokens=7)
-    with pytest.raises(InvalidArgumentError, match="max_tokens is 7; the first time step is always kept and has 16"):
-        output_of(model, clips())
+    assert output_of(model, clips()).isfinite().all()
+    assert model.rlt.last.num_kept == (7, 7, 7)
     with pytest.raises(
         InvalidArgumentError, match=r"pixel_values has shape \[3, 6, 3, 32, 32\]; .* \[B, 8, 3, 32, 32\]"
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import rlt
 from rlt import Budget, Everything, PatchSpec, Random, Rule, RunLengthTokens, Threshold, UniformFrames, register_rule
 from rlt.errors import InvalidArgumentError
 from rlt.tokens import PatchView, choose_rule, make_rule, rule_name, rule_options, tokenize_batch
+from rlt.tokens.rule_files import write_rule_file
 
 
 def frames() -> torch.Tensor:
@@ -144,9 +146,40 @@ def test_bad_rules(given: dict[str, Any], message: str) -> None:
         choose_rule(**given)
 
 
-def test_a_budget_below_the_first_time_step() -> None:
-    with pytest.raises(InvalidArgumentError, match="max_tokens is 5; the first time step is always kept and has 24"):
-        select(frames(), Budget(max_tokens=5))
+@pytest.mark.parametrize("count", [1, 5, 23])
+def test_a_budget_below_the_first_time_step_drops_the_flattest_patches(count: int) -> None:
+    clips = torch.full((2, 16, 64, 96, 3), 90, dtype=torch.uint8)
+    contrast = torch.randperm(24, generator=torch.Generator().manual_seed(0))  # grey levels about the mean
+    signs = torch.tensor([1, -1]).repeat(8).view(1, 16, 1)
+    for place, level in enumerate(contrast.tolist()):
+        y, x = place // 6 * 16, place % 6 * 16
+        clips[:, :, y : y + 16, x : x + 16] = (90 + level * signs).to(torch.uint8)
+    for tokens in select(clips, Budget(max_tokens=count)):
+        assert len(tokens) == count
+        assert set((tokens.coords[:, 1] * 6 + tokens.coords[:, 2]).tolist()) == set(
+            contrast.argsort()[-count:].tolist()
+        )
+        assert tokens.lengths.unique().tolist() == [8]
+        with pytest.raises(InvalidArgumentError, match="no token at t=0"):
+            tokens.expand()
+
+
+def test_a_change_is_worth_more_than_a_flat_patch() -> None:
+    clip = torch.full((16, 64, 96, 3), 90, dtype=torch.uint8)
+    clip[8:, :16, :16] = 200
+    tokens = rlt.tokenize(clip, max_tokens=1)
+    assert tokens.coords.tolist() == [[4, 0, 0]]
+    assert tokens.lengths.tolist() == [4]
+
+
+def test_chance_that_keeps_the_first_time_step_has_run_lengths() -> None:
+    expected = [len(tokens) for tokens in rlt.tokenize(frames())]
+    drawn = select(frames(), Random(keep_first=True))
+    assert [len(tokens) for tokens in drawn] == expected
+    for tokens in drawn:
+        tokens.validate()
+    assert not torch.equal(drawn[0].coords, rlt.tokenize(frames())[0].coords)
+    assert [len(tokens) for tokens in select(frames(), Random(like=Budget(max_tokens=5), keep_first=True))] == [24] * 3
 
 
 def test_a_rule_from_outside_the_package() -> None:
@@ -192,3 +225,47 @@ def test_floats_are_in_the_same_units_whatever_they_were_divided_by() -> None:
         floats = ((clips / 255 - mean) / torch.tensor(std)).permute(0, 1, 4, 2, 3)
         view = PatchView(floats, PatchSpec(mean=(0.4, 0.5, 0.6), std=std))
         assert torch.allclose(view.differences.double(), exact, atol=1e-5)
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Threshold(0.2, reference="anchor"),
+        Budget(max_tokens=40, exposure="gain"),
+        Everything(),
+        Random(like=Budget(keep_ratio=0.5), seed=3, keep_first=True),
+        UniformFrames(like=Threshold(0.4)),
+    ],
+)
+def test_a_rule_file_is_the_rule(rule: Rule, tmp_path: Path) -> None:
+    path = tmp_path / "rule.json"
+    write_rule_file(path, rule_options(rule), share_kept=0.5)
+    assert choose_rule(str(path)) == rule
+    ours, theirs = (rlt.tokenize(frames()[0], rule=chosen) for chosen in (str(path), rule))
+    assert torch.equal(ours.coords, theirs.coords)  # type: ignore[union-attr]
+    with pytest.raises(InvalidArgumentError, match=r"rule is .*rule.json and threshold is 0.3; give one of them"):
+        choose_rule(str(path), threshold=0.3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "cannot be read: Expecting value"),
+        ("[1]", "has no object 'rule'"),
+        ('{"rule": {"threshold": 1}}', "does not name its rule"),
+        ('{"rule": {"rule": "rlt", "threshold": -1}}', "threshold is -1; 0 or more"),
+        ('{"rule": {"rule": "rlt", "threshold": "x"}}', "rule.json: '>=' not supported"),
+        ('{"rule": {"rule": "rtl"}}', "rule is 'rtl'; allowed are"),
+        ('{"rule": {"rule": "again.json"}}', "again.json cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+    ],
+)
+def test_files_that_hold_no_rule_are_one_line(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "rule.json").write_text(text)
+    with pytest.raises(InvalidArgumentError, match=message):
+        choose_rule(str(tmp_path / "rule.json"))
+    with pytest.raises(InvalidArgumentError, match=r"no\.json cannot be read"):
+        choose_rule(str(tmp_path / "no.json"))

@@ -108,6 +108,15 @@ class PatchView:
         return torch.cat([differs.new_ones(len(self), 1, *self.grid[1:]), differs], dim=1)
 
     @property
+    def detail(self) -> Tensor:
+        """What the first token of each place shows beyond its mean colour: float32 [B, H', W'].
+
+        Mean absolute difference of its first frame from that colour, in the units of `differences`.
+        """
+        patch, image = self.spec.patch_size, self._edges()[0][:, 0]
+        return _mean_over_cells((image - _to_pixels(_mean_over_cells(image, patch), patch)).abs(), patch).mean(1)
+
+    @property
     def exposed_differences(self) -> Tensor:
         """`differences` after gain and offset of each step were undone: float32 [B, T' - 1, H', W'].
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar, get_args
+from typing import Any, Protocol, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from rlt.checks import at_least, exclusive, nearest, one_of, share
 from rlt.errors import InvalidArgumentError
 from rlt.structures import TokenGrid
 from rlt.tokens.differences import ExposureName, PatchView, ReferenceName
+from rlt.tokens.rule_files import is_rule_file, read_rule_file
 
 PAPER_THRESHOLD = 0.1
 """The paper's, about 5.7 grey levels."""
@@ -28,9 +29,16 @@ PAPER_THRESHOLD = 0.1
 class Rule(Protocol):
     """What a class needs to be a rule; `register_rule` puts it into the table."""
 
-    runs: ClassVar[bool]
-    """Whether a kept token stands for what follows it at its place, until the next kept one. Such a rule keeps the
-    first time step whole."""
+    @property
+    def runs(self) -> bool:
+        """Whether a kept token stands for what follows it at its place, until the next kept one."""
+        return True
+
+    @property
+    def drops_places(self) -> bool:
+        """Whether it may drop a token of the first time step though tokens stand for runs: then nothing stands for such
+        a place until a later token of it, and `RunLengthTokens.expand` cannot fill it."""
+        return False
 
     def __call__(self, frames: PatchView, *, seeds: Sequence[int]) -> Tensor:
         """Which tokens to keep.
@@ -52,7 +60,7 @@ RULES: dict[str, type[Any]] = {}
 def register_rule(name: str) -> Callable[[RuleT], RuleT]:
     """Decorate a frozen dataclass to make it a rule of this name; its fields are what commands can set.
 
-    Without `runs` of its own it is taken for a rule whose kept tokens stand for what follows.
+    A class that is no `Rule` and has no `runs` is taken for a rule whose kept tokens stand for what follows.
 
     Raises:
         InvalidArgumentError: for a name that is taken, or no name for a command line.
@@ -64,8 +72,9 @@ def register_rule(name: str) -> Callable[[RuleT], RuleT]:
             raise InvalidArgumentError(f"rule {name!r} is {known.__qualname__} already; choose another name")
         if not name.isidentifier():
             raise InvalidArgumentError(f"rule name is {name!r}; letters, digits and underscores are needed")
-        if not hasattr(cls, "runs"):
-            cls.runs = True  # type: ignore[attr-defined]
+        for attribute, default in (("runs", True), ("drops_places", False)):
+            if not hasattr(cls, attribute):
+                setattr(cls, attribute, default)
         RULES[name] = cls
         return cls
 
@@ -102,7 +111,6 @@ class Threshold(Compared):
     exposure: ExposureName = "none"
     """"gain" undoes one gain and offset per step and channel first, as automatic exposure, flicker and fades make
     them. A step whose gain is beyond 1.5 is another scene and kept whole."""
-    runs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.check_names()
@@ -119,18 +127,24 @@ class Threshold(Compared):
 class Budget(Compared):
     """Keep those that differ most from the token before them, so many of each clip; of equal ones the earlier.
 
-    With `reference="anchor"` it is the smallest threshold that keeps no more than so many.
+    With `reference="anchor"` it is the smallest threshold that keeps no more than so many. The first time step is kept
+    whole, unless the budget is smaller than that: then the flattest of its patches are dropped too, for which nothing
+    stands.
     """
 
     keep_ratio: float | None = None
     """Share of each clip's tokens, above 0 and up to 1; or"""
     max_tokens: int | None = None
-    """number of each clip's tokens at most, at least 1. The first time step is always kept."""
+    """number of each clip's tokens at most, at least 1."""
     reference: ReferenceName = "previous"
     """See `Threshold`."""
     exposure: ExposureName = "none"
     """See `Threshold`."""
-    runs: ClassVar[bool] = True
+
+    @property
+    @override
+    def drops_places(self) -> bool:
+        return True
 
     def __post_init__(self) -> None:
         self.check_names()
@@ -148,15 +162,18 @@ class Budget(Compared):
 
     @override
     def __call__(self, frames: PatchView, *, seeds: Sequence[int]) -> Tensor:
-        grid, count = frames.grid, self.count(frames.grid)
-        first = grid.height * grid.width
-        if count < first:
-            name = "max_tokens" if self.keep_ratio is None else "keep_ratio"
-            given = f"{name} is {getattr(self, name)}"
-            raise InvalidArgumentError(f"{given}; the first time step is always kept and has {first} tokens")
+        count = self.count(frames.grid)
+        if count < frames.grid.height * frames.grid.width:
+            return self._most_telling(frames, count)
         if self.reference == "anchor":
             return torch.cat([self._at_smallest_threshold(clip, count) for clip in frames.clips()])
         return self._largest_differences(frames, count)
+
+    def _most_telling(self, frames: PatchView, count: int) -> Tensor:
+        """Less than a time step: what stands at the first step is held against a flat patch of its mean colour."""
+        told = torch.cat([frames.detail[:, None].to(frames.differences.dtype), frames.differences], 1).flatten(1)
+        order_BN = told.argsort(dim=1, descending=True, stable=True)[:, :count]
+        return torch.zeros_like(told, dtype=torch.bool).scatter_(1, order_BN, True).view(frames.shape)
 
     def _largest_differences(self, frames: PatchView, count: int) -> Tensor:
         first = frames.grid.height * frames.grid.width
@@ -194,8 +211,6 @@ _LARGEST_DIFFERENCE = 1 / 0.224
 class Everything(Rule):
     """Keep every token: the dense network."""
 
-    runs: ClassVar[bool] = True
-
     @override
     def __call__(self, frames: PatchView, *, seeds: Sequence[int]) -> Tensor:
         return torch.ones(frames.shape, dtype=torch.bool, device=frames.device)
@@ -210,16 +225,24 @@ class Random(Rule):
     """The rule whose count is kept, clip by clip."""
     seed: int = 0
     """Added to the number of each clip."""
-    runs: ClassVar[bool] = False
+    keep_first: bool = False
+    """Keep the first time step whole, draw the others, and let each stand for its run: chance with run lengths."""
+
+    @property
+    @override
+    def runs(self) -> bool:
+        return self.keep_first
 
     @override
     def __call__(self, frames: PatchView, *, seeds: Sequence[int]) -> Tensor:
+        first = frames.grid.height * frames.grid.width if self.keep_first else 0
         counts = _counts(self.like, frames, seeds)
         drawn = [
-            random_mask(frames.grid.num_tokens, count, self.seed + seed)
+            random_mask(frames.grid.num_tokens - first, max(count - first, 0), self.seed + seed)
             for count, seed in zip(counts, seeds, strict=True)
         ]
-        return torch.stack(drawn).view(frames.shape).to(frames.device)
+        rows = torch.stack(drawn)
+        return torch.cat([rows.new_ones(len(rows), first), rows], 1).view(frames.shape).to(frames.device)
 
 
 @register_rule("uniform_frames")
@@ -229,7 +252,6 @@ class UniformFrames(Rule):
 
     like: Rule = Threshold()
     """The rule whose count is kept, clip by clip, to a whole number of time steps."""
-    runs: ClassVar[bool] = True
 
     @override
     def __call__(self, frames: PatchView, *, seeds: Sequence[int]) -> Tensor:
@@ -245,14 +267,23 @@ _PLAIN = ("threshold", "keep_ratio", "max_tokens", "reference", "exposure")
 
 
 def make_rule(name: str, **fields: Any) -> Rule:
-    """A rule by its name; fields that are None are left at their defaults.
+    """A rule by its name, or by the name of a file that ends in .json; fields that are None are left at their defaults.
 
     Where the rule has a field `like` and not these fields, `threshold`, `keep_ratio` and `max_tokens` say what `like`
     is: `make_rule("random", keep_ratio=0.5)` is `Random(like=Budget(keep_ratio=0.5))`.
 
     Raises:
-        InvalidArgumentError: for an unknown name or field, listing the known ones, or a value out of range.
+        InvalidArgumentError: for an unknown name or field, listing the known ones, a value out of range, or a file that
+            holds no rule.
     """
+    if is_rule_file(name):
+        for field, value in fields.items():
+            exclusive(rule=name, **{field: value})
+        options = read_rule_file(name)
+        try:
+            return make_rule(options.pop("rule"), **options)
+        except (InvalidArgumentError, TypeError) as error:
+            raise InvalidArgumentError(f"rule file {name}: {error}") from error
     if name == "tome":
         raise InvalidArgumentError("tome is no rule, since all tokens go in; use rule none and model.merge_per_block=N")
     one_of(RULES, rule=name)

@@ -175,7 +175,7 @@ def tokenize_batch(
 ) -> list[RunLengthTokens]:
     """`tokenize` for uint8 [B, T, H, W, 3] and a rule, with the one return type that a type checker can follow."""
     mask = apply_rule(rule, PatchView(frames, spec), seeds)
-    return _cut(frames, mask, spec, runs=rule.runs)
+    return _cut(frames, mask, spec, runs=rule.runs, whole=not rule.drops_places)
 
 
 def select_tokens(
@@ -213,9 +213,9 @@ def select_tokens(
     return _cut(frames, mask, spec, runs=runs)
 
 
-def _cut(frames: Tensor, mask: Tensor, spec: PatchSpec, *, runs: bool) -> list[RunLengthTokens]:
+def _cut(frames: Tensor, mask: Tensor, spec: PatchSpec, *, runs: bool, whole: bool = True) -> list[RunLengthTokens]:
     counts, is_first_whole = _look(mask)
-    if runs and not is_first_whole:
+    if runs and whole and not is_first_whole:
         raise InvalidArgumentError(_FIRST_STEP)
     if kernels := cuda_kernels(frames.device):
         lengths = _length_at_place(mask) if runs else mask.long()
