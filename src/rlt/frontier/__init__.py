@@ -1,0 +1,7 @@
+"""How faithful fewer tokens are to the dense network: agreement, divergence and accuracy against what they cost."""
+
+from rlt.frontier.arms import FrontierArm, default_arms
+from rlt.frontier.measure import measure_frontier
+from rlt.frontier.results import FrontierResult
+
+__all__ = ["FrontierArm", "FrontierResult", "default_arms", "measure_frontier"]
