@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from typing_extensions import override
 
 from rlt.adapters.interface import import_transformers
 from rlt.adapters.options import LastForward
-from rlt.errors import InvalidArgumentError, MissingDependencyError
+from rlt.errors import InvalidArgumentError
 from rlt.structures import PatchSpec, TokenGrid
 from rlt.tokens import PatchView, Rule
 from rlt.tokens.rules import apply_rule
@@ -154,19 +153,11 @@ def flat_mask(masks: Sequence[Tensor]) -> Tensor:
 
 
 def vision_tools() -> Any:
-    """transformers' module that computes what the towers take as arguments.
+    """transformers' module that computes what the towers take as arguments, since the version whose towers do.
 
-    Raises:
-        MissingDependencyError: if the installed transformers is older than those whose towers take them, and whose
-            `generate` hands pieces of a prompt the features of those pieces.
+    From then on `generate` hands pieces of a prompt the features of those pieces, too.
     """
-    found = version("transformers")
-    if tuple(int(part) for part in found.split(".")[:2]) < OLDEST_TRANSFORMERS:
-        raise MissingDependencyError(
-            f"transformers is {found}; rlt.patch of Qwen-VL needs {'.'.join(map(str, OLDEST_TRANSFORMERS))} or newer: "
-            'pip install --upgrade "rlt[hf]"'
-        )
-    return import_module(f"{import_transformers().__name__}.vision_utils")
+    return import_module(f"{import_transformers(OLDEST_TRANSFORMERS, 'rlt.patch of Qwen-VL').__name__}.vision_utils")
 
 
 def tower_arguments(visual: Any, grid_thw: Tensor, kept_G: Tensor) -> dict[str, Tensor]:
