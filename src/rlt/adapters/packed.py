@@ -77,11 +77,7 @@ class Call:
 
     @cached_property
     def rows(self) -> Tensor:
-        """int64 [S, E + L]: the row that stands for each token of an unpatched clip, or frame.
-
-        Raises:
-            InvalidArgumentError: if a place has none, since its token of the first time step was dropped.
-        """
+        """int64 [S, E + L]: the row that stands for each token of an unpatched clip, or frame."""
         number_S = torch.arange(len(self.counts), device=self.counts.device)
         extra_E = torch.arange(self.extra, device=self.counts.device)
         # Kept token number r lies behind the extra ones of its own segment and of those before it.
@@ -137,11 +133,7 @@ class PackedPatch(Patch):
 
     @property
     def call(self) -> Call:
-        """The call whose layers run: the last one, or an earlier one whose activations are computed once more.
-
-        Raises:
-            InvalidArgumentError: if layers run without embeddings before them.
-        """
+        """The call whose layers run: the last one, or an earlier one whose activations are computed once more."""
         if self._call is None:
             raise InvalidArgumentError("layers of a patched model run, but no clip was embedded; call the whole model")
         found: Call = self._call
@@ -170,9 +162,6 @@ class PackedPatch(Patch):
 
         Returns:
             float [kept tokens, P], in the order of a Conv3d kernel.
-
-        Raises:
-            InvalidArgumentError: if the clips have another size than the model is made for.
         """
         tubelet_size, patch_size = self.token_size()
         self._check_shape(pixel_values)
@@ -197,11 +186,7 @@ class PackedPatch(Patch):
         return _Remember.apply(hidden_states, self, self.call)  # type: ignore[no-untyped-call]
 
     def check_packed(self) -> None:
-        """Hold that every layer went through packed attention.
-
-        Raises:
-            InvalidArgumentError: if any did not, so that clips saw each other.
-        """
+        """Hold that every layer went through packed attention; otherwise clips saw each other."""
         expected, found = len(self.attention_modules()), self._call.packed_calls if self._call else 0
         if found != expected or expected == 0:
             raise InvalidArgumentError(
@@ -210,7 +195,7 @@ class PackedPatch(Patch):
             )
 
     def finish(self, _module: nn.Module, _inputs: object, output: Any) -> Any:
-        """Look at what a call gave, and pass it on; see `check_packed`."""
+        """Pass on what a call gave, after `check_packed`."""
         self.check_packed()
         return output
 
@@ -249,12 +234,10 @@ class _Remember(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_states: Tensor, adapter: PackedPatch, call: Call) -> Tensor:
-        """Keep the call for the way back."""
         ctx.adapter, ctx.call = adapter, call
         return hidden_states.view_as(hidden_states)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """Set the call; gradients stay as they are."""
         ctx.adapter._call = ctx.call
         return gradients[0], None, None

@@ -58,25 +58,19 @@ class TimmViTAdapter(PackedPatch):
     @override
     def edits(self) -> list[Override | Hook]:
         model = self.model
-        layers = [Override(module, "forward", partial(self.attend, module)) for module in self.attention_modules()]
-        paths = [
-            Override(module, "forward", partial(self.drop_paths, module))
-            for module in model.blocks.modules()
-            if type(module).__name__ == "DropPath"
-        ]
         return [
             Override(model, "forward_intermediates", self.refuse_intermediates),
             Override(model, "_pos_embed", self.add_positions),
             Override(model.patch_embed, "forward", self.embed),
-            *layers,
-            *paths,
+            *(Override(module, "forward", partial(self.attend, module)) for module in self.attention_modules()),
+            *(Override(module, "forward", partial(self.drop_paths, module)) for module in _inside(model, "DropPath")),
             Hook(model.norm, self.leave),
             Hook(model, self.finish),
         ]
 
     @override
     def attention_modules(self) -> list[nn.Module]:
-        return [module for module in self.model.blocks.modules() if type(module).__name__ == "Attention"]
+        return _inside(self.model, "Attention")
 
     @override
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -173,6 +167,11 @@ class TimmViTAdapter(PackedPatch):
                     "the model drops attention weights in training, which packed attention cannot; create it with "
                     "attn_drop_rate=0, or call model.eval()"
                 )
+
+
+def _inside(model: Any, kind: str) -> list[nn.Module]:
+    """Modules of the blocks whose class has this name."""
+    return [module for module in model.blocks.modules() if type(module).__name__ == kind]
 
 
 def _check_supported(model: Any) -> None:

@@ -112,15 +112,10 @@ def question(
 
 
 def import_timm() -> Any:
-    """The package.
-
-    Raises:
-        MissingDependencyError: if it cannot be imported. It needs torchvision, which fails with a RuntimeError beside a
-            torch that it was not built for.
-    """
+    """The package, which no other module imports."""
     try:
         import timm
-    except (ImportError, RuntimeError) as error:
+    except (ImportError, RuntimeError) as error:  # of torchvision beside a torch that it was not built for
         raise MissingDependencyError(f"timm cannot be imported ({error}); install it with: pip install timm") from error
     return timm
 
