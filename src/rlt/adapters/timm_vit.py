@@ -88,7 +88,12 @@ class TimmViTAdapter(PackedPatch):
     def embed(self, images: Tensor) -> Tensor:
         """Pixels [F, C, H, W], normalised float or uint8 -> embeddings of the kept patches [1, N, D]."""
         self.options.check_runs("frames see a whole picture")
-        self._check_training()
+        drops = (getattr(getattr(module, "attn_drop", None), "p", 0) for module in self.attention_modules())
+        if self.model.training and any(drops):
+            raise InvalidArgumentError(
+                "the model drops attention weights in training, which packed attention cannot; create it with "
+                "attn_drop_rate=0, or call model.eval()"
+            )
         per_clip = self.options.frames_per_clip or max(len(images), 1)
         if images.ndim != 4 or len(images) == 0 or len(images) % per_clip:
             raise InvalidArgumentError(
@@ -157,16 +162,6 @@ class TimmViTAdapter(PackedPatch):
             "forward_intermediates of a patched model is not offered; forward_features gives the last layer on the "
             "full grid, and rlt.unpatch brings the others back"
         )
-
-    def _check_training(self) -> None:
-        if not self.model.training:
-            return
-        for module in self.attention_modules():
-            if getattr(getattr(module, "attn_drop", None), "p", 0):
-                raise InvalidArgumentError(
-                    "the model drops attention weights in training, which packed attention cannot; create it with "
-                    "attn_drop_rate=0, or call model.eval()"
-                )
 
 
 def _inside(model: Any, kind: str) -> list[nn.Module]:

@@ -85,10 +85,7 @@ def load_checkpoint(
 ) -> VisionTransformer:
     """Build the model of a checkpoint, in evaluation mode with float32 weights (half precision is widened).
 
-    The arguments are those of `read_checkpoint`; its report is logged.
-
-    Raises:
-        CheckpointError: as `read_checkpoint`.
+    Arguments and errors are those of `read_checkpoint`; its report is logged.
     """
     config, state, report = read_checkpoint(source, num_classes=num_classes, new_head=new_head, num_heads=num_heads)
     _log.info("%s", report)

@@ -71,15 +71,15 @@ class Arguments(dict[str, Any]):
         images_BL, videos_BL = self.placeholders()
         past = past or KeptPast(videos_BL[:, :0], 0, padded=False)
         past_length, length = past.full(self.cache), videos_BL.shape[1]
-        given = self._text_mask(past_length + length)
-        valid_BL = torch.ones_like(videos_BL) if given is None else given[:, past_length:].bool()
+        given, shown = self._text_masks(past_length + length)
+        valid_BL = shown[:, past_length:]
         kept_BL = valid_BL | images_BL | videos_BL  # features exist for every placeholder, whatever the mask says
         kept_BL = kept_BL.masked_scatter(videos_BL, flat_mask(masks).to(kept_BL.device))
         columns = Columns.of(kept_BL, right=not bool(valid_BL[:, -1].all()))
 
         shorter = self._shorter_text(columns)
         shorter["position_ids"] = columns.take(self._positions(past_length, length, given), 0)
-        attention = torch.cat([past.mask(self.cache, given), columns.take(valid_BL, 0)], dim=1)
+        attention = torch.cat([past.mask(self.cache, shown), columns.take(valid_BL, 0)], dim=1)
         shorter["attention_mask"] = attention.to(torch.int64 if given is None else given.dtype)
         padded = not bool(attention.all())
         if given is None and not padded:
@@ -92,12 +92,10 @@ class Arguments(dict[str, Any]):
         """Arguments for text after a video that lost tokens."""
         cache = self.cache
         before, length = past.full(cache), self.text.shape[1]
-        mask = self._text_mask(before + length)
+        mask, shown = self._text_masks(before + length)
         shorter: dict[str, Any] = {}
         if mask is not None or past.padded:
-            attention = past.mask(cache, mask)
-            tail = attention.new_ones(attention.shape[0], length) if mask is None else mask[:, before:].bool()
-            shorter["attention_mask"] = torch.cat([attention, tail], dim=1).to(torch.int64)
+            shorter["attention_mask"] = torch.cat([past.mask(cache, shown), shown[:, before:]], dim=1).to(torch.int64)
         if self.get("position_ids") is None:
             shorter["position_ids"] = self._positions(before, length, mask)
         return {**self, **shorter}
@@ -127,7 +125,8 @@ class Arguments(dict[str, Any]):
             features["image"] = self.inner.get_image_features(self["pixel_values"], grid, return_dict=True, **own)
         return features
 
-    def _text_mask(self, length: int) -> Tensor | None:
+    def _text_masks(self, length: int) -> tuple[Tensor | None, Tensor]:
+        """The mask that is given, if any, and bool [B, length], True without one."""
         mask = self.get("attention_mask")
         if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] != length):
             shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
@@ -135,7 +134,8 @@ class Arguments(dict[str, Any]):
                 f"attention_mask is {shape}; the columns of the unpatched model are needed, [rows, {length}], and no "
                 "static cache"
             )
-        return mask
+        shown = torch.ones(len(self.text), length, device=self.text.device) if mask is None else mask
+        return mask, shown.bool()
 
     def _positions(self, past_length: int, length: int, mask: Tensor | None) -> Tensor:
         """int64 [3, B, L]: the positions that the unpatched model gives these columns."""

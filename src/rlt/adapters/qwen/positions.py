@@ -253,14 +253,10 @@ class KeptPast:
         """For how many columns of the unpatched model the cache stands now."""
         return self.full_length + self.newer(cache)
 
-    def mask(self, cache: Any, attention_mask: Tensor | None) -> Tensor:
-        """bool [B, columns in the cache now] from a mask that counts the columns of the unpatched model."""
-        newer = self.newer(cache)
-        if attention_mask is None:
-            tail = self.attention.new_ones(self.attention.shape[0], newer)
-        else:
-            tail = attention_mask[:, self.full_length : self.full_length + newer].bool()
-        return torch.cat([self.attention, tail.to(self.attention.device)], dim=1)
+    def mask(self, cache: Any, shown: Tensor) -> Tensor:
+        """bool [B, columns in the cache now] from one that counts the columns of the unpatched model."""
+        newer = shown[:, self.full_length : self.full(cache)]
+        return torch.cat([self.attention, newer.to(self.attention.device)], dim=1)
 
 
 def full_features(output: Any, masks: list[Tensor]) -> Any:
