@@ -16,10 +16,10 @@ from rlt.adapters.options import PatchOptions
 from rlt.adapters.patching import Hook, Override, Patch
 from rlt.adapters.qwen.calls import Arguments
 from rlt.adapters.qwen.positions import (
+    GroupView,
     KeptPast,
     LastVideos,
     cache_of,
-    choose_groups,
     flat_mask,
     full_features,
     group_grids,
@@ -30,6 +30,7 @@ from rlt.adapters.qwen.positions import (
 )
 from rlt.adapters.statistics import Statistics, warn_unless_normalised
 from rlt.errors import InvalidArgumentError
+from rlt.tokens.rules import apply_rule
 
 CLIP: Statistics = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALVES: Statistics = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -146,15 +147,17 @@ class QwenVLAdapter(Patch):
 
     def choose(self, pixels: Tensor, grid_thw: Tensor | None) -> list[Tensor]:
         """Which groups to keep, bool [T', H', W'] of each video; also the record of the call."""
-        spec = self.spec
+        spec, merge = self.spec, self.inner.visual.spatial_merge_size
         if pixels.ndim != 2 or pixels.shape[1] != spec.values_per_token:
             raise InvalidArgumentError(
                 f"pixel_values_videos has shape {list(pixels.shape)}; the model needs [patches, "
                 f"{spec.values_per_token}], as its processor gives it"
             )
-        grids = group_grids(grid_thw, pixels.shape[0], self.inner.visual.spatial_merge_size)
+        grids = group_grids(grid_thw, pixels.shape[0], merge)
         warn_unless_normalised(pixels, spec)
-        masks = choose_groups(pixels, grids, self.options.rule, spec)
+        videos = pixels.split([grid.num_tokens * merge**2 for grid in grids])
+        views = [GroupView(rows, grid, merge, spec) for rows, grid in zip(videos, grids, strict=True)]
+        masks = [apply_rule(self.options.rule, view, [number])[0] for number, view in enumerate(views)]
         self.last = LastVideos.of(masks)
         return masks
 

@@ -9,7 +9,6 @@ values per patch, B rows of text, L columns of text, K columns left, T' time ste
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -24,8 +23,7 @@ from rlt.adapters.interface import import_transformers
 from rlt.adapters.options import LastForward
 from rlt.errors import InvalidArgumentError
 from rlt.structures import PatchSpec, TokenGrid
-from rlt.tokens import PatchView, Rule
-from rlt.tokens.rules import apply_rule
+from rlt.tokens import PatchView
 
 OLDEST_TRANSFORMERS = (5, 23)
 DROPPED = float("-inf")
@@ -102,27 +100,17 @@ def group_grids(grid_thw: Tensor | None, rows: int, merge: int) -> list[TokenGri
 class GroupView(PatchView):
     """One video as rules see it: a token is a merge group, and differs as much as its patch that differs most."""
 
-    def __init__(self, rows_PV: Tensor, grid: TokenGrid, spec: PatchSpec) -> None:
-        self.merge = math.isqrt(len(rows_PV) // grid.num_tokens)
+    def __init__(self, rows_PV: Tensor, grid: TokenGrid, merge: int, spec: PatchSpec) -> None:
         # Rows are in the processor's order, (T', H', W', patch in group), their values (channel, frame, row, column).
         side = spec.patch_size
-        cut = rows_PV.view(*grid, self.merge, self.merge, -1, spec.tubelet_size, side, side)
+        cut = rows_PV.view(*grid, merge, merge, -1, spec.tubelet_size, side, side)
         frames = cut.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).flatten(6).flatten(3, 5).flatten(0, 1)[None]
         super().__init__(frames, spec)
-        self.grid = grid
+        self.grid, self.merge = grid, merge
 
     @override
     def _compute_differences(self) -> Tensor:
         return super()._compute_differences().unflatten(3, (-1, self.merge)).unflatten(2, (-1, self.merge)).amax((3, 5))
-
-
-@torch.no_grad()
-def choose_groups(rows_PV: Tensor, grids: Sequence[TokenGrid], rule: Rule, spec: PatchSpec) -> list[Tensor]:
-    """Which groups to keep: bool [T', H', W'] of each video."""
-    groups = [grid.num_tokens for grid in grids]
-    unit = rows_PV.shape[0] // sum(groups)
-    videos = zip(rows_PV.split([unit * count for count in groups]), grids, strict=True)
-    return [apply_rule(rule, GroupView(*video, spec), [number])[0] for number, video in enumerate(videos)]
 
 
 def flat_mask(masks: Sequence[Tensor]) -> Tensor:
