@@ -1,6 +1,7 @@
-"""What adapters of transformers share whose models attend through its attention interface.
+"""What adapters of transformers' encoders share: attention through its interface, the way in and the way out.
 
-Shape legend: B clips, T tokens of all clips, D model width, H heads, K head width.
+Shape legend: B clips, T tokens of all clips, E tokens of a clip beside those of patches, L tokens of a clip before
+dropping, D model width, H heads, K head width.
 """
 
 from __future__ import annotations
