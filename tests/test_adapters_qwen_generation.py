@@ -186,7 +186,7 @@ def test_a_prompt_can_be_prefilled_in_pieces(make: Callable[..., Any], size: int
 
 def test_an_old_transformers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     model = qwen25()
-    monkeypatch.setattr("rlt.adapters.qwen.positions.version", lambda _name: "5.9.1")
+    monkeypatch.setattr("rlt.adapters.interface.version", lambda _name: "5.9.1")
     with pytest.raises(MissingDependencyError, match=r"transformers is 5\.9\.1; .* needs 5\.23 or newer"):
         patched(model)
     assert "rlt" not in model.__dict__

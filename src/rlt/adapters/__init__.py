@@ -43,14 +43,11 @@ AnyPatch = TypeVar("AnyPatch", bound=Patch)
 
 
 def register_adapter(adapter: type[AnyPatch]) -> type[AnyPatch]:
-    """Teach `patch` models of your own, with a subclass of `Patch` or `PackedPatch`; works as a decorator.
+    """Teach `patch` models of your own, with a subclass of `Patch` or `PackedPatch`; a decorator, which gives it back.
 
     Args:
         adapter: its `model_classes` names the classes of the models, its `library` the top-level package or module that
             they come from. A class of the same name and module as one before takes its place.
-
-    Returns:
-        The same class.
 
     Raises:
         InvalidArgumentError: if it says no models, or names some that another adapter patches.
@@ -137,10 +134,9 @@ def _adapter_of(model: nn.Module) -> type[Patch]:
 
 
 def unpatch(model: nn.Module) -> nn.Module:
-    """Undo `patch`: the model computes what it did before, bit for bit. Nothing happens to a model that is not patched.
+    """Undo `patch` and give back the model, which computes what it did before, bit for bit.
 
-    Returns:
-        The same model.
+    Nothing happens to a model that is not patched.
     """
     adapter = getattr(model, "rlt", None)
     if isinstance(adapter, Patch):

@@ -1,6 +1,7 @@
-"""What adapters of transformers share whose models attend through its attention interface.
+"""What adapters of transformers' encoders share: attention through its interface, the way in and the way out.
 
-Shape legend: B clips, T tokens of all clips, D model width, H heads, K head width.
+Shape legend: B clips, T tokens of all clips, E tokens of a clip beside those of patches, L tokens of a clip before
+dropping, D model width, H heads, K head width.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from typing_extensions import override
 
 from rlt.adapters.options import PatchOptions
 from rlt.adapters.packed import PackedPatch
-from rlt.adapters.patching import Hook, Override, sides
+from rlt.adapters.patching import Hook, Override, sides, square_side
 from rlt.errors import InvalidArgumentError, MissingDependencyError
 from rlt.network.attention import packed_attention
 
 ATTENTION = "rlt_packed"
 """Our name in transformers' registry of attention functions."""
-OLDEST_TRANSFORMERS = 5
+OLDEST_TRANSFORMERS = (5,)
 
 
 class InterfacePatch(PackedPatch):
@@ -36,9 +37,13 @@ class InterfacePatch(PackedPatch):
         self._attention_before = ""
 
     @property
-    @abc.abstractmethod
     def encoder(self) -> Any:
         """The bare model, which may be the patched one itself."""
+        return self.model.base_model
+
+    @abc.abstractmethod
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """Pixels [B, frames, C, H, W] -> all tokens with their positions, [1, T, D]."""
 
     @property
     def fills(self) -> bool:
@@ -47,13 +52,26 @@ class InterfacePatch(PackedPatch):
 
     @override
     def edits(self) -> list[Override | Hook]:
-        marks = [Override(module, "rlt_adapter", self) for module in self.attention_modules()]
-        return [*marks, Hook(self.model, self.finish)]
+        return [
+            Override(self.encoder.embeddings, "forward", self.embed),
+            *(Override(module, "rlt_adapter", self) for module in self.attention_modules()),
+            Hook(self.last_module, self.leave),
+            Hook(self.model, self.finish),
+        ]
+
+    @property
+    def last_module(self) -> nn.Module:
+        """Whose output is that of all layers, the last norm included."""
+        return self.encoder.layernorm
 
     @override
     def input_shape(self) -> tuple[int, int, int, int]:
         config = self.model.config
         return config.num_frames, config.num_channels, *sides(config.image_size)
+
+    @override
+    def token_size(self) -> tuple[int, int]:
+        return self.model.config.tubelet_size, square_side(self.model.config.patch_size)
 
     @override
     def attach(self) -> None:
@@ -90,14 +108,22 @@ class InterfacePatch(PackedPatch):
             )
         return super().begin(pixel_values)
 
+    def leave(self, _module: nn.Module, _inputs: object, output: Any) -> Any:
+        """Behind the layers: tokens [1, T, D] -> clips, [B, E + L, D] filled, or [B, 1, D] pooled for a classifier."""
+        x_TD = self.remember(output if isinstance(output, Tensor) else output.last_hidden_state)[0]
+        clips = self.call.fill(x_TD) if self.fills else self.pool_clips(x_TD)[:, None]
+        if isinstance(output, Tensor):
+            return clips
+        output.last_hidden_state = clips
+        return output
+
+    def pool_clips(self, x_TD: Tensor) -> Tensor:
+        """What the head of a classifier reads: [T, D] -> [B, D], here the first token of each clip."""
+        return x_TD[self.call.first]
+
     @override
     def finish(self, _module: nn.Module, _inputs: object, output: Any) -> Any:
-        """Put hidden states back on the full grid, where that is asked for; otherwise they stay packed, [1, T, D].
-
-        Raises:
-            InvalidArgumentError: as `check_packed`, or if attention weights are asked for of a model that gave some
-                before.
-        """
+        """Put hidden states back on the full grid, where that is asked for; otherwise they stay packed, [1, T, D]."""
         self.check_packed()
         plain = isinstance(output, tuple)  # return_dict=False
         found = output if plain else (getattr(output, "attentions", None),)
@@ -133,15 +159,9 @@ def rlt_packed(
     dropout: float = 0.0,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function for packed clips: [1, H, T, K] -> [1, T, H, K], and no attention weights.
-
-    Modules of a patched model that work on whole clips, such as a pooler, get `scaled_dot_product_attention`.
-
-    Raises:
-        InvalidArgumentError: for a mask, dropout or scaling, which packed attention does not have.
-    """
+    """transformers' attention function for packed clips: [1, H, T, K] -> [1, T, H, K], and no attention weights."""
     adapter: InterfacePatch | None = module.__dict__.get("rlt_adapter")
-    if adapter is None:
+    if adapter is None:  # of a patched model, but on whole clips, such as a pooler
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
         )
@@ -159,29 +179,22 @@ def rlt_packed(
 
 
 def register_attention() -> None:
-    """Make `rlt_packed` known to transformers.
-
-    Raises:
-        MissingDependencyError: if it is not installed or too old.
-    """
+    """Make `rlt_packed` known to transformers."""
     import_transformers().AttentionInterface.register(ATTENTION, rlt_packed)
 
 
-def import_transformers() -> Any:
-    """The package; no other module imports it.
-
-    Raises:
-        MissingDependencyError: if it is not installed or too old.
-    """
+def import_transformers(oldest: tuple[int, ...] = OLDEST_TRANSFORMERS, what: str = "rlt.patch") -> Any:
+    """The package, which no other module imports; a MissingDependencyError where it is older than `what` needs."""
+    needed = ".".join(map(str, oldest))
     try:
         import transformers
     except ImportError as error:
         raise MissingDependencyError(
-            f'rlt.patch needs transformers {OLDEST_TRANSFORMERS} or newer; install it with: pip install "rlt[hf]"'
+            f'{what} needs transformers {needed} or newer; install it with: pip install "rlt[hf]"'
         ) from error
-    if int(version("transformers").split(".")[0]) < OLDEST_TRANSFORMERS:
+    found = version("transformers")
+    if tuple(int(part) for part in found.split(".")[: len(oldest)]) < oldest:
         raise MissingDependencyError(
-            f"transformers is {version('transformers')}; rlt.patch needs {OLDEST_TRANSFORMERS} or newer: "
-            'pip install --upgrade "rlt[hf]"'
+            f'transformers is {found}; {what} needs {needed} or newer: pip install --upgrade "rlt[hf]"'
         )
     return transformers

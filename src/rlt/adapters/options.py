@@ -46,20 +46,12 @@ class PatchOptions:
         at_least(1, frames_per_clip=self.frames_per_clip)
 
     def check_runs(self, reason: str) -> None:
-        """Hold that every place has a token that stands for it.
-
-        Raises:
-            InvalidArgumentError: for rules whose tokens stand for themselves alone, such as `rlt.Random`.
-        """
+        """Hold that every place has a token that stands for it, which rules such as `rlt.Random` do not give."""
         if not self.rule.runs:
             raise InvalidArgumentError(f"{reason}, but tokens of {self.rule} stand for no others; use another rule")
 
     def changed(self, **changes: Any) -> PatchOptions:
-        """The same with other values; `threshold`, `keep_ratio` and `max_tokens` say what `rule` is.
-
-        Raises:
-            InvalidArgumentError: for values out of range, or a name that is no option.
-        """
+        """The same with other values; `threshold`, `keep_ratio` and `max_tokens` say what `rule` is."""
         allowed = [*PLAIN, *(field.name for field in fields(self))]
         for name in changes:
             if name in MOVED:

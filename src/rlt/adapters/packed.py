@@ -1,7 +1,8 @@
 """What adapters of encoders share: tokens are chosen once, all clips go through the layers as one packed sequence.
 
-Shape legend: B clips, T tokens of all clips, L tokens of a clip before dropping, E tokens of a clip beside those of
-patches, D model width, P pixel values of a token.
+Shape legend: B clips, S segments (clips, or frames of all clips), N kept tokens of all clips, E tokens of a segment
+beside those of patches, T tokens of all clips with those, L tokens of a segment before dropping, D model width, P pixel
+values of a token.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from rlt.adapters.options import LastForward
 from rlt.adapters.patching import Patch
@@ -36,54 +38,74 @@ class Call:
     """What `model.rlt.last` tells users."""
     coords: Tensor
     """int64 [kept tokens, 4]: (clip, t, h, w) of each."""
+    counts: Tensor
+    """int64 [S]: kept tokens of each clip, or of each frame where those are segments."""
     num_kept: tuple[int, ...]
     """Kept tokens of each segment."""
     segments: Segments
-    """Where each clip begins and ends in the packed sequence."""
+    """Where each clip, or each frame that has tokens, begins and ends in the packed sequence."""
     extra: int = 0
     """Tokens that each segment has in front of those of patches."""
     packed_calls: int = 0
     """Layers that have run packed attention so far."""
 
     @classmethod
-    def of(cls, mask: Tensor, extra: int = 0) -> Call:
-        """Begin with which tokens to keep, bool [B, T', H', W']."""
-        counts_B = mask.flatten(1).sum(1)
-        num_kept = tuple(counts_B.tolist())
+    def of(cls, mask: Tensor, extra: int = 0, *, by_frame: bool = False) -> Call:
+        """Begin with which tokens to keep, bool [B, T', H', W']; segments are clips, or frames."""
+        counts_S = (mask.flatten(0, 1) if by_frame else mask).flatten(1).sum(1)
+        # Without extra tokens a frame that repeats the one before has nothing to run.
+        num_kept = tuple(count for count in counts_S.tolist() if not by_frame or count + extra)
         if torch.compiler.is_exporting():  # a graph knows no lengths, and its attention asks for offsets alone
-            offsets = F.pad((counts_B + extra).cumsum(0), (1, 0)).to(torch.int32)
+            offsets = F.pad((counts_S + extra).cumsum(0), (1, 0)).to(torch.int32)
             segments = Segments(offsets, bound=mask[0].numel() + extra)
         else:
             segments = Segments.from_lengths([count + extra for count in num_kept], device=mask.device)
-        return cls(LastForward(mask), mask.nonzero(), num_kept, segments, extra)
+        return cls(LastForward(mask), mask.nonzero(), counts_S, num_kept, segments, extra)
 
     @property
     def place(self) -> Tensor:
-        """int64 [kept tokens]: t * H' * W' + h * W' + w of each in its own clip."""
+        """int64 [kept tokens]: t * H' * W' + h * W' + w of each in its own clip, or h * W' + w in its own frame."""
         _, t, h, w = self.coords.unbind(1)
-        _, _, height, width = self.kept.mask.shape
-        return (t * height + h) * width + w
+        mask = self.kept.mask
+        height, width = mask.shape[2:]
+        return ((t * height + h) * width + w) % (mask.numel() // len(self.counts))
 
     @property
     def first(self) -> Tensor:
-        """int64 [B]: the row of each clip's first token."""
+        """int64 [S]: the row of each segment's first token."""
         return self.segments.cu_seqlens[:-1].to(torch.int64)
 
     @cached_property
     def rows(self) -> Tensor:
-        """int64 [B, E + L]: the row that stands for each token of an unpatched clip.
+        """int64 [S, E + L]: the row that stands for each token of an unpatched clip, or frame."""
+        number_S = torch.arange(len(self.counts), device=self.counts.device)
+        extra_E = torch.arange(self.extra, device=self.counts.device)
+        # Kept token number r lies behind the extra ones of its own segment and of those before it.
+        behind_N = self.extra * (1 + number_S.repeat_interleave(self.counts, output_size=len(self.coords)))
+        row_N = behind_N + torch.arange(len(behind_N), device=behind_N.device)
+        first_S1 = (self.counts.cumsum(0) - self.counts + self.extra * number_S)[:, None]
+        return torch.cat([first_S1 + extra_E, row_N[self.kept.row_at_place()].view(len(number_S), -1)], dim=1)
 
-        Raises:
-            InvalidArgumentError: if a place has none, since its token of the first time step was dropped.
-        """
-        device = self.segments.cu_seqlens.device
-        # Row r of all kept tokens lies behind the extra tokens of its own clip and of those before it.
-        behind_B1 = self.extra * torch.arange(1, len(self.segments) + 1, device=device)[:, None]
-        extra_BE = self.first[:, None] + torch.arange(self.extra, device=device)
-        return torch.cat([extra_BE, self.kept.row_at_place() + behind_B1], dim=1)
+    @cached_property
+    def keys(self) -> Tensor:
+        """int64 [keys]: the rows that segments with tokens see one after the other, where each sees its whole grid."""
+        return self.rows[self.counts + self.extra > 0].flatten()
+
+    @cached_property
+    def seen(self) -> Segments:
+        """E + L keys of each segment."""
+        return Segments.from_lengths([self.rows.shape[1]] * len(self.segments), device=self.rows.device)
+
+    def positions(self, table_LD: Tensor) -> Tensor:
+        """Rows of a table with one per place of a grid -> those of the kept tokens, [kept tokens, D]."""
+        return table_LD.index_select(0, self.place)
+
+    def behind(self, extra_ED: Tensor, x_ND: Tensor) -> Tensor:
+        """Put the same extra tokens in front of each segment's kept ones -> [T, D]."""
+        return torch.cat([part for x_nD in x_ND.split(self.num_kept) for part in (extra_ED, x_nD)])
 
     def fill(self, x_TD: Tensor) -> Tensor:
-        """Outputs of all tokens -> [B, E + L, D]: each place has the token that stands for it."""
+        """Outputs of all tokens -> [S, E + L, D]: each place has the token that stands for it."""
         return x_TD[self.rows]
 
 
@@ -96,8 +118,10 @@ class PackedPatch(Patch):
 
     any_number_of_frames: ClassVar[bool] = False
     """Whether the model takes clips of any length that is a multiple of its tubelets."""
-    extra_tokens: ClassVar[int] = 0
-    """Tokens that each clip has in front of those of patches, such as a CLS token."""
+    by_frame: ClassVar[bool] = False
+    """Whether the segments of the packed sequence are frames, not clips."""
+    extra_tokens: int = 0
+    """Tokens that each clip (of an image model each frame) has in front of those of patches, such as a CLS token."""
 
     @abc.abstractmethod
     def attention_modules(self) -> list[nn.Module]:
@@ -109,36 +133,26 @@ class PackedPatch(Patch):
 
     @property
     def call(self) -> Call:
-        """The call whose layers run: the last one, or an earlier one whose activations are computed once more.
-
-        Raises:
-            InvalidArgumentError: if layers run without embeddings before them.
-        """
+        """The call whose layers run: the last one, or an earlier one whose activations are computed once more."""
         if self._call is None:
             raise InvalidArgumentError("layers of a patched model run, but no clip was embedded; call the whole model")
         found: Call = self._call
         return found
 
+    @override
     def run_static(self) -> None:
-        """Call the model with zeros."""
         parameter = next(self.model.parameters())
-        self.model(torch.zeros(self.static_shape(), dtype=parameter.dtype, device=parameter.device))
-
-    def static_shape(self) -> tuple[int, ...]:
-        """Shape of the pixels that `check` runs."""
-        return 1, *self.input_shape()
+        pixels = torch.zeros(1, *self.input_shape(), dtype=parameter.dtype, device=parameter.device)
+        self.model(pixels[0] if self.takes_images else pixels)
 
     def choose(self, frames_BTCHW: Tensor) -> Tensor:
         """Which tokens to keep: bool [B, T', H', W'] of normalised float or uint8 frames."""
         spec = self.spec
         if frames_BTCHW.dtype == torch.uint8:
-            return apply_rule(self.options.rule, PatchView(frames_BTCHW.permute(0, 1, 3, 4, 2), spec))
-        warn_unless_normalised(frames_BTCHW, spec)
+            frames_BTCHW = frames_BTCHW.permute(0, 1, 3, 4, 2)
+        else:
+            warn_unless_normalised(frames_BTCHW, spec)
         return apply_rule(self.options.rule, PatchView(frames_BTCHW, spec))
-
-    def open_call(self, mask: Tensor) -> Call:
-        """What the layers of a call need to know, from which tokens are kept."""
-        return Call.of(mask, self.extra_tokens)
 
     def begin(self, pixel_values: Tensor) -> Tensor:
         """Choose tokens, begin a call with them, and gather their pixels.
@@ -148,13 +162,10 @@ class PackedPatch(Patch):
 
         Returns:
             float [kept tokens, P], in the order of a Conv3d kernel.
-
-        Raises:
-            InvalidArgumentError: if the clips have another size than the model is made for.
         """
         tubelet_size, patch_size = self.token_size()
         self._check_shape(pixel_values)
-        self._call = call = self.open_call(self.choose(pixel_values))
+        self._call = call = Call.of(self.choose(pixel_values), self.extra_tokens, by_frame=self.by_frame)
         self.last = call.kept
         places = pixel_values.unflatten(4, (-1, patch_size)).unflatten(3, (-1, patch_size))
         places = places.unflatten(1, (-1, tubelet_size)).permute(0, 1, 4, 6, 3, 2, 5, 7)
@@ -175,11 +186,7 @@ class PackedPatch(Patch):
         return _Remember.apply(hidden_states, self, self.call)  # type: ignore[no-untyped-call]
 
     def check_packed(self) -> None:
-        """Hold that every layer went through packed attention.
-
-        Raises:
-            InvalidArgumentError: if any did not, so that clips saw each other.
-        """
+        """Hold that every layer went through packed attention; otherwise clips saw each other."""
         expected, found = len(self.attention_modules()), self._call.packed_calls if self._call else 0
         if found != expected or expected == 0:
             raise InvalidArgumentError(
@@ -188,7 +195,7 @@ class PackedPatch(Patch):
             )
 
     def finish(self, _module: nn.Module, _inputs: object, output: Any) -> Any:
-        """Look at what a call gave, and pass it on; see `check_packed`."""
+        """Pass on what a call gave, after `check_packed`."""
         self.check_packed()
         return output
 
@@ -227,12 +234,10 @@ class _Remember(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_states: Tensor, adapter: PackedPatch, call: Call) -> Tensor:
-        """Keep the call for the way back."""
         ctx.adapter, ctx.call = adapter, call
         return hidden_states.view_as(hidden_states)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """Set the call; gradients stay as they are."""
         ctx.adapter._call = ctx.call
         return gradients[0], None, None

@@ -91,12 +91,7 @@ class Patch(abc.ABC):
         """Call the model with a clip in which nothing changes."""
 
     def attach(self) -> None:
-        """Begin: from now on the model drops tokens.
-
-        Raises:
-            InvalidArgumentError: if a part of the model is overridden already.
-            MissingDependencyError: if the installed library is too old.
-        """
+        """Begin: from now on the model drops tokens."""
         self.check_attachable()
         for edit in self.edits():
             if isinstance(edit, Override):
@@ -123,11 +118,8 @@ class Patch(abc.ABC):
         self.model.__dict__.pop("rlt", None)
 
     def check_attachable(self) -> None:
-        """Hold, before anything changes, that what `edits` changes is as its library made it.
-
-        Raises:
-            InvalidArgumentError: if it is not; a half-done patch would let clips see each other.
-        """
+        """Hold, before anything changes, that what `edits` changes is as its library made it."""
+        # A half-done patch would let clips see each other.
         for edit in self.edits():
             if isinstance(edit, Override) and edit.name in edit.module.__dict__:
                 raise InvalidArgumentError(
@@ -182,11 +174,7 @@ def sides(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def square_side(size: int | Sequence[int]) -> int:
-    """Height and width of a patch, which are one.
-
-    Raises:
-        InvalidArgumentError: if they are two.
-    """
+    """Height and width of a patch, which must be one."""
     height, width = sides(size)
     if height != width:
         raise InvalidArgumentError(f"the model has patches of {height}x{width} pixels; rlt.patch needs square ones")

@@ -34,9 +34,6 @@ def checkpoint_statistics(model: Any) -> Statistics | None:
 
     Files are looked for in the folder that the model was loaded from, or in the cache of the Hugging Face hub. The
     network is not asked.
-
-    Raises:
-        InvalidArgumentError: if the file holds no mean and standard deviation of three channels.
     """
     source = str(getattr(model, "name_or_path", "") or "")
     if not source:

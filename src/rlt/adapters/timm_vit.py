@@ -1,69 +1,25 @@
 """Vision transformers of timm on frames of a video: an image model that sees a patch once for as long as it stands.
 
-Shape legend: B clips, F frames of all clips, N kept patches of all frames, T tokens of all frames (kept patches,
-and the prefix of each frame: class token, registers), L patches of a frame before dropping, P tokens of the prefix, S
-tokens that frames see, P + L for each that has tokens of its own, D model width, H heads, K width of a head.
+Shape legend: F frames of all clips, N kept patches of all frames, T tokens of all frames (kept patches, and the prefix
+of each frame: class token, registers), L patches of a frame before dropping, P tokens of the prefix, D model width, H
+heads, K width of a head.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any, ClassVar, cast
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from rlt.adapters.options import LastForward, PatchOptions
-from rlt.adapters.packed import Call, PackedPatch, embed_patches
+from rlt.adapters.options import PatchOptions
+from rlt.adapters.packed import PackedPatch, embed_patches
 from rlt.adapters.patching import Hook, Override
 from rlt.adapters.statistics import Statistics
 from rlt.errors import InvalidArgumentError
 from rlt.network.attention import packed_cross_attention
-from rlt.structures import Segments
-
-
-@dataclass(eq=False)
-class FramesCall(Call):
-    """A call whose segments are frames, each of which sees a whole picture."""
-
-    @classmethod
-    @override
-    def of(cls, mask: Tensor, extra: int = 0) -> FramesCall:
-        """Begin with which patches to keep, bool [B, frames of a clip, H', W'], and P."""
-        # Without prefix a frame that repeats the one before has nothing to run.
-        counts = tuple(count for count in mask.flatten(2).sum(2).flatten().tolist() if count + extra)
-        segments = Segments.from_lengths([count + extra for count in counts], device=mask.device)
-        return cls(LastForward(mask), mask.nonzero(), counts, segments, extra)
-
-    @cached_property
-    def counts(self) -> Tensor:
-        """int64 [F]: kept patches of each frame, of those without tokens too."""
-        return self.kept.mask.flatten(2).sum(2).flatten()
-
-    @cached_property
-    @override
-    def rows(self) -> Tensor:
-        """int64 [F, P + L]: the row that stands for each token of each frame."""
-        kept_F, device = self.counts, self.counts.device
-        # Kept patch number r lies behind the prefixes of its own frame and of those before it.
-        frame_F = torch.arange(len(kept_F), device=device)
-        frame_N = frame_F.repeat_interleave(kept_F, output_size=len(self.coords))
-        row_N = torch.arange(len(frame_N), device=device) + self.extra * (frame_N + 1)
-        patch_FL = row_N[self.kept.row_at_place()].view(len(kept_F), -1)
-        first_F1 = (kept_F.cumsum(0) - kept_F + self.extra * frame_F)[:, None]
-        return torch.cat([first_F1 + torch.arange(self.extra, device=device), patch_FL], dim=1)
-
-    @cached_property
-    def keys(self) -> Tensor:
-        """int64 [S]: the rows that frames see, one after the other."""
-        return self.rows[self.counts + self.extra > 0].flatten()
-
-    @cached_property
-    def seen(self) -> Segments:
-        """P + L keys of each frame that has tokens."""
-        return Segments.from_lengths([self.rows.shape[1]] * len(self.segments), device=self.rows.device)
 
 
 class TimmViTAdapter(PackedPatch):
@@ -83,12 +39,14 @@ class TimmViTAdapter(PackedPatch):
     library: ClassVar[str] = "timm"
     any_number_of_frames = True
     takes_images: ClassVar[bool] = True
+    by_frame: ClassVar[bool] = True
     attention = staticmethod(packed_cross_attention)
     """What runs within; another function of the same signature to compare with."""
 
     def __init__(self, model: nn.Module, options: PatchOptions) -> None:
         super().__init__(model, options)
         _check_supported(self.model)
+        self.extra_tokens = self.model.num_prefix_tokens
         options.check_runs("frames see a whole picture")
 
     @override
@@ -100,57 +58,42 @@ class TimmViTAdapter(PackedPatch):
     @override
     def edits(self) -> list[Override | Hook]:
         model = self.model
-        layers = [Override(module, "forward", partial(self.attend, module)) for module in self.attention_modules()]
-        paths = [
-            Override(module, "forward", partial(self.drop_paths, module))
-            for module in model.blocks.modules()
-            if type(module).__name__ == "DropPath"
-        ]
         return [
             Override(model, "forward_intermediates", self.refuse_intermediates),
             Override(model, "_pos_embed", self.add_positions),
             Override(model.patch_embed, "forward", self.embed),
-            Override(model.norm, "forward", self.normalise),
-            *layers,
-            *paths,
+            *(Override(module, "forward", partial(self.attend, module)) for module in self.attention_modules()),
+            *(Override(module, "forward", partial(self.drop_paths, module)) for module in _inside(model, "DropPath")),
+            Hook(model.norm, self.leave),
             Hook(model, self.finish),
         ]
 
     @override
     def attention_modules(self) -> list[nn.Module]:
-        return [module for module in self.model.blocks.modules() if type(module).__name__ == "Attention"]
+        return _inside(self.model, "Attention")
 
     @override
     def input_shape(self) -> tuple[int, int, int, int]:
-        # Of the smallest clip in which something can repeat.
-        return 2, self.model.patch_embed.proj.in_channels, *self.model.patch_embed.img_size
+        # Without a number that of the smallest clip in which something can repeat.
+        return (
+            self.options.frames_per_clip or 2,
+            self.model.patch_embed.proj.in_channels,
+            *self.model.patch_embed.img_size,
+        )
 
     @override
     def token_size(self) -> tuple[int, int]:
         return 1, self.model.patch_embed.patch_size[0]
 
-    @override
-    def static_shape(self) -> tuple[int, ...]:
-        return self.options.frames_per_clip or 2, *self.input_shape()[1:]  # images, not clips
-
-    @property
-    @override
-    def call(self) -> FramesCall:
-        return cast(FramesCall, super().call)
-
-    @override
-    def open_call(self, mask: Tensor) -> FramesCall:
-        return FramesCall.of(mask, self.model.num_prefix_tokens)
-
     def embed(self, images: Tensor) -> Tensor:
-        """Pixels [F, C, H, W], normalised float or uint8 -> embeddings of the kept patches [1, N, D].
-
-        Raises:
-            InvalidArgumentError: for images of another size than the model is made for, a batch that is no whole number
-                of clips, a rule whose tokens stand for no others, or dropout of attention weights in training.
-        """
+        """Pixels [F, C, H, W], normalised float or uint8 -> embeddings of the kept patches [1, N, D]."""
         self.options.check_runs("frames see a whole picture")
-        self._check_training()
+        drops = (getattr(getattr(module, "attn_drop", None), "p", 0) for module in self.attention_modules())
+        if self.model.training and any(drops):
+            raise InvalidArgumentError(
+                "the model drops attention weights in training, which packed attention cannot; create it with "
+                "attn_drop_rate=0, or call model.eval()"
+            )
         per_clip = self.options.frames_per_clip or max(len(images), 1)
         if images.ndim != 4 or len(images) == 0 or len(images) % per_clip:
             raise InvalidArgumentError(
@@ -169,20 +112,15 @@ class TimmViTAdapter(PackedPatch):
         # Under autocast positions and prefix stay float32, and with them all hidden states, as in the model itself.
         x_ND, drop = x_1ND[0], nn.Identity()  # a model without positions has no dropout behind them either
         if model.pos_embed is not None:
-            positions_D, drop = model.pos_embed[0], model.pos_drop
+            positions_LD, drop = model.pos_embed[0], model.pos_drop
             if not model.no_embed_class:
-                prefix_PD = prefix_PD + positions_D[: len(prefix_PD)]
-                positions_D = positions_D[len(prefix_PD) :]
-            x_ND = x_ND + positions_D.index_select(0, call.place % call.kept.mask[0, 0].numel())
-        frames = x_ND.split(call.num_kept)
-        return drop(torch.cat([part for x_nD in frames for part in (prefix_PD, x_nD)]))[None]
+                prefix_PD = prefix_PD + positions_LD[: len(prefix_PD)]
+                positions_LD = positions_LD[len(prefix_PD) :]
+            x_ND = x_ND + call.positions(positions_LD)
+        return drop(call.behind(prefix_PD, x_ND))[None]
 
     def attend(self, module: Any, x_1TD: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Attention layer of timm on packed frames, [1, T, D] -> [1, T, D].
-
-        Raises:
-            InvalidArgumentError: for a mask, which counts the tokens of an unpatched model.
-        """
+        """Attention layer of timm on packed frames, [1, T, D] -> [1, T, D]; no mask, which would count all tokens."""
         if attn_mask is not None or is_causal:
             raise InvalidArgumentError(
                 "attn_mask or is_causal is set; frames of a patched model are packed, leave it out"
@@ -202,57 +140,37 @@ class TimmViTAdapter(PackedPatch):
         return module.proj_drop(module.proj(x_TD))[None]
 
     def drop_paths(self, module: Any, x_1TD: Tensor) -> Tensor:
-        """Stochastic depth of timm on packed frames [1, T, D]: frame by frame, not all of them at once.
-
-        Draws one number per frame that has tokens, as the unpatched model does, so that equal seeds drop equal paths.
-        """
+        """Stochastic depth of timm on packed frames [1, T, D]: frame by frame, not all of them at once."""
         if not module.training or module.drop_prob == 0:
             return x_1TD
         share_kept = 1 - module.drop_prob
         lengths_F = self.call.segments.cu_seqlens.diff()
+        # One number per frame that has tokens, as in the unpatched model: equal seeds drop equal paths.
         scale_F = x_1TD.new_empty(len(lengths_F)).bernoulli_(share_kept)
         if share_kept > 0 and module.scale_by_keep:
             scale_F = scale_F / share_kept
         return x_1TD * scale_F.repeat_interleave(lengths_F, output_size=x_1TD.shape[1])[:, None]
 
-    def normalise(self, x_1TD: Tensor) -> Tensor:
-        """The last norm on [1, T, D], then frames [F, P + L, D] with every place filled.
-
-        Raises:
-            InvalidArgumentError: as `check_packed`, here as well for calls of `forward_features` alone.
-        """
-        self.check_packed()
-        norm = self.model.norm
-        return self.call.fill(type(norm).forward(norm, self.remember(x_1TD))[0])
+    def leave(self, _module: nn.Module, _inputs: object, x_1TD: Tensor) -> Tensor:
+        """Behind the last norm: [1, T, D] -> frames [F, P + L, D] with every place filled."""
+        self.check_packed()  # `finish` does not see calls of `forward_features` alone
+        return self.call.fill(self.remember(x_1TD)[0])
 
     def refuse_intermediates(self, *_: object, **__: object) -> None:
-        """Not offered.
-
-        Raises:
-            InvalidArgumentError: always.
-        """
+        """Not offered: always an InvalidArgumentError."""
         raise InvalidArgumentError(
             "forward_intermediates of a patched model is not offered; forward_features gives the last layer on the "
             "full grid, and rlt.unpatch brings the others back"
         )
 
-    def _check_training(self) -> None:
-        if not self.model.training:
-            return
-        for module in self.attention_modules():
-            if getattr(getattr(module, "attn_drop", None), "p", 0):
-                raise InvalidArgumentError(
-                    "the model drops attention weights in training, which packed attention cannot; create it with "
-                    "attn_drop_rate=0, or call model.eval()"
-                )
+
+def _inside(model: Any, kind: str) -> list[nn.Module]:
+    """Modules of the blocks whose class has this name."""
+    return [module for module in model.blocks.modules() if type(module).__name__ == kind]
 
 
 def _check_supported(model: Any) -> None:
-    """Hold that a model computes as `VisionTransformer` of timm does, with what this adapter can pack.
-
-    Raises:
-        InvalidArgumentError: naming what it cannot.
-    """
+    """Hold that a model computes as `VisionTransformer` of timm does, with what this adapter can pack."""
     base = next(kind for kind in type(model).__mro__ if kind.__name__ == "VisionTransformer")
     embedding = model.patch_embed
     patch = tuple(getattr(embedding, "patch_size", ()))

@@ -50,7 +50,6 @@ def build(family: str, size: Size | None = None, *, kind: str | None = None, see
 
     Raises:
         AttributeError: if the installed library has no such model.
-        InvalidArgumentError: for an unknown family.
         MissingDependencyError: if its library is not installed.
     """
     one_of([*FAMILIES, "timm"], family=family)
@@ -69,12 +68,7 @@ def build(family: str, size: Size | None = None, *, kind: str | None = None, see
 
 
 def inputs(model: Any, pixels: Tensor) -> dict[str, Tensor]:
-    """Arguments of a call with these clips.
-
-    Args:
-        model: of any family, also one with trained weights.
-        pixels: float [B, frames, 3, height, width], normalised as the model's processor does.
-    """
+    """Arguments of a call with clips [B, frames, 3, height, width], normalised as the model's processor does."""
     name = getattr(model, "main_input_name", None)
     if name is None:  # an image model of timm, for which frames are a batch
         return {"x": pixels.flatten(0, 1)}
@@ -84,13 +78,9 @@ def inputs(model: Any, pixels: Tensor) -> dict[str, Tensor]:
 def question(
     model: Any, pixels: Tensor, *, before: Sequence[int] = (1, 2), after: Sequence[int] = (3, 4, 5)
 ) -> dict[str, Tensor]:
-    """What the processor of a Qwen-VL model gives for text with one video in it, the same for each clip.
+    """What the processor of a Qwen-VL model gives for a video between words, the same ones for each clip.
 
-    Args:
-        model: whose patch and merge sizes count.
-        pixels: as for `inputs`; what is beyond whole merge groups is cut off.
-        before: words in front of the video.
-        after: words behind it.
+    `pixels` are as for `inputs`; what is beyond whole merge groups is cut off.
     """
     config, vision = model.config, model.config.vision_config
     patch_size, tubelet, merge = vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size
@@ -112,15 +102,10 @@ def question(
 
 
 def import_timm() -> Any:
-    """The package.
-
-    Raises:
-        MissingDependencyError: if it cannot be imported. It needs torchvision, which fails with a RuntimeError beside a
-            torch that it was not built for.
-    """
+    """The package, which no other module imports."""
     try:
         import timm
-    except (ImportError, RuntimeError) as error:
+    except (ImportError, RuntimeError) as error:  # of torchvision beside a torch that it was not built for
         raise MissingDependencyError(f"timm cannot be imported ({error}); install it with: pip install timm") from error
     return timm
 

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from rlt.adapters.interface import InterfacePatch
 from rlt.adapters.packed import embed_patches
-from rlt.adapters.patching import Hook, Override, square_side
+from rlt.adapters.patching import Hook, Override
 
 
 class VJEPA2Adapter(InterfacePatch):
@@ -25,18 +25,20 @@ class VJEPA2Adapter(InterfacePatch):
     @property
     @override
     def encoder(self) -> Any:
-        return getattr(self.model, "vjepa2", self.model).encoder
+        return self.model.base_model.encoder
+
+    @property
+    @override
+    def fills(self) -> bool:
+        return True  # also for the classifier, whose pooler picks the kept tokens out again
 
     @override
     def edits(self) -> list[Override | Hook]:
-        found: list[Override | Hook] = [
-            Override(self.encoder.embeddings, "forward", self.embed),
-            Override(self.encoder.layernorm, "forward", self.normalise),
-            *(Override(module, "get_position_ids", self.positions) for module in self.attention_modules()),
-        ]
+        found = super().edits()
+        found += [Override(module, "get_position_ids", self.positions) for module in self.attention_modules()]
         if hasattr(self.model, "pooler"):
             found.append(Override(self.model.pooler, "forward", self.pool))
-        return [*found, *super().edits()]
+        return found
 
     @override
     def attention_modules(self) -> list[nn.Module]:
@@ -48,15 +50,8 @@ class VJEPA2Adapter(InterfacePatch):
         return config.frames_per_clip, config.in_chans, config.crop_size, config.crop_size
 
     @override
-    def token_size(self) -> tuple[int, int]:
-        return self.model.config.tubelet_size, square_side(self.model.config.patch_size)
-
     def embed(self, pixel_values_videos: Tensor) -> Tensor:
-        """Pixels [B, frames, C, H, W] -> kept tokens of all clips, [1, T, D]. Positions come in later.
-
-        Raises:
-            InvalidArgumentError: for clips of another size than the model is made for.
-        """
+        # Without positions, which turn queries and keys.
         tubelet_size = self.model.config.tubelet_size
         if pixel_values_videos.ndim == 5 and 0 < pixel_values_videos.shape[1] < tubelet_size:
             pixel_values_videos = pixel_values_videos.repeat(1, tubelet_size, 1, 1, 1)  # as the model does
@@ -67,11 +62,6 @@ class VJEPA2Adapter(InterfacePatch):
         del x, masks
         _, time, row, column = self.call.coords.unbind(1)
         return time, row, column
-
-    def normalise(self, hidden_states: Tensor) -> Tensor:
-        """The last LayerNorm on [1, T, D], then the filled grid of each clip, [B, L, D]."""
-        layernorm = self.encoder.layernorm
-        return self.call.fill(type(layernorm).forward(layernorm, self.remember(hidden_states))[0])
 
     def pool(self, hidden_state: Tensor) -> Tensor:
         """Pool [B, L, D] -> [B, D], clip by clip over the kept tokens, or over the filled grid if that is asked for."""

@@ -31,7 +31,6 @@ from rlt.checks import some
 from rlt.errors import CheckpointError
 from rlt.network.positions import sinusoid_table
 from rlt.network.vit import MODEL_TYPE, VisionTransformer, ViTConfig
-from rlt.weights import key_problems
 
 _WRAPPERS = ("module", "model", "state_dict")
 _PREFIXES = ("module.", "backbone.", "_orig_mod.", "model.")
@@ -77,6 +76,8 @@ class _Opened:
     config: dict[str, object] | None = None
     preprocessor: dict[str, object] | None = None
     ignored: dict[str, str] = field(default_factory=dict)
+    num_positions: int | None = None
+    """Rows of the stored position table, if there is one."""
 
 
 def load_checkpoint(
@@ -84,10 +85,7 @@ def load_checkpoint(
 ) -> VisionTransformer:
     """Build the model of a checkpoint, in evaluation mode with float32 weights (half precision is widened).
 
-    The arguments are those of `read_checkpoint`; its report is logged.
-
-    Raises:
-        CheckpointError: as `read_checkpoint`.
+    Arguments and errors are those of `read_checkpoint`; its report is logged.
     """
     config, state, report = read_checkpoint(source, num_classes=num_classes, new_head=new_head, num_heads=num_heads)
     _log.info("%s", report)
@@ -169,13 +167,12 @@ def read_checkpoint(
             f"{source} is no VideoMAE-style checkpoint (keys: {some(opened.tensors)}); "
             f"supported are {', '.join(known.title for known in LAYOUTS)}"
         )
-    num_positions = _set_aside(opened, layout, new_head)
+    _set_aside(opened, layout, new_head)
     depth = max(1, count_blocks(layout.rules, opened.tensors))
     translation = to_ours(layout.rules, opened.tensors, depth)
     _check_translation(opened.source, layout, translation)
-    notes = _notes(layout, translation)
     state = {name: tensor.float() for name, tensor in translation.state.items()}
-    config = _config_of(opened, layout, state, num_heads, num_positions, new_head)
+    config = _config_of(opened, layout, state, depth, num_heads, blocks_only=new_head)
     config, new = _settle_head(opened, config, state, num_classes, new_head)
     with torch.device("meta"):
         problems = weights.misfits(VisionTransformer(config), state, fresh=new)
@@ -183,8 +180,8 @@ def read_checkpoint(
         raise CheckpointError(
             f"{source} ({layout.title} layout) disagrees with its own sizes: {problems}; get it again"
         )
-    report = LoadReport(opened.source, layout.name, len(state), new, tuple(opened.ignored.items()), notes)
-    return config, state, report
+    ignored, notes = tuple(opened.ignored.items()), _notes(layout, translation)
+    return config, state, LoadReport(opened.source, layout.name, len(state), new, ignored, notes)
 
 
 def _open(source: str | Path) -> _Opened:
@@ -232,15 +229,14 @@ def _check_model_type(opened: _Opened, layout: Layout | None) -> None:
         )
 
 
-def _set_aside(opened: _Opened, layout: Layout, new_head: bool) -> int | None:
-    """Move keys that are expected and not loaded to `ignored`; the number of stored positions, if there are any."""
-    num_positions = None
+def _set_aside(opened: _Opened, layout: Layout, new_head: bool) -> None:
+    """Move keys that are expected and not loaded to `ignored`."""
     kept: dict[str, Tensor] = {}
     for key, tensor in opened.tensors.items():
         name = layout.canonical(key)
         reason = next((reason for start, reason in layout.ignored if name.startswith(start)), None)
         if name == layout.positions:
-            num_positions = _check_positions(opened.source, key, tensor)
+            opened.num_positions = _check_positions(opened.source, key, tensor)
             reason = "the fixed position table"
         elif name.startswith(layout.final_norm or "\0") and new_head:
             reason = "norm that a new head replaces"
@@ -251,7 +247,6 @@ def _set_aside(opened: _Opened, layout: Layout, new_head: bool) -> int | None:
         else:
             kept[name] = tensor
     opened.tensors = kept
-    return num_positions
 
 
 def _check_positions(source: str, key: str, tensor: Tensor) -> int:
@@ -269,7 +264,7 @@ def _check_translation(source: str, layout: Layout, translation: Translation) ->
     mis_shaped = [*translation.mis_shaped, *integers]
     if not (missing or translation.unexpected or mis_shaped):
         return
-    problems = key_problems(missing, translation.unexpected, mis_shaped)
+    problems = weights.key_problems(missing, translation.unexpected, mis_shaped)
     hint = "only complete, unquantised VideoMAE-style ViTs can be loaded"
     if any(name.endswith(("gamma_1", "gamma_2")) for name in translation.unexpected):
         hint = "layer scale (gamma_1, gamma_2) is not supported"
@@ -298,24 +293,24 @@ def _config_of(
     opened: _Opened,
     layout: Layout,
     state: Mapping[str, Tensor],
+    depth: int,
     num_heads: int | None,
-    num_positions: int | None,
-    new_head: bool,
+    *,
+    blocks_only: bool,
 ) -> ViTConfig:
     """The configuration with the head as it is stored."""
     classes = state["head.bias"].numel() if "head.bias" in state else 0
     if opened.config is None:
-        return _config_of_tensors(opened, layout, state, num_heads, num_positions).replace(num_classes=classes)
+        return _config_of_tensors(opened, layout, state, depth, num_heads).replace(num_classes=classes)
     if layout.name == "rlt":
         config = ViTConfig.from_dict(opened.config, opened.source)
     else:
         config = hf_config.config_from_hf(
-            opened.config, opened.preprocessor, num_classes=classes, source=opened.source, blocks_only=new_head
+            opened.config, opened.preprocessor, num_classes=classes, source=opened.source, blocks_only=blocks_only
         )
-    blocks = count_blocks(layout.rules, opened.tensors)
-    if config.depth != blocks:
+    if config.depth != depth:
         raise CheckpointError(
-            f"{opened.source} says depth {config.depth}, its weights have {blocks} blocks; get it again"
+            f"{opened.source} says depth {config.depth}, its weights have {depth} blocks; get it again"
         )
     if num_heads not in (None, config.num_heads):
         raise CheckpointError(f"{opened.source} has {config.num_heads} heads; leave out num_heads={num_heads}")
@@ -323,7 +318,7 @@ def _config_of(
 
 
 def _config_of_tensors(
-    opened: _Opened, layout: Layout, state: Mapping[str, Tensor], num_heads: int | None, num_positions: int | None
+    opened: _Opened, layout: Layout, state: Mapping[str, Tensor], depth: int, num_heads: int | None
 ) -> ViTConfig:
     width = state["patch_embed.bias"].numel()
     heads = num_heads or NUM_HEADS.get(width)
@@ -333,21 +328,23 @@ def _config_of_tensors(
         )
     embedding = next(rule.theirs[0] for rule in layout.rules if rule.ours == "patch_embed.weight")
     patches = patches_of(opened.tensors[embedding])
-    config = ViTConfig(layer_norm_eps=layout.layer_norm_eps, head_norm_eps=layout.head_norm_eps).replace(
+    config = ViTConfig(
         width=width,
-        depth=count_blocks(layout.rules, opened.tensors),
+        depth=depth,
         num_heads=heads,
         mlp_width=state["blocks.0.mlp.fc1.bias"].numel(),
         tubelet_size=patches.tubelet_size,
         patch_size=patches.patch_size,
         qkv_bias="blocks.0.attn.q_bias" in state,
+        layer_norm_eps=layout.layer_norm_eps,
+        head_norm_eps=layout.head_norm_eps,
     )
     if "length_embed" in state:
         time_steps = state["length_embed"].numel() // width
         return config.replace(length_encoding="learned", num_frames=time_steps * patches.tubelet_size)
     places_per_step = (config.image_size // patches.patch_size) ** 2
-    if num_positions and num_positions % places_per_step == 0:
-        return config.replace(num_frames=num_positions // places_per_step * patches.tubelet_size)
+    if opened.num_positions and opened.num_positions % places_per_step == 0:
+        return config.replace(num_frames=opened.num_positions // places_per_step * patches.tubelet_size)
     return config
 
 

@@ -116,12 +116,22 @@ _HF_SPECIAL = (
     ),
 )
 _DECODER = tuple((start, "decoder of the pretraining") for start in ("decoder.", "encoder_to_decoder.", "mask_token"))
-_HF_ALIASES = (  # in memory transformers 5 says query.bias, on disk and before version 5 q_bias
-    (r"\.attention\.attention\.query\.bias$", ".attention.attention.q_bias"),
-    (r"\.attention\.attention\.value\.bias$", ".attention.attention.v_bias"),
-    (r"^(embeddings\.|encoder\.layer\.|layernorm\.)", r"videomae.\1"),  # VideoMAEModel alone
-)
 _HF_PATCHES = "videomae.embeddings.patch_embeddings.projection.weight"
+_HF = Layout(
+    "hf",
+    "Hugging Face",
+    markers=(_HF_PATCHES,),
+    rules=_rules(_HF_NAMES, _HF_SPECIAL, "videomae."),
+    final_norm="videomae.layernorm.",
+    positions="videomae.embeddings.position_embeddings",
+    aliases=(  # in memory transformers 5 says query.bias, on disk and before version 5 q_bias
+        (r"\.attention\.attention\.query\.bias$", ".attention.attention.q_bias"),
+        (r"\.attention\.attention\.value\.bias$", ".attention.attention.v_bias"),
+        (r"^(embeddings\.|encoder\.layer\.|layernorm\.)", r"videomae.\1"),  # VideoMAEModel alone
+    ),
+    layer_norm_eps=1e-12,
+    head_norm_eps=1e-5,
+)
 
 LAYOUTS: tuple[Layout, ...] = (
     Layout(
@@ -146,28 +156,15 @@ LAYOUTS: tuple[Layout, ...] = (
         final_norm="norm.",
         positions="pos_embed",
     ),
-    Layout(
-        "hf_pretrain",
-        "Hugging Face pretraining",
+    replace(
+        _HF,
+        name="hf_pretrain",
+        title="Hugging Face pretraining",
         markers=(_HF_PATCHES, "mask_token"),
-        rules=_rules(_HF_NAMES, _HF_SPECIAL, "videomae."),
         ignored=(*_DECODER, ("videomae.layernorm.", "norm that fine-tuning replaces")),
-        positions="videomae.embeddings.position_embeddings",
-        aliases=_HF_ALIASES,
-        layer_norm_eps=1e-12,
-        head_norm_eps=1e-5,
+        final_norm="",
     ),
-    Layout(
-        "hf",
-        "Hugging Face",
-        markers=(_HF_PATCHES,),
-        rules=_rules(_HF_NAMES, _HF_SPECIAL, "videomae."),
-        final_norm="videomae.layernorm.",
-        positions="videomae.embeddings.position_embeddings",
-        aliases=_HF_ALIASES,
-        layer_norm_eps=1e-12,
-        head_norm_eps=1e-5,
-    ),
+    _HF,
 )
 """All layouts that can be read, in the order in which they are tried."""
 

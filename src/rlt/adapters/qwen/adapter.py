@@ -16,19 +16,21 @@ from rlt.adapters.options import PatchOptions
 from rlt.adapters.patching import Hook, Override, Patch
 from rlt.adapters.qwen.calls import Arguments
 from rlt.adapters.qwen.positions import (
+    GroupView,
     KeptPast,
     LastVideos,
     cache_of,
-    choose_groups,
     flat_mask,
     full_features,
     group_grids,
     kept_features,
     tower_arguments,
     vision_tools,
+    with_features,
 )
 from rlt.adapters.statistics import Statistics, warn_unless_normalised
 from rlt.errors import InvalidArgumentError
+from rlt.tokens.rules import apply_rule
 
 CLIP: Statistics = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALVES: Statistics = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -72,7 +74,7 @@ class QwenVLAdapter(Patch):
     @override
     def token_size(self) -> tuple[int, int]:
         embed = self.inner.visual.patch_embed
-        return _whole(embed.temporal_patch_size), _whole(embed.patch_size)
+        return embed.temporal_patch_size, embed.patch_size
 
     @property
     def inner(self) -> Any:
@@ -115,13 +117,9 @@ class QwenVLAdapter(Patch):
     # What happens around `forward`
 
     def before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Replace the arguments of a call with a video, or with a cache whose video lost tokens, by shorter ones.
-
-        Raises:
-            InvalidArgumentError: if grid, pixels, placeholders and mask do not fit each other.
-        """
+        """Replace the arguments of a call with a video, or with a cache whose video lost tokens, by shorter ones."""
         self._call = None
-        call = Arguments.of(self.model, self.inner, args, kwargs)
+        call = Arguments(self.model, self.inner, args, kwargs)
         past = KeptPast.of(call.cache)
         found = self._video(call)
         if found is not None:
@@ -140,49 +138,39 @@ class QwenVLAdapter(Patch):
                     cache.rlt_kept = past
 
     def encode(self, pixels: Tensor, grid_thw: Tensor, masks: list[Tensor]) -> Any:
-        """Run the tower on the kept groups.
-
-        Args:
-            pixels: float [P, values per patch], all patches.
-            grid_thw: int [videos, 3] in patches.
-            masks: bool [T', H', W'] of each video in groups.
-
-        Returns:
-            The tower's output; `pooler_output` has float [kept groups, D] of each video.
-        """
+        """The tower's output for the kept groups of all patches; `pooler_output` is float [groups, D] of each video."""
         visual, kept_G = self.inner.visual, flat_mask(masks)
         rows = pixels[kept_G.repeat_interleave(visual.spatial_merge_size**2)].type(visual.dtype)
         output = visual(rows, grid_thw=grid_thw, return_dict=True, **tower_arguments(visual, grid_thw, kept_G))
         counts = [int(mask.sum()) for mask in masks]
-        output.pooler_output = output.pooler_output.split(counts)
-        if getattr(output, "deepstack_features", None) is not None:
-            output.deepstack_features = [layer.split(counts) for layer in output.deepstack_features]
-        return output
+        return with_features(output, lambda features: features.split(counts))
 
     def choose(self, pixels: Tensor, grid_thw: Tensor | None) -> list[Tensor]:
         """Which groups to keep, bool [T', H', W'] of each video; also the record of the call."""
-        spec = self.spec
+        spec, merge = self.spec, self.inner.visual.spatial_merge_size
         if pixels.ndim != 2 or pixels.shape[1] != spec.values_per_token:
             raise InvalidArgumentError(
                 f"pixel_values_videos has shape {list(pixels.shape)}; the model needs [patches, "
                 f"{spec.values_per_token}], as its processor gives it"
             )
-        grids = group_grids(grid_thw, pixels.shape[0], self.inner.visual.spatial_merge_size)
+        grids = group_grids(grid_thw, pixels.shape[0], merge)
         warn_unless_normalised(pixels, spec)
-        masks = choose_groups(pixels, grids, self.options.rule, spec)
+        videos = pixels.split([grid.num_tokens * merge**2 for grid in grids])
+        views = [GroupView(rows, grid, merge, spec) for rows, grid in zip(videos, grids, strict=True)]
+        masks = [apply_rule(self.options.rule, view, [number])[0] for number, view in enumerate(views)]
         self.last = LastVideos.of(masks)
         return masks
 
     def _video(self, call: Arguments) -> tuple[Any, list[Tensor]] | None:
         """The tower's output for kept groups, and the masks; None if there is no video or nothing is dropped."""
         pixels = call.get("pixel_values_videos")
-        encoded = (call.get("mm_encoder_outputs") or {}).get("video")
         if pixels is not None:
             masks = self.choose(pixels, call.get("video_grid_thw"))
             call.check_placeholders(masks)
             if all(bool(mask.all()) for mask in masks):
                 return None
             return self.encode(pixels, call["video_grid_thw"], masks), masks
+        encoded = (call.get("mm_encoder_outputs") or {}).get("video")
         found = None if encoded is None else kept_features(encoded)
         if found is not None:
             call.check_placeholders(found[1])
@@ -192,18 +180,13 @@ class QwenVLAdapter(Patch):
 
     def encode_for_generation(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
         """What `generate` does before the first step: features of all placeholders, here with dropped ones marked."""
-        pixels, grid_thw = model_kwargs.get("pixel_values_videos"), model_kwargs.get("video_grid_thw")
         original = type(self.model)._prepare_multimodal_encoder_kwargs_for_generation
-        if pixels is None:
-            return dict(original(self.model, model_kwargs))
-        masks = self.choose(pixels, grid_thw)
+        rest = dict(model_kwargs)
+        pixels, grid_thw = (rest.pop(name, None) for name in ("pixel_values_videos", "video_grid_thw"))
+        masks = [] if pixels is None else self.choose(pixels, grid_thw)
         if all(bool(mask.all()) for mask in masks):
             return dict(original(self.model, model_kwargs))
-        assert grid_thw is not None, "choose has looked at it"
         video = full_features(self.encode(pixels, grid_thw, masks), masks)
-        rest = {
-            name: value for name, value in model_kwargs.items() if name not in ("pixel_values_videos", "video_grid_thw")
-        }
         found = dict(original(self.model, rest))
         found["mm_encoder_outputs"] = {**found["mm_encoder_outputs"], "video": video}
         return found
@@ -225,8 +208,3 @@ class QwenVLAdapter(Patch):
         if past is not None and types is not None and not bool(types[:, past.full(cache) :].any()):
             model_kwargs = {name: value for name, value in model_kwargs.items() if name != "mm_token_type_ids"}
         return type(self.model)._prepare_position_ids_for_generation(self.model, inputs_tensor, model_kwargs)
-
-
-def _whole(size: Any) -> int:
-    """Patch sizes are numbers, or lists of equal ones."""
-    return int(size if isinstance(size, int) else size[0])

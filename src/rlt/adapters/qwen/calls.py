@@ -6,7 +6,6 @@ Shape legend: B rows of text, L columns of text, K columns that are left.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,38 +15,23 @@ from rlt.adapters.qwen.positions import Columns, KeptPast, cache_of, flat_mask
 from rlt.errors import InvalidArgumentError
 
 
-@dataclass(frozen=True, eq=False)
-class Arguments:
-    """Those of one call of `forward`, of the model with head or of the bare one."""
+class Arguments(dict[str, Any]):
+    """Those of one call of `forward`, by name, of the model with head or of the bare one."""
 
-    model: Any
-    """The one that is called."""
-    inner: Any
-    """The bare model with tower and language model; may be `model` itself."""
-    arguments: dict[str, Any]
-    """By name."""
-
-    @classmethod
-    def of(cls, model: Any, inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-        """Name positional arguments, as the signature of the model's class does."""
-        if not args:
-            return cls(model, inner, dict(kwargs))
-        named = inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments
-        more = named.pop("kwargs", {})
-        return cls(model, inner, {name: value for name, value in (named | more).items() if name != "self"})
-
-    def __getitem__(self, name: str) -> Any:
-        """An argument that is given."""
-        return self.arguments[name]
-
-    def get(self, name: str) -> Any:
-        """An argument; None if it is not given."""
-        return self.arguments.get(name)
+    def __init__(self, model: Any, inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """`model` is the one that is called, `inner` the bare one with tower and language model, may be the same."""
+        if args:
+            named = inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments
+            more = named.pop("kwargs", {})
+            kwargs = {**named, **more}
+            del kwargs["self"]
+        super().__init__(kwargs)
+        self.model, self.inner = model, inner
 
     @property
     def cache(self) -> Any:
         """The key-value cache; None if none is given."""
-        return cache_of(self.arguments)
+        return cache_of(self)
 
     @property
     def text(self) -> Tensor:
@@ -56,14 +40,7 @@ class Arguments:
         return found
 
     def check_placeholders(self, masks: list[Tensor]) -> None:
-        """Hold that the text has a placeholder for every group.
-
-        Args:
-            masks: bool [T', H', W'] of each video in groups.
-
-        Raises:
-            InvalidArgumentError: if it has more or fewer.
-        """
+        """Hold that the text has a placeholder for every group, which masks are bool [T', H', W'] of each video."""
         _, videos_BL = self.placeholders()
         given, needed = int(videos_BL.sum()), sum(mask.numel() for mask in masks)
         if given != needed:
@@ -90,53 +67,38 @@ class Arguments:
 
         Returns:
             The arguments of the shorter call, and what its cache will hold.
-
-        Raises:
-            InvalidArgumentError: if an argument does not fit the columns of the unpatched model, or names some of them.
         """
         images_BL, videos_BL = self.placeholders()
-        length = images_BL.shape[1]
-        cache = self.cache
-        past_length = 0 if cache is None else past.full(cache) if past else int(cache.get_seq_length())
-        given = self._text_mask(past_length + length)
-        valid_BL = torch.ones_like(videos_BL) if given is None else given[:, past_length:].bool()
+        past = past or KeptPast(videos_BL[:, :0], 0, padded=False)
+        past_length, length = past.full(self.cache), videos_BL.shape[1]
+        given, shown = self._text_masks(past_length + length)
+        valid_BL = shown[:, past_length:]
         kept_BL = valid_BL | images_BL | videos_BL  # features exist for every placeholder, whatever the mask says
         kept_BL = kept_BL.masked_scatter(videos_BL, flat_mask(masks).to(kept_BL.device))
         columns = Columns.of(kept_BL, right=not bool(valid_BL[:, -1].all()))
 
         shorter = self._shorter_text(columns)
         shorter["position_ids"] = columns.take(self._positions(past_length, length, given), 0)
-        attention = columns.take(valid_BL, 0)
-        if past is not None:
-            attention = torch.cat([past.mask(cache, given), attention], dim=1)
-        elif past_length:
-            before = attention.new_ones(attention.shape[0], past_length) if given is None else given[:, :past_length]
-            attention = torch.cat([before.bool(), attention], dim=1)
+        attention = torch.cat([past.mask(self.cache, shown), columns.take(valid_BL, 0)], dim=1)
         shorter["attention_mask"] = attention.to(torch.int64 if given is None else given.dtype)
         padded = not bool(attention.all())
         if given is None and not padded:
             shorter["attention_mask"] = None  # as the caller had it, which lets attention take its faster path
         shorter["mm_encoder_outputs"] = self._features(video)
-        shorter = {**self.arguments, **shorter, "pixel_values": None, "pixel_values_videos": None}
+        shorter = {**self, **shorter, "pixel_values": None, "pixel_values_videos": None}
         return shorter, KeptPast(attention, past_length + length, padded)
 
     def go_on(self, past: KeptPast) -> dict[str, Any]:
-        """Arguments for text after a video that lost tokens.
-
-        Raises:
-            InvalidArgumentError: if `attention_mask` does not count the columns of the unpatched model.
-        """
+        """Arguments for text after a video that lost tokens."""
         cache = self.cache
         before, length = past.full(cache), self.text.shape[1]
-        mask = self._text_mask(before + length)
+        mask, shown = self._text_masks(before + length)
         shorter: dict[str, Any] = {}
         if mask is not None or past.padded:
-            attention = past.mask(cache, mask)
-            tail = attention.new_ones(attention.shape[0], length) if mask is None else mask[:, before:].bool()
-            shorter["attention_mask"] = torch.cat([attention, tail], dim=1).to(torch.int64)
+            shorter["attention_mask"] = torch.cat([past.mask(cache, shown), shown[:, before:]], dim=1).to(torch.int64)
         if self.get("position_ids") is None:
             shorter["position_ids"] = self._positions(before, length, mask)
-        return {**self.arguments, **shorter}
+        return {**self, **shorter}
 
     def _shorter_text(self, columns: Columns) -> dict[str, Any]:
         config = self.model.config
@@ -158,17 +120,13 @@ class Arguments:
     def _features(self, video: Any) -> dict[str, Any]:
         features = {**(self.get("mm_encoder_outputs") or {}), "video": video}
         if self.get("pixel_values") is not None:
-            own = {
-                name: value
-                for name, value in self.arguments.items()
-                if name.startswith("image_") and name != "image_grid_thw"
-            }
-            features["image"] = self.inner.get_image_features(
-                self["pixel_values"], self.get("image_grid_thw"), return_dict=True, **own
-            )
+            own = {name: value for name, value in self.items() if name.startswith("image_")}
+            grid = own.pop("image_grid_thw", None)
+            features["image"] = self.inner.get_image_features(self["pixel_values"], grid, return_dict=True, **own)
         return features
 
-    def _text_mask(self, length: int) -> Tensor | None:
+    def _text_masks(self, length: int) -> tuple[Tensor | None, Tensor]:
+        """The mask that is given, if any, and bool [B, length], True without one."""
         mask = self.get("attention_mask")
         if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] != length):
             shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
@@ -176,7 +134,8 @@ class Arguments:
                 f"attention_mask is {shape}; the columns of the unpatched model are needed, [rows, {length}], and no "
                 "static cache"
             )
-        return mask
+        shown = torch.ones(len(self.text), length, device=self.text.device) if mask is None else mask
+        return mask, shown.bool()
 
     def _positions(self, past_length: int, length: int, mask: Tensor | None) -> Tensor:
         """int64 [3, B, L]: the positions that the unpatched model gives these columns."""
@@ -185,7 +144,7 @@ class Arguments:
         if given is None:
             if mask is None and past_length:
                 mask = torch.ones(text.shape[0], past_length + length, dtype=torch.int64, device=text.device)
-            known = {**self.arguments, "attention_mask": mask, "inputs_embeds": text.new_empty(*text.shape[:2], 0)}
+            known = {**self, "attention_mask": mask, "inputs_embeds": text.new_empty(*text.shape[:2], 0)}
             known |= dict.fromkeys(("cache", "past_key_values"), self.cache)  # since transformers 5.24, and before
             names = inspect.signature(self.inner.compute_3d_position_ids).parameters
             given = self.inner.compute_3d_position_ids(**{name: known.get(name) for name in names})

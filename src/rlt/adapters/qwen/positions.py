@@ -9,11 +9,9 @@ values per patch, B rows of text, L columns of text, K columns left, T' time ste
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -23,12 +21,10 @@ from typing_extensions import override
 
 from rlt.adapters.interface import import_transformers
 from rlt.adapters.options import LastForward
-from rlt.errors import InvalidArgumentError, MissingDependencyError
+from rlt.errors import InvalidArgumentError
 from rlt.structures import PatchSpec, TokenGrid
-from rlt.tokens import PatchView, Rule
-from rlt.tokens.rules import apply_rule
+from rlt.tokens import PatchView
 
-Grid = tuple[int, int, int]
 OLDEST_TRANSFORMERS = (5, 23)
 DROPPED = float("-inf")
 """Features of dropped groups on their way through `generate`, which wants as many as there are placeholders."""
@@ -41,22 +37,21 @@ class LastVideos(LastForward):
     `mask` is bool [videos, T', H', W'] with the sizes of the largest video, False outside of smaller ones.
     """
 
-    grids: tuple[Grid, ...] = ()
+    grids: tuple[TokenGrid, ...] = ()
     """T', H', W' in groups of each video."""
 
     @classmethod
     def of(cls, masks: list[Tensor]) -> LastVideos:
         """From bool [T', H', W'] of each video."""
-        largest = [max(mask.shape[axis] for mask in masks) for axis in range(3)]
-        together = masks[0].new_zeros(len(masks), *largest)
-        for number, mask in enumerate(masks):
-            time, height, width = mask.shape
-            together[number, :time, :height, :width] = mask
-        return cls(together, tuple((mask.shape[0], mask.shape[1], mask.shape[2]) for mask in masks))
+        largest = [max(sizes) for sizes in zip(*(mask.shape for mask in masks), strict=True)]
+        last = cls(masks[0].new_zeros(len(masks), *largest), tuple(TokenGrid(*mask.shape) for mask in masks))
+        for ours, mask in zip(last.masks, masks, strict=True):
+            ours.copy_(mask)
+        return last
 
     @property
     def masks(self) -> tuple[Tensor, ...]:
-        """bool [T', H', W'] of each video in its own size."""
+        """bool [T', H', W'] of each video in its own size, views of `mask`."""
         return tuple(
             mask[:time, :height, :width] for mask, (time, height, width) in zip(self.mask, self.grids, strict=True)
         )
@@ -64,7 +59,7 @@ class LastVideos(LastForward):
     @property
     def dense_per_video(self) -> tuple[int, ...]:
         """Tokens of each video before anything is dropped."""
-        return tuple(time * height * width for time, height, width in self.grids)
+        return tuple(grid.num_tokens for grid in self.grids)
 
     @property
     @override
@@ -80,72 +75,42 @@ class LastVideos(LastForward):
         return f"LastVideos({list(self.num_kept)} of {list(self.dense_per_video)} tokens per video)"
 
 
-def group_grids(grid_thw: Tensor | None, rows: int, merge: int) -> list[Grid]:
-    """Time steps, rows and columns of groups of each video.
-
-    Args:
-        grid_thw: int [videos, 3], time steps, rows and columns of patches, as the processor gives it.
-        rows: of `pixel_values_videos`.
-        merge: patches along a side of a group.
-
-    Raises:
-        InvalidArgumentError: if the grid is missing, does not fit the rows, or cannot be cut into groups.
-    """
+def group_grids(grid_thw: Tensor | None, rows: int, merge: int) -> list[TokenGrid]:
+    """T', H', W' in groups of each video, from the processor's int [videos, 3] in patches; a group is merge x merge."""
     if grid_thw is None or grid_thw.ndim != 2 or grid_thw.shape[1] != 3:
         given = None if grid_thw is None else f"of shape {list(grid_thw.shape)}"
         raise InvalidArgumentError(
             f"video_grid_thw is {given} beside pixel_values_videos; pass the processor's, int [videos, 3]"
         )
-    grids = [(int(time), int(height), int(width)) for time, height, width in grid_thw.tolist()]
-    needed = sum(time * height * width for time, height, width in grids)
+    grids = [TokenGrid(*grid) for grid in grid_thw.tolist()]
+    needed = sum(grid.num_tokens for grid in grids)
     if needed != rows:
         raise InvalidArgumentError(
             f"pixel_values_videos has {rows} rows; video_grid_thw {[list(grid) for grid in grids]} needs {needed}; "
             "pass both from one call of the processor"
         )
     for grid in grids:
-        if min(grid) < 1 or grid[1] % merge or grid[2] % merge:
+        if min(grid) < 1 or grid.height % merge or grid.width % merge:
             raise InvalidArgumentError(
                 f"video_grid_thw has {list(grid)}; rows and columns must be multiples of {merge}, the merge size"
             )
-    return [(time, height // merge, width // merge) for time, height, width in grids]
+    return [TokenGrid(time, height // merge, width // merge) for time, height, width in grids]
 
 
 class GroupView(PatchView):
-    """One video as rules see it: a token is a merge group, and differs as much as its patch that differs most.
+    """One video as rules see it: a token is a merge group, and differs as much as its patch that differs most."""
 
-    Args:
-        rows_PV: normalised pixels in the processor's order: (T', H', W', patch in group) rows of (channel, frame, row,
-            column) values.
-        grid: T', H', W' in groups.
-        spec: how frames are cut into patches.
-    """
-
-    def __init__(self, rows_PV: Tensor, grid: Grid, spec: PatchSpec) -> None:
-        time, height, width = grid
-        self.merge = math.isqrt(len(rows_PV) // (time * height * width))
+    def __init__(self, rows_PV: Tensor, grid: TokenGrid, merge: int, spec: PatchSpec) -> None:
+        # Rows are in the processor's order, (T', H', W', patch in group), their values (channel, frame, row, column).
         side = spec.patch_size
-        cut = rows_PV.view(time, height, width, self.merge, self.merge, -1, spec.tubelet_size, side, side)
+        cut = rows_PV.view(*grid, merge, merge, -1, spec.tubelet_size, side, side)
         frames = cut.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).flatten(6).flatten(3, 5).flatten(0, 1)[None]
         super().__init__(frames, spec)
-        self.grid = TokenGrid(*grid)
+        self.grid, self.merge = grid, merge
 
     @override
     def _compute_differences(self) -> Tensor:
         return super()._compute_differences().unflatten(3, (-1, self.merge)).unflatten(2, (-1, self.merge)).amax((3, 5))
-
-
-@torch.no_grad()
-def choose_groups(rows_PV: Tensor, grids: Sequence[Grid], rule: Rule, spec: PatchSpec) -> list[Tensor]:
-    """Which groups to keep: bool [T', H', W'] of each video.
-
-    Raises:
-        InvalidArgumentError: if a budget does not hold the first time step.
-    """
-    groups = [time * height * width for time, height, width in grids]
-    unit = rows_PV.shape[0] // sum(groups)
-    videos = zip(rows_PV.split([unit * count for count in groups]), grids, strict=True)
-    return [apply_rule(rule, GroupView(*video, spec), [number])[0] for number, video in enumerate(videos)]
 
 
 def flat_mask(masks: Sequence[Tensor]) -> Tensor:
@@ -154,33 +119,18 @@ def flat_mask(masks: Sequence[Tensor]) -> Tensor:
 
 
 def vision_tools() -> Any:
-    """transformers' module that computes what the towers take as arguments.
+    """transformers' module that computes what the towers take as arguments, since the version whose towers do.
 
-    Raises:
-        MissingDependencyError: if the installed transformers is older than those whose towers take them, and whose
-            `generate` hands pieces of a prompt the features of those pieces.
+    From then on `generate` hands pieces of a prompt the features of those pieces, too.
     """
-    found = version("transformers")
-    if tuple(int(part) for part in found.split(".")[:2]) < OLDEST_TRANSFORMERS:
-        raise MissingDependencyError(
-            f"transformers is {found}; rlt.patch of Qwen-VL needs {'.'.join(map(str, OLDEST_TRANSFORMERS))} or newer: "
-            'pip install --upgrade "rlt[hf]"'
-        )
-    return import_module(f"{import_transformers().__name__}.vision_utils")
+    return import_module(f"{import_transformers(OLDEST_TRANSFORMERS, 'rlt.patch of Qwen-VL').__name__}.vision_utils")
 
 
 def tower_arguments(visual: Any, grid_thw: Tensor, kept_G: Tensor) -> dict[str, Tensor]:
-    """What the vision tower would compute from the grid, for the kept groups alone.
+    """What the vision tower would compute from the grid of everything, int [videos, 3], for the kept groups alone.
 
-    Args:
-        visual: the tower; its settings are read, it does not run.
-        grid_thw: int [videos, 3] in patches, of everything before dropping.
-        kept_G: bool [G].
-
-    Returns:
-        Keyword arguments of the tower: rotary positions at the original places, attention segments (frames, and windows
-        where the tower has them) without what is dropped and without empty ones, position embeddings at the original
-        places where the tower has them.
+    Positions are those of the original places; attention segments (frames, and windows where the tower has them) are
+    without what is dropped.
     """
     vision_utils = vision_tools()
     unit = visual.spatial_merge_size**2
@@ -237,11 +187,6 @@ class Columns:
             return cls(order[:, :length], place < counts[:, None])
         return cls(order[:, order.shape[1] - length :], place >= length - counts[:, None])
 
-    @property
-    def padded(self) -> bool:
-        """Whether any row has padding."""
-        return not bool(self.real.all())
-
     def take(self, values: Tensor, padding: float) -> Tensor:
         """[B, L] or [..., B, L] -> the columns that are left, with `padding` elsewhere."""
         index = self.index.expand(*values.shape[:-1], self.index.shape[-1])
@@ -274,11 +219,7 @@ class KeptPast:
 
     @staticmethod
     def of(cache: Any) -> KeptPast | None:
-        """Of a cache that lost columns; None for others, and for one that was emptied since.
-
-        Raises:
-            InvalidArgumentError: if the cache was cut shorter since.
-        """
+        """Of a cache that lost columns; None for others, and for one that was emptied since."""
         found: KeptPast | None = getattr(cache, "rlt_kept", None)
         if found is None:
             return None
@@ -294,32 +235,28 @@ class KeptPast:
 
     def newer(self, cache: Any) -> int:
         """Columns that came into the cache since, none of which was dropped."""
-        return int(cache.get_seq_length()) - self.attention.shape[1]
+        return (0 if cache is None else int(cache.get_seq_length())) - self.attention.shape[1]
 
     def full(self, cache: Any) -> int:
         """For how many columns of the unpatched model the cache stands now."""
         return self.full_length + self.newer(cache)
 
-    def mask(self, cache: Any, attention_mask: Tensor | None) -> Tensor:
-        """bool [B, columns in the cache now] from a mask that counts the columns of the unpatched model."""
-        newer = self.newer(cache)
-        if attention_mask is None:
-            tail = self.attention.new_ones(self.attention.shape[0], newer)
-        else:
-            tail = attention_mask[:, self.full_length : self.full_length + newer].bool()
-        return torch.cat([self.attention, tail.to(self.attention.device)], dim=1)
+    def mask(self, cache: Any, shown: Tensor) -> Tensor:
+        """bool [B, columns in the cache now] from one that counts the columns of the unpatched model."""
+        newer = shown[:, self.full_length : self.full(cache)]
+        return torch.cat([self.attention, newer.to(self.attention.device)], dim=1)
 
 
 def full_features(output: Any, masks: list[Tensor]) -> Any:
     """The tower's output for kept groups -> one with a row per group of each video, `DROPPED` where it was dropped."""
 
-    def spread(features: tuple[Tensor, ...]) -> list[Tensor]:
+    def spread(features: Sequence[Tensor]) -> list[Tensor]:
         return [
             feature.new_full((mask.numel(), feature.shape[1]), DROPPED).masked_scatter(mask.flatten()[:, None], feature)
             for feature, mask in zip(features, masks, strict=True)
         ]
 
-    return _with_features(output, spread)
+    return with_features(output, spread)
 
 
 def kept_features(output: Any) -> tuple[Any, list[Tensor]] | None:
@@ -328,14 +265,14 @@ def kept_features(output: Any) -> tuple[Any, list[Tensor]] | None:
     if all(bool(mask.all()) for mask in masks):
         return None
 
-    def gather(features: tuple[Tensor, ...]) -> list[Tensor]:
+    def gather(features: Sequence[Tensor]) -> list[Tensor]:
         return [feature[mask] for feature, mask in zip(features, masks, strict=True)]
 
-    return _with_features(output, gather), masks
+    return with_features(output, gather), masks
 
 
-def _with_features(output: Any, change: Callable[[tuple[Tensor, ...]], list[Tensor]]) -> Any:
-    """A copy, since the caller may use its own again."""
+def with_features(output: Any, change: Callable[[Any], Any]) -> Any:
+    """The tower's output with other features; a copy, since the caller may use its own again."""
     changed = copy.copy(output)
     changed.pooler_output = change(output.pooler_output)
     if getattr(output, "deepstack_features", None) is not None:
