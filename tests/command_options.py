@@ -74,8 +74,8 @@ def benchmark(added: tuple[str, ...]) -> object:
 def benchmark_arms(added: tuple[str, ...]) -> object:
     """Names of the arms of the suite `forward`, which are not run."""
     settings = BenchmarkSettings("vit_tiny", clip=ClipSpec(4, 1, size=32), videos=(Path("0.mp4"),), clips=1)
-    compiled = bool(added)
-    return [variant[0] for variant in networks._variants(create_model("vit_tiny"), rlt_replace(settings, compiled))]
+    variants = networks._variants(create_model("vit_tiny"), rlt_replace(settings, compiled=bool(added)))
+    return [arm.name for arm, *_ in variants]
 
 
 def rlt_replace(settings: BenchmarkSettings, compiled: bool) -> BenchmarkSettings:

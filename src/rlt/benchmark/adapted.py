@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from rlt.adapters import patch, tiny
-from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, read_frames
+from rlt.benchmark.harness import Arm, BenchmarkResult, BenchmarkSettings, Rounds, Work, read_frames
 from rlt.benchmark.peers.padded import naive_attention
 from rlt.errors import MissingDependencyError
 from rlt.tokens import Everything, Rule
@@ -61,7 +61,7 @@ def adapters_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResu
         given, kept = tiny.inputs(model, pixels), patched.rlt.last.share_kept
         for arm, network, share in (("dense", model, 1.0), ("rlt", patched, kept)):
             flops = _count_flops(patched, given, Everything() if arm == "dense" else settings.rule)
-            works.append(Work(arm, partial(network, **given), share, flops, {"model": name}))
+            works.append((Arm(arm, share, flops, {"model": name}), partial(network, **given)))
     arms = rounds.measure(works, settings.rounds or 3, settings.device)
     extra = {"largest_differences": differences, "left_out": left_out}
     return BenchmarkResult("adapters", settings, arms, "dense", extra)

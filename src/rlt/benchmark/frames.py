@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, packed_by, read_frames
+from rlt.benchmark.harness import Arm, BenchmarkResult, BenchmarkSettings, Rounds, Work, packed_by, read_frames
 from rlt.benchmark.peers.padded import padded_logits
 from rlt.checkpoints import create_model
 from rlt.network.flops import count_forward_flops
@@ -23,7 +23,7 @@ def frames_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult
     most = max(settings.clip.num_frames, USUAL_FRAMES)
     counts = [FEWEST_FRAMES * 2**power for power in range(10) if FEWEST_FRAMES * 2**power <= most]
     model = create_model(settings.model).to(settings.device, settings.dtype).eval()
-    works = []
+    works: list[Work] = []
     for count in counts:
         clips = []
         for path in settings.videos:
@@ -33,13 +33,13 @@ def frames_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult
                 packed = packed_by(rule, frames, one, model.config.patches)
                 details: dict[str, object] = {"video": path.name, "frames": count}
                 flops = count_forward_flops(model.config, packed)
-                works.append(Work(name, partial(model, packed), packed.share_kept, flops, details))
+                works.append((Arm(name, packed.share_kept, flops, details), partial(model, packed)))
             clips += packed.unpack()
         if len(clips) > 1:
             together = pack(clips)
             details = {"video": "all", "frames": count}
             kept, flops = together.share_kept, count_forward_flops(model.config, together)
-            works.append(Work("packed", partial(model, together), kept, flops, details))
-            works.append(Work("padded", partial(padded_logits, model, together), kept, None, details))
+            works.append((Arm("packed", kept, flops, details), partial(model, together)))
+            works.append((Arm("padded", kept, None, details), partial(padded_logits, model, together)))
     settings = replace(settings, clips=1, clip=replace(settings.clip, num_frames=most))
     return BenchmarkResult("frames", settings, rounds.measure(works, settings.rounds or 3, settings.device))

@@ -34,7 +34,7 @@ class OverlayInfo:
 
 
 def write_overlay(views: Iterable[ClipView], path: Path, *, fps: float, max_seconds: float) -> OverlayInfo:
-    """Encode clips on end, of one size with even sides; what is later than `max_seconds` after their start is left out."""
+    """Encode clips on end, of one size with even sides, but no frame later than `max_seconds` after the first."""
     rate = Fraction(fps).limit_denominator(60_000)
     start, num_frames = 0.0, 0
     with av.open(str(path), mode="w", format="mp4", options={"movflags": "+faststart"}) as container:
