@@ -35,10 +35,10 @@ class Section(NamedTuple):
 
 def sections(schema: type[Any] = Config, prefix: str = "") -> list[Section]:
     """The options of a dataclass, then those of the dataclasses below it."""
-    meanings = _field_docstrings(schema)
+    meanings, defaults = _field_docstrings(schema), schema()
     options, below = [], []
     for field in dataclasses.fields(schema):
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        default = getattr(defaults, field.name)
         if dataclasses.is_dataclass(default):
             below += sections(type(default), f"{prefix}{field.name}.")
         else:

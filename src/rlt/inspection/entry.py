@@ -42,7 +42,7 @@ def inspect_video(
     max_tokens: int | None = None,
     rule: Rule | str | None = None,
     num_frames: int = 16,
-    frame_stride: int = 4,
+    frame_stride: int | None = None,
     fps: float | None = None,
     size: Size = 224,
     tubelet_size: int = 2,
@@ -65,7 +65,7 @@ def inspect_video(
         max_tokens: number of each clip's tokens to keep at most instead.
         rule: any rule, or the name of one.
         num_frames: frames in a clip, a multiple of `tubelet_size`.
-        frame_stride: distance of two sampled frames, in frames of the video.
+        frame_stride: distance of two sampled frames, in frames of the video; 4 if fps is not given either.
         fps: sampled frames per second of the video's time, instead of frame_stride.
         size: size of the frames in pixels, see `rlt.read_clip`; a multiple of `patch_size`.
         tubelet_size: frames per token.

@@ -77,14 +77,14 @@ def coverage(report: InspectReport) -> str:
 
 def _summary(report: InspectReport, title: str) -> str:
     kept, settings, video, grid = report.tokens_kept, report.settings, report.video, report.grid
-    every = f"every {_ordinal(settings.frame_stride)}frame of the video"
-    pace = every if settings.fps is None else f"{settings.fps:g} a second"
+    stride = settings.frame_stride
+    every = f"{settings.fps:g} a second" if stride is None else f"every {_ordinal(stride)}frame of the video"
     facts = {
         "Tokens": f"{report.scan.num_kept:,} of {report.scan.num_tokens:,} kept",
         "Threshold" if settings.threshold is not None else "Rule": rule_line(settings.rule),
         "Video": f"{video.codec}, {video.width}×{video.height}, {video.fps:.4g} frames a second",
         "Duration": _duration(video.duration),
-        "Clip": f"{settings.num_frames} frames, {pace}",
+        "Clip": f"{settings.num_frames} frames, {every}",
         "Token grid of a clip": f"{grid.time} × {grid.height} × {grid.width} (time, height, width)",
         "Token": f"{_count(settings.tubelet_size, 'frame')} of {settings.patch_size}×{settings.patch_size} pixels",
     }
