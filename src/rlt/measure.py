@@ -163,7 +163,8 @@ def machine_info(device: torch.device | str = "cpu") -> dict[str, str | int | fl
         info["device"] = properties.name
         info["device_memory_gib"] = round(properties.total_memory / 2**30, 1)
         info["cuda"] = str(torch.version.cuda)
-        info["driver"] = _cuda_driver()
+        driver = Path("/proc/driver/nvidia/version")
+        info["driver"] = driver.read_text().splitlines()[0].strip() if driver.exists() else "unknown"
     return info
 
 
@@ -183,8 +184,3 @@ def _memory_gib() -> float:
     if not hasattr(os, "sysconf"):
         return 0.0
     return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-
-
-def _cuda_driver() -> str:
-    driver = Path("/proc/driver/nvidia/version")
-    return driver.read_text().splitlines()[0].strip() if driver.exists() else "unknown"

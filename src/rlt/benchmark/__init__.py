@@ -52,4 +52,4 @@ def run_suite(
     if not settings.videos:
         raise InvalidArgumentError("no videos to take clips from; name at least one")
     check_device(settings.device)
-    return SUITES[name](settings, Rounds(on_progress))
+    return SUITES[name](settings, Rounds(on_progress or (lambda *_: None)))

@@ -120,11 +120,8 @@ def _logits(output: Any, batch: int) -> Tensor:
 def _count_flops(patched: Any, given: dict[str, Tensor], rule: Rule) -> int:
     """Of the patched model, whose attention is counted on every device; torch counts that of others on some only."""
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    counter = FlopCounterMode(display=False, custom_mapping={kernel: _attention_flops})
+    formula = {kernel: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)}
+    counter = FlopCounterMode(display=False, custom_mapping=formula)
     with patched.rlt.override(rule=rule), counter, torch.no_grad():
         patched(**given)
     return int(counter.get_total_flops())
-
-
-def _attention_flops(query: Any, key: Any, value: Any, *_: object, **__: object) -> int:
-    return int(sdpa_flop_count(query, key, value))

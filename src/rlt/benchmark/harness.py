@@ -113,7 +113,7 @@ class BenchmarkResult:
 class Rounds:
     """Runs arms in turn and reports progress."""
 
-    on_progress: Callable[[int, int, str], None] | None = None
+    tell: Callable[[int, int, str], None] = lambda *_: None
     """Called with (arms run, arms to run, name of the next one)."""
 
     def measure(self, works: Sequence[Work], rounds: int, device: str, *, gradients: bool = False) -> list[Arm]:
@@ -127,11 +127,11 @@ class Rounds:
         def on_round() -> None:
             nonlocal done
             done += len(works)
-            self._tell(done, total, "measuring")
+            self.tell(done, total, "measuring")
 
         with torch.inference_mode(not gradients):
             for arm, run in works:
-                self._tell(done, total, f"memory of {arm.name}")
+                self.tell(done, total, f"memory of {arm.name}")
                 peaks.append(peak_memory_bytes(run, device))
                 done += 1
             numbered = {f"{number} {arm.name}": run for number, (arm, run) in enumerate(works)}
@@ -140,10 +140,6 @@ class Rounds:
             replace(arm, timing=timing, peak_memory_bytes=peak)
             for (arm, _), timing, peak in zip(works, timings.values(), peaks, strict=True)
         ]
-
-    def _tell(self, done: int, total: int, what: str) -> None:
-        if self.on_progress is not None:
-            self.on_progress(done, total, what)
 
 
 def read_frames(settings: BenchmarkSettings) -> Tensor:

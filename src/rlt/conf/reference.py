@@ -12,25 +12,19 @@ from rlt.conf.schema import Config
 
 
 class Option(NamedTuple):
-    """One `key=value`."""
+    """One `key=value`: as it is written on the command line, where nothing is given, and what it is, with its unit."""
 
     key: str
-    """As it is written on the command line."""
     default: str
-    """Value where nothing is given."""
     meaning: str
-    """What it is, with its unit."""
 
 
 class Section(NamedTuple):
-    """The options of one dataclass."""
+    """The options of one dataclass, in its order; `name` is the prefix of their keys, "" for the top level."""
 
     name: str
-    """Common prefix of the keys, "" for the top level."""
     summary: str
-    """What they are about."""
     options: list[Option]
-    """In the order of the dataclass."""
 
 
 def sections(schema: type[Any] = Config, prefix: str = "") -> list[Section]:

@@ -38,9 +38,8 @@ def draw_pictures(view: ClipView, scan: ScanResult, rule: Rule) -> Iterator[tupl
 
 def shown_steps(num_steps: int) -> list[int]:
     """Which time steps the sheet shows: all of them, or 16 that are spread evenly."""
-    if num_steps <= _MAX_STEPS:
-        return list(range(num_steps))
-    return [index * (num_steps - 1) // (_MAX_STEPS - 1) for index in range(_MAX_STEPS)]
+    shown = min(num_steps, _MAX_STEPS)
+    return [index * (num_steps - 1) // max(shown - 1, 1) for index in range(shown)]
 
 
 def draw_contact_sheet(view: ClipView) -> Figure:

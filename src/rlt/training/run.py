@@ -84,7 +84,9 @@ def train(
         TrainingError: if the run cannot go on, or the loss is not finite.
         CheckpointError: if the weights to start from cannot be loaded.
     """
-    manifest = _manifest(config.data.train, "data.train")
+    if config.data.train is None:
+        raise InvalidArgumentError("data.train is not set; give a manifest that `rlt prepare` wrote: data.train=FILE")
+    manifest = read_manifest(config.data.train)
     validation = read_manifest(config.data.val) if config.data.val is not None else None
     run_dir = Path(config.run_dir)
     resume = resume_point(config, say)
@@ -143,12 +145,6 @@ def build_model(config: Config, manifest: Manifest) -> VisionTransformer:
     if config.trainer.compile:
         model.compile_network()
     return model
-
-
-def _manifest(path: str | None, name: str) -> Manifest:
-    if path is None:
-        raise InvalidArgumentError(f"{name} is not set; give a manifest that `rlt prepare` wrote: {name}=FILE")
-    return read_manifest(path)
 
 
 def resume_point(config: Config, say: Callable[[str], None]) -> tuple[Path, int] | None:
