@@ -19,9 +19,8 @@ from rlt import Everything, Threshold, assets
 from rlt.benchmark import SUITES, BenchmarkSettings, adapted, networks, run_suite
 from rlt.benchmark.harness import Arm, Rounds, Work, packed_by, read_frames
 from rlt.benchmark.peers.decoders import decoders
-from rlt.benchmark.peers.masks import difference_ways
 from rlt.benchmark.peers.padded import block_mask_attention, padded_attention, padded_logits
-from rlt.benchmark.peers.reference import reference_tokenize
+from rlt.benchmark.peers.tokens import difference_ways, reference_tokenize
 from rlt.checkpoints import MODELS, create_model
 from rlt.errors import InvalidArgumentError
 from rlt.measure import peak_memory_bytes

@@ -21,7 +21,7 @@ from rlt.benchmark.harness import (
     threshold_of,
 )
 from rlt.benchmark.peers.decoders import decoders
-from rlt.benchmark.peers.reference import reference_tokenize
+from rlt.benchmark.peers.tokens import reference_tokenize
 from rlt.checkpoints import create_model
 from rlt.errors import VideoError
 from rlt.network.flops import count_forward_flops

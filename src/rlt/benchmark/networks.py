@@ -1,4 +1,4 @@
-"""Suites of the whole network: forward pass and training step."""
+"""Suites of the whole network: forward pass, training step, and how cost grows with the number of frames."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from rlt.structures import PackedTokens, pack
 from rlt.tokens import Everything, Random
 
 Forward = Callable[[PackedTokens], Tensor]
+FEWEST_FRAMES, USUAL_FRAMES = 16, 64
 
 
 def forward_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
@@ -57,6 +58,36 @@ def train_step_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkRe
         works.append((counted, partial(_train_step, forward, packs, optimizer, settings)))
     arms = rounds.measure(works, settings.rounds or 3, settings.device, gradients=True)
     return _with_ratios("train-step", settings, arms)
+
+
+def frames_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
+    """Forward pass over 16, 32, 64, ... frames, up to `num_frames` or 64: "dense" and "rlt" for each video alone.
+
+    "padded" and "packed" run one clip of every video together, with and without padding, where there are several.
+    """
+    most = max(settings.clip.num_frames, USUAL_FRAMES)
+    counts = [FEWEST_FRAMES * 2**power for power in range(10) if FEWEST_FRAMES * 2**power <= most]
+    model = create_model(settings.model).to(settings.device, settings.dtype).eval()
+    works: list[Work] = []
+    for count in counts:
+        clips = []
+        for path in settings.videos:
+            one = replace(settings, videos=(path,), clips=1, clip=replace(settings.clip, num_frames=count))
+            frames = read_frames(one)
+            for name, rule in (("dense", Everything()), ("rlt", settings.rule)):
+                packed = packed_by(rule, frames, one, model.config.patches)
+                details: dict[str, object] = {"video": path.name, "frames": count}
+                flops = count_forward_flops(model.config, packed)
+                works.append((Arm(name, packed.share_kept, flops, details), partial(model, packed)))
+            clips += packed.unpack()
+        if len(clips) > 1:
+            together = pack(clips)
+            details = {"video": "all", "frames": count}
+            kept, flops = together.share_kept, count_forward_flops(model.config, together)
+            works.append((Arm("packed", kept, flops, details), partial(model, together)))
+            works.append((Arm("padded", kept, None, details), partial(padded_logits, model, together)))
+    settings = replace(settings, clips=1, clip=replace(settings.clip, num_frames=most))
+    return BenchmarkResult("frames", settings, rounds.measure(works, settings.rounds or 3, settings.device))
 
 
 def _variants(model: VisionTransformer, settings: BenchmarkSettings) -> list[tuple[Arm, Forward, list[PackedTokens]]]:

@@ -21,9 +21,8 @@ from rlt.benchmark.harness import (
     read_frames,
     threshold_of,
 )
-from rlt.benchmark.peers.masks import difference_ways
 from rlt.benchmark.peers.padded import block_mask_attention, padded_attention
-from rlt.benchmark.peers.reference import reference_tokenize
+from rlt.benchmark.peers.tokens import difference_ways, reference_tokenize
 from rlt.checkpoints import create_model
 from rlt.network.attention import choose_backend, packed_attention
 from rlt.network.backends import available_backends
@@ -37,7 +36,7 @@ SPEC = PatchSpec()
 def tokenize_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
     """Frames -> kept patches: "reference" in float32, "rlt" ours, "copy" only copies the bytes that must be read.
 
-    On the CPU also the sums of differences alone ("differences_..."), in every way of `rlt.benchmark.peers.masks`.
+    On the CPU also the sums of differences alone ("differences_..."), in every way of `difference_ways`.
     """
     threshold = threshold_of(settings.rule)
     frames = read_frames(settings).to(settings.device)

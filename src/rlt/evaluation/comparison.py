@@ -16,25 +16,22 @@ class PairedComparison:
     """How two runs differ on the videos that both have."""
 
     first: str
-    """Name of the first run: its file."""
     second: str
-    """Name of the second run: its file."""
+    """Names of the runs: their files."""
     counts: PairedCounts
     """How many videos each gets right, top-1."""
     same_prediction: int
     """Videos to which both give the same class, right or wrong."""
     top1_first: Interval
-    """Top-1 of the first run with Wilson's 95 % interval."""
     top1_second: Interval
-    """Top-1 of the second run with Wilson's 95 % interval."""
+    """Top-1 of each run with Wilson's 95 % interval."""
     difference: Interval
     """Top-1 of the first minus the second, with Newcombe's paired 95 % interval."""
     p_value: float
     """Of McNemar's exact two-sided test."""
     tokens_kept_first: float
-    """Share of the tokens that entered the network in the first run, mean over the videos."""
     tokens_kept_second: float
-    """Share of the tokens that entered the network in the second run, mean over the videos."""
+    """Share of the tokens that entered the network in each run, mean over the videos."""
     left_out: tuple[str, ...]
     """Videos that only one of the runs has, because the other could not read them."""
 

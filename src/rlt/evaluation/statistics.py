@@ -14,14 +14,11 @@ from rlt.errors import InvalidArgumentError
 
 @dataclass(frozen=True)
 class Interval:
-    """A number with its confidence interval."""
+    """A number with the ends of its confidence interval."""
 
     value: float
-    """The estimate."""
     low: float
-    """Lower end of the interval."""
     high: float
-    """Upper end of the interval."""
 
     def to_json(self) -> dict[str, float]:
         """All three."""
@@ -60,16 +57,12 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
 
 @dataclass(frozen=True)
 class PairedCounts:
-    """How many videos two runs get right."""
+    """How many videos are right in both of two runs, in only one of them, and in neither."""
 
     both: int
-    """Right in both runs."""
     only_first: int
-    """Right in the first run only."""
     only_second: int
-    """Right in the second run only."""
     neither: int
-    """Wrong in both runs."""
 
     @property
     def total(self) -> int:

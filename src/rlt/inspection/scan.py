@@ -32,9 +32,8 @@ class ClipCount:
     """How many tokens one clip keeps. Numbers only: a video of any length fits into memory."""
 
     start: float
-    """Time of the first frame in seconds."""
     end: float
-    """Time of the last frame in seconds."""
+    """Times of the first and the last frame in seconds."""
     times: tuple[float, ...]
     """Seconds at which each time step begins. Steps that only repeat the last frame of the video are left out."""
     kept: tuple[int, ...]
