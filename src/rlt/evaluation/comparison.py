@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -38,24 +38,14 @@ class PairedComparison:
     def to_json(self) -> dict[str, object]:
         """All numbers, ready for JSON."""
         counts = self.counts
-        return {
-            "first": self.first,
-            "second": self.second,
+        return {name: value for name, value in asdict(self).items() if name != "counts"} | {
             "num_videos": counts.total,
             "both_right": counts.both,
             "only_first_right": counts.only_first,
             "only_second_right": counts.only_second,
             "both_wrong": counts.neither,
-            "same_prediction": self.same_prediction,
-            "top1_first": self.top1_first.to_json(),
-            "top1_second": self.top1_second.to_json(),
-            "difference": self.difference.to_json(),
             "difference_interval": "Newcombe, paired, 95 %",
-            "p_value": self.p_value,
             "test": "McNemar, exact, two-sided",
-            "tokens_kept_first": self.tokens_kept_first,
-            "tokens_kept_second": self.tokens_kept_second,
-            "left_out": list(self.left_out),
         }
 
 
