@@ -86,7 +86,8 @@ figures: needs-data $(INSTALLED)  ## Measure again what README and docs/performa
 	$(MEASURE) adapters --clips 2 --rounds 5 --json docs/results/adapters.json
 	$(BIN)/python scripts/profile_forward.py
 	$(BIN)/rlt inspect src/rlt/assets/traffic.mp4 --stride 2 --size 224x384 --output output/readme
-	cp output/readme/contact_sheet.png docs/images/contact_sheet.png
+	$(BIN)/python -c 'from PIL import Image; sheet = Image.open("output/readme/contact_sheet.png").convert("RGB"); \
+		sheet.thumbnail((1600, 1600)); sheet.save("docs/images/contact_sheet.png", optimize=True)'
 	$(MAKE) benchmark-tables
 
 benchmark-tables: $(INSTALLED)  ## Write the tables and the plot of the documentation from docs/results/*.json

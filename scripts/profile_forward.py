@@ -17,8 +17,8 @@ import rlt
 from rlt import assets
 from rlt.benchmark import BenchmarkSettings
 from rlt.benchmark.harness import packed_by, read_frames
-from rlt.measure import count_forward_flops, machine_info
-from rlt.network.flops import merge_for_flops
+from rlt.measure import machine_info
+from rlt.network.flops import count_forward_flops, merge_for_flops
 from rlt.tokens import Everything
 
 

@@ -20,8 +20,13 @@ from rlt.benchmark.harness import BenchmarkSettings
 from rlt.checkpoints import create_model
 from rlt.video import ClipSpec
 
-CLIP = ("--frames", "4", "--stride", "1", "--size", "32")
+CLIP = ("--frames", "4", "--size", "32")
 TIMES = ("seconds", "speedup", "machine", "settings", "arms")
+
+
+def clip(added: tuple[str, ...]) -> tuple[str, ...]:
+    """Frames of the short videos, one after the other unless a rate is added, which is instead of a stride."""
+    return CLIP if "--fps" in added else (*CLIP, "--stride", "1")
 
 
 def command_options(name: str) -> list[str]:
@@ -43,7 +48,7 @@ def run(*arguments: str) -> tuple[object, dict[str, Any]]:
 
 def compare(added: tuple[str, ...]) -> object:
     """Everything but times and the settings themselves; of times, whether there was more than one."""
-    code, numbers = run("compare", "0.mp4", "--model", "vit_tiny", "--repeats", "2", *CLIP, *added)
+    code, numbers = run("compare", "0.mp4", "--model", "vit_tiny", "--repeats", "2", *clip(added), *added)
     spread = numbers.get("seconds", {}).get("decode", {}).get("spread", [0, 0])
     found = {key: value for key, value in numbers.items() if not key.startswith(TIMES)}
     return code, found, spread[0] == spread[1], Path("elsewhere.json").exists()
@@ -51,7 +56,7 @@ def compare(added: tuple[str, ...]) -> object:
 
 def inspect(added: tuple[str, ...]) -> object:
     """The report without its settings, and where it lies."""
-    code, numbers = run("inspect", "0.mp4", "--output", "out", *CLIP, *added)
+    code, numbers = run("inspect", "0.mp4", "--output", "out", *clip(added), *added)
     videos = [
         {key: value for key, value in video.items() if key not in ("rule", "threshold", "settings")}
         for video in numbers.get("videos", [])
@@ -62,7 +67,7 @@ def inspect(added: tuple[str, ...]) -> object:
 def benchmark(added: tuple[str, ...]) -> object:
     """What arms there are and what they do, without times; how often each ran is seen by whether times are spread."""
     code, numbers = run(
-        "benchmark", "embed", "0.mp4", "--model", "vit_tiny", "--clips", "1", "--rounds", "2", *CLIP, *added
+        "benchmark", "embed", "0.mp4", "--model", "vit_tiny", "--clips", "1", "--rounds", "2", *clip(added), *added
     )
     arms = [
         (arm["name"], arm["tokens_kept"], arm["flops"], arm["peak_memory_bytes"]) for arm in numbers.get("arms", [])
@@ -74,8 +79,8 @@ def benchmark(added: tuple[str, ...]) -> object:
 def benchmark_arms(added: tuple[str, ...]) -> object:
     """Names of the arms of the suite `forward`, which are not run."""
     settings = BenchmarkSettings("vit_tiny", clip=ClipSpec(4, 1, size=32), videos=(Path("0.mp4"),), clips=1)
-    compiled = bool(added)
-    return [variant[0] for variant in networks._variants(create_model("vit_tiny"), rlt_replace(settings, compiled))]
+    variants = networks._variants(create_model("vit_tiny"), rlt_replace(settings, compiled=bool(added)))
+    return [arm.name for arm, *_ in variants]
 
 
 def rlt_replace(settings: BenchmarkSettings, compiled: bool) -> BenchmarkSettings:

@@ -17,11 +17,10 @@ import oracles
 import rlt
 from rlt import Everything, Threshold, assets
 from rlt.benchmark import SUITES, BenchmarkSettings, adapted, networks, run_suite
-from rlt.benchmark.harness import Rounds, Work, packed_by, read_frames
+from rlt.benchmark.harness import Arm, Rounds, Work, packed_by, read_frames
 from rlt.benchmark.peers.decoders import decoders
-from rlt.benchmark.peers.masks import difference_ways
 from rlt.benchmark.peers.padded import block_mask_attention, padded_attention, padded_logits
-from rlt.benchmark.peers.reference import reference_tokenize
+from rlt.benchmark.peers.tokens import difference_ways, reference_tokenize
 from rlt.checkpoints import MODELS, create_model
 from rlt.errors import InvalidArgumentError
 from rlt.measure import peak_memory_bytes
@@ -94,7 +93,7 @@ def test_networks_run_beside_their_peers_at_the_same_count_or_cost(suite: str) -
 def test_compiled_arms_train_the_same_weights() -> None:
     model = rlt.create_model("vit_tiny", num_classes=5)
     variants = networks._variants(model, replace(SMALL, compiled=True))
-    by_name = {name: (forward, packs) for name, forward, packs, _ in variants}
+    by_name = {arm.name: (forward, packs) for arm, forward, packs in variants}
     assert {"dense_packed_compiled", "dense_clip_by_clip_compiled", "rlt_compiled"} <= set(by_name)
     forward, packs = by_name["rlt_compiled"]
     assert list(forward.parameters()) == list(model.parameters())
@@ -212,7 +211,7 @@ def test_peak_memory_counts_what_is_alive_at_once() -> None:
 def test_rounds_run_every_work_once_more_than_counted() -> None:
     runs: list[str] = []
     told: list[tuple[int, int, str]] = []
-    works = [Work(name, lambda name=name: runs.append(name)) for name in ("a", "b")]  # type: ignore[misc]
+    works: list[Work] = [(Arm(name), lambda name=name: runs.append(name)) for name in ("a", "b")]  # type: ignore[misc]
     arms = Rounds(lambda *what: told.append(what)).measure(works, 2, "cpu")
     assert runs == ["a", "b", "a", "b", "a", "b"]
     assert [len(arm.timing.seconds) for arm in arms] == [2, 2]

@@ -277,6 +277,7 @@ def test_a_bad_checkpoint_is_one_line_and_exit_code_2(run, tmp_path: Path, kind:
         (["--size", "100"], "100x100 pixels are not a multiple of patch_size=16; resize or crop to 96x96"),
         (["--frames", "7"], "7 frames are not a multiple of tubelet_size=2; sample 6 frames"),
         (["--stride", "0"], "frame_stride is 0"),
+        (["--stride", "4", "--fps", "5"], "frame_stride is 4 and fps is 5.0; give one of them"),
     ],
 )
 @pytest.mark.parametrize("command", ["compare", "inspect"])

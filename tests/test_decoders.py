@@ -145,3 +145,24 @@ def test_the_configuration_of_a_clip_is_a_clip_spec() -> None:
     for wrong, words in {"size=abc": "size is abc", "size=null": "size is None", "fps=0": "fps is 0"}.items():
         with pytest.raises(InvalidArgumentError, match=words):
             compose([f"data.clip.{wrong}"])
+
+
+def test_a_stride_and_a_rate_are_not_typed_together() -> None:
+    """What is typed undoes the other of an experiment or of a run, also of one that wrote a stride beside a rate."""
+    pytest.importorskip("hydra")
+    from rlt.conf import compose
+
+    for both in (["data.clip.frame_stride=2", "data.clip.fps=5"], ["data.clip={frame_stride: 2, fps: 5}"]):
+        with pytest.raises(InvalidArgumentError, match=r"frame_stride is 2 and data\.clip\.fps is 5; give one"):
+            compose(both)
+    before = {"data": {"clip": {"frame_stride": 4, "fps": 5.0}}}
+    for typed, run, expected in (
+        (["data.clip={fps: 5}"], {}, ClipSpec(fps=5.0)),
+        (["data.clip.fps=5", "data.clip.frame_stride=null"], {}, ClipSpec(fps=5.0)),
+        (["experiment=ucf_small", "data.clip.fps=5"], {}, ClipSpec(fps=5.0, size=112)),
+        ([], before, ClipSpec(fps=5.0)),
+        (["data.clip.frame_stride=2"], before, ClipSpec(frame_stride=2)),
+        (["data.clip.fps=null"], before, ClipSpec(frame_stride=4)),
+        (["data.clip.fps=3"], {"data": {"clip": {"frame_stride": 2, "fps": None}}}, ClipSpec(fps=3.0)),
+    ):
+        assert compose(typed, run=run).data.clip == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.console import Console, RenderableType
 import rlt
 from models import TINY, tiny_model
 from rlt import Everything, Rule, Threshold
+from rlt.cli.experiments import evaluate as evaluate_command
 from rlt.cli.show import evaluation_report, paired_report
 from rlt.data.clips import ViewConfig
 from rlt.data.manifest import Manifest, VideoEntry
@@ -381,3 +383,17 @@ def test_cuda_agrees_with_the_cpu(manifest: Manifest, result: EvaluationResult) 
         assert ours.top_probabilities == pytest.approx(theirs.top_probabilities, abs=1e-3)
     assert on_gpu.peak_memory is not None
     assert "device" in on_gpu.peak_memory.meaning
+
+
+@pytest.mark.parametrize(
+    ("option", "needed"), [("predictions=FILE.parquet", "pyarrow"), ("pictures=DIR", "matplotlib")]
+)
+def test_packages_that_are_used_last_are_asked_for_first(
+    monkeypatch: pytest.MonkeyPatch, option: str, needed: str
+) -> None:
+    monkeypatch.setitem(sys.modules, {"pyarrow": "pyarrow", "matplotlib": "matplotlib.figure"}[needed], None)
+    given = ["checkpoint=missing", "data.test=missing.csv"]
+    with pytest.raises(MissingDependencyError, match=needed):
+        evaluate_command([*given, option])
+    with pytest.raises(InvalidArgumentError, match=r"missing\.csv: no such file"):
+        evaluate_command(given)

@@ -23,7 +23,7 @@ import oracles
 import rlt
 from rlt import assets
 from rlt.errors import InvalidArgumentError, MissingDependencyError, TruncatedVideoWarning, VideoError
-from rlt.inspection import FILES, InspectReport, entry, inspect_video, inspect_videos, passes, sampled_starts
+from rlt.inspection import FILES, InspectReport, charts, entry, inspect_video, inspect_videos, passes, sampled_starts
 from rlt.inspection.charts import (
     CAPTION_HEIGHT,
     GAP,
@@ -33,9 +33,8 @@ from rlt.inspection.charts import (
     draw_tokens_over_time,
     shown_steps,
 )
-from rlt.inspection.overlay import write_overlay
 from rlt.inspection.passes import clip_views, read_at, window
-from rlt.inspection.scan import ClipScanner, curve_thresholds
+from rlt.inspection.scan import ScanResult, curve_thresholds
 from rlt.inspection.views import ClipSettings, ClipView, dim_dropped, display_size
 from rlt.plots import save_figure
 from rlt.video import VideoFile, VideoInfo, iter_clips, probe, read_clip
@@ -72,7 +71,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand-ins for the pictures and one clip of overlay, for tests that look at neither."""
     monkeypatch.setattr(entry, "save_figure", lambda _, path: Image.new("RGB", (1, 1)).save(path))
     for name in ("contact_sheet", "run_lengths", "tokens_over_time", "tokens_against_threshold"):
-        monkeypatch.setattr(entry, f"draw_{name}", lambda *_: None)
+        monkeypatch.setattr(charts, f"draw_{name}", lambda *_: None)
     for module in (entry, passes):
         monkeypatch.setattr(module, "OVERLAY_SECONDS", 0.8)
 
@@ -109,11 +108,11 @@ def test_threshold_curve_equals_keep_mask_at_every_threshold(tmp_path: Path) -> 
     levels = 128 + rng.uniform(-1, 1, (16, 4, 4, 1)) * np.linspace(0, 40, 16).reshape(4, 4, 1)  # restless to the right
     noisy = levels.repeat(16, 1).repeat(16, 2).repeat(3, 3).astype(np.uint8)
     video = write_frames(tmp_path / "noisy.mkv", noisy)
-    scanner = ClipScanner(dataclasses.replace(SETTINGS, rule=rlt.Threshold(0.137)), info(1.6, fps=FPS))
+    scan = ScanResult(dataclasses.replace(SETTINGS, rule=rlt.Threshold(0.137)), info(1.6, fps=FPS))
     clips = list(iter_clips(video, **CLIP))
     for clip in clips:
-        scanner.add(clip)
-    scan, frames = scanner.result(), torch.stack([clip.frames for clip in clips])
+        scan.add(clip)
+    frames = torch.stack([clip.frames for clip in clips])
     assert len(scan.thresholds) == 102
     assert scan.thresholds == tuple(sorted(scan.thresholds))
     for threshold, share in zip(scan.thresholds, scan.curve, strict=True):
@@ -161,8 +160,6 @@ def test_dimming_touches_dropped_patches_only() -> None:
         grey = frame[place].double() @ torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
         expected = 0.36 * grey[..., None] + torch.tensor([14, 18, 30])
         assert (dimmed[place] - expected).abs().max() <= 1
-    with pytest.raises(InvalidArgumentError, match=r"mask has shape \[3, 3\], which does not fit"):
-        dim_dropped(frame, torch.ones(3, 3, dtype=torch.bool))
 
 
 def test_contact_sheet_shows_kept_patches_untouched_and_dropped_ones_dimmed(report: InspectReport, video: Path) -> None:
@@ -218,18 +215,6 @@ def test_overlay_plays_the_sampled_frames_with_dropped_patches_dimmed(report: In
         brightness = frame.reshape(4, 32, 4, 32, 3).mean((1, 3, 4))
         assert brightness[~mask].max(initial=0) < 0.36 * 255 + 31
         assert brightness[mask].min(initial=255) > 60
-
-
-def test_overlay_makes_sides_even_and_refuses_nothing(tmp_path: Path) -> None:
-    frames = torch.full((4, 21, 35, 3), 200, dtype=torch.uint8)
-    view = ClipView(frames, torch.arange(4).double(), torch.ones(2, 3, 5, dtype=torch.bool), 2)
-    info = write_overlay(iter([view]), tmp_path / "odd.mp4", fps=2.5)
-    assert (info.num_frames, info.fps, info.seconds) == (4, 2.5, 1.6)
-    decoded = decode(tmp_path / "odd.mp4")
-    assert [frame.shape for frame in decoded] == [(22, 36, 3)] * 4
-    assert np.abs(decoded[0].astype(int) - 200).max() < 6
-    with pytest.raises(InvalidArgumentError, match="no frames to encode"):
-        write_overlay(iter([]), tmp_path / "none.mp4", fps=2.5)
 
 
 def test_charts_show_the_numbers(report: InspectReport) -> None:
@@ -505,10 +490,10 @@ def test_a_sampled_video_says_so(video: Path, tmp_path: Path) -> None:
 
 
 def test_the_overlay_of_a_long_video_is_a_window_around_the_representative_clip(video: Path) -> None:
-    scanner = ClipScanner(SETTINGS, probe(video))
+    seen = probe(video)
+    scan = ScanResult(SETTINGS, seen)
     for clip in iter_clips(video, **CLIP):
-        scanner.add(clip)
-    scan, seen = scanner.result(), probe(video)
+        scan.add(clip)
     assert scan.representative() == 2  # at 1.6 s
     assert window(seen, SETTINGS, scan, 1.0) == range(1)
     assert window(seen, SETTINGS, scan, 2.5) == range(3)

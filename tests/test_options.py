@@ -176,7 +176,7 @@ TRAIN: dict[str, Case] = {
     "data.val": Case("data.val=null", loaders),
     "data.clip.num_frames": Case("data.clip.num_frames=6", batch),
     "data.clip.frame_stride": Case("data.clip.frame_stride=2", batch),
-    "data.clip.fps": Case("data.clip.fps=5", batch),
+    "data.clip.fps": Case(("data.clip.frame_stride=null", "data.clip.fps=5"), batch),
     "data.clip.size": Case("data.clip.size=48", batch),
     "data.clip.sampling": Case("data.clip.sampling=uniform", batch),
     "data.decoder": Case("data.decoder=standing", batch),

@@ -50,6 +50,7 @@ def test_places_of_a_clip():
     assert ClipSpec(4, 5).places(3, rate) == [3, 8, 13, 18]
     assert ClipSpec(1, 9).places(0, rate) == [0]
     assert ClipSpec(4, fps=10).places(3, rate) == [3, Fraction(11, 2), 8, Fraction(21, 2)]
+    assert (ClipSpec().frame_stride, ClipSpec(fps=10).frame_stride) == (4, None)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,7 @@ def test_places_of_a_clip():
         (lambda: ClipSpec(1, 0), "frame_stride is 0"),
         (lambda: ClipSpec(fps=0), "fps is 0; sampled frames per second"),
         (lambda: ClipSpec(fps=float("nan")), "fps is nan"),
+        (lambda: ClipSpec(16, 4, 5), "frame_stride is 4 and fps is 5; give one of them"),
         (lambda: ClipSpec(fps=8, sampling="uniform"), "fps is 8 and sampling is 'uniform'"),
         (lambda: ClipSpec(size=(224,)), "size is"),
         (lambda: ClipSpec(size=None).frame_size, "size is None"),

@@ -7,6 +7,7 @@ import os
 import warnings
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -534,6 +535,7 @@ def test_sound_and_cover_art_are_no_video(tmp_path, cover):
         ({"fps": 0}, "fps is 0; sampled frames per second, more than 0, are needed"),
         ({"fps": float("inf")}, "fps is inf"),
         ({"frame_strid": 2}, "read_clip has no option 'frame_strid'; allowed are num_frames, frame_stride, fps, size"),
+        ({"frame_stride": 4, "fps": 5}, "frame_stride is 4 and fps is 5; give one of them"),
         ({"frame_strid": 2}, "did you mean 'frame_stride'?"),
         ({"decoder": "opencv"}, "decoder is 'opencv'; allowed are pyav, torchcodec"),
         ({"num_threads": -1}, "num_threads is -1"),
@@ -546,6 +548,9 @@ def test_arguments_out_of_range(long_video, arguments, words):
 def test_other_bad_arguments(long_video):
     one_line_error(InvalidArgumentError, lambda: read_clips(long_video, num_clips=0), "num_clips is 0")
     one_line_error(InvalidArgumentError, lambda: iter_clips(long_video, num_frames=0), "num_frames is 0")
+    for read in (partial(read_clips, num_clips=1), iter_clips):
+        call = partial(read, long_video, frame_stride=2, fps=5)
+        one_line_error(InvalidArgumentError, call, "frame_stride is 2 and fps is 5; give one of them")
     one_line_error(InvalidArgumentError, lambda: read_clip(7), "int was given")
     reader, writer = os.pipe()
     os.close(writer)

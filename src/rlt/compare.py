@@ -29,6 +29,7 @@ Arm = Literal["dense", "rlt"]
 """The two ways that are compared: all tokens, or only those that run-length tokenization keeps."""
 
 ARMS: tuple[Arm, ...] = ("dense", "rlt")
+_RATIOS = ("tokens_kept", "speedup_forward", "speedup_end_to_end", "speedup_flops", "top1_agreement", "feature_cosine")
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,20 @@ class VideoComparison:
     def top(self, arm: Arm, count: int = 5) -> list[list[tuple[int, float]]]:
         """Per clip, the classes with the highest probabilities: (class, probability)."""
         best = self.probabilities[arm].topk(min(count, self.probabilities[arm].shape[1]))
-        return [
-            list(zip(classes, values, strict=True))
-            for classes, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
+        clips = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [list(zip(classes, values, strict=True)) for classes, values in clips]
+
+    def to_json(self, label: Callable[[int], str | None]) -> dict[str, object]:
+        """All numbers but tokens, FLOPs and seconds, which count over all videos; classes with the names of `label`."""
+
+        def named(clip: list[tuple[int, float]]) -> list[dict[str, object]]:
+            return [{"class": index, "label": label(index), "probability": value} for index, value in clip]
+
+        own = {
+            name: getattr(self, name)
+            for name in ("source", "clip_starts", "tokens_kept", "same_top1", "feature_cosine")
+        }
+        return {**own, "top5": {arm: [named(clip) for clip in self.top(arm)] for arm in ARMS}}
 
 
 @dataclass(frozen=True)
@@ -160,37 +171,15 @@ class Comparison:
         timings = {stage: self.seconds(stage) for stage in self.videos[0].seconds}
         timings |= {f"end_to_end_{arm}": self.end_to_end(arm) for arm in ARMS}
         return {
-            "tokens_kept": self.tokens_kept,
-            "speedup_forward": self.speedup_forward,
-            "speedup_end_to_end": self.speedup_end_to_end,
-            "speedup_flops": self.speedup_flops,
-            "top1_agreement": self.top1_agreement,
-            "feature_cosine": self.feature_cosine,
+            **{name: getattr(self, name) for name in _RATIOS},
             "weights": self.settings.checkpoint or "random",
             "machine": machine_info(self.settings.device),
             "settings": {**self.settings.to_json(), "repeats": self.repeats, "attention": self.attention},
             "tokens": {arm: self.total_tokens(arm) for arm in ARMS},
             "flops": {arm: self.total_flops(arm) for arm in ARMS},
             "seconds": {stage: {"median": timing.median, "spread": timing.spread} for stage, timing in timings.items()},
-            "videos": [self._video_json(video) for video in self.videos],
+            "videos": [video.to_json(self.label) for video in self.videos],
             "failed": [{"source": source, "error": error} for source, error in self.failed],
-        }
-
-    def _video_json(self, video: VideoComparison) -> dict[str, object]:
-        top5 = {
-            arm: [
-                [{"class": index, "label": self.label(index), "probability": value} for index, value in clip]
-                for clip in video.top(arm)
-            ]
-            for arm in ARMS
-        }
-        return {
-            "source": video.source,
-            "clip_starts": video.clip_starts,
-            "tokens_kept": video.tokens_kept,
-            "same_top1": video.same_top1,
-            "feature_cosine": video.feature_cosine,
-            "top5": top5,
         }
 
     def label(self, index: int) -> str | None:

@@ -21,16 +21,6 @@ from rlt.errors import InvalidArgumentError
 from rlt.tokens import Rule, Threshold, rule_options
 from rlt.video import ClipSpec
 
-__all__ = [
-    "MeasureSettings",
-    "Timing",
-    "check_device",
-    "interleave",
-    "machine_info",
-    "peak_memory_bytes",
-    "stopwatch",
-]
-
 
 @dataclass(frozen=True)
 class MeasureSettings:
@@ -80,11 +70,7 @@ class Timing:
 
 
 def check_device(device: str) -> None:
-    """Hold that a device can be used here: "cpu", or "cuda" with a GPU, with or without a number.
-
-    Raises:
-        InvalidArgumentError: naming it.
-    """
+    """Hold that a device can be used here: "cpu", or "cuda" with a GPU, with or without a number."""
     kind = device.partition(":")[0]
     if kind not in ("cpu", "cuda"):
         raise InvalidArgumentError(f"device is {device!r}; cpu or cuda is needed")
@@ -111,15 +97,8 @@ def interleave(
 ) -> dict[str, Timing]:
     """Time several ways to do the same work in turn (A B A B ...), so that a slow moment hits all alike.
 
-    Args:
-        arms: what to time, by name.
-        rounds: counted runs of each arm.
-        warmup: runs of each arm before, not counted.
-        device: waited for before and after each run.
-        on_round: called after every round, warm-up rounds too, for progress.
-
-    Returns:
-        One `Timing` per arm, round i of each taken in the same turn.
+    Round i of every `Timing` is taken in the same turn. `warmup` more rounds come first and are not counted; `device`
+    is waited for before and after each run, and `on_round` called after every round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(warmup + rounds):
@@ -184,7 +163,8 @@ def machine_info(device: torch.device | str = "cpu") -> dict[str, str | int | fl
         info["device"] = properties.name
         info["device_memory_gib"] = round(properties.total_memory / 2**30, 1)
         info["cuda"] = str(torch.version.cuda)
-        info["driver"] = _cuda_driver()
+        driver = Path("/proc/driver/nvidia/version")
+        info["driver"] = driver.read_text().splitlines()[0].strip() if driver.exists() else "unknown"
     return info
 
 
@@ -195,19 +175,12 @@ def _synchronize(device: torch.device | str) -> None:
 
 def _processor_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
 
 
 def _memory_gib() -> float:
     if not hasattr(os, "sysconf"):
         return 0.0
     return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-
-
-def _cuda_driver() -> str:
-    driver = Path("/proc/driver/nvidia/version")
-    return driver.read_text().splitlines()[0].strip() if driver.exists() else "unknown"

@@ -21,11 +21,7 @@ KEPT, MARK = "#0072b2", "#d55e00"
 
 
 def require_viz() -> None:
-    """Say in one line what is missing for pictures.
-
-    Raises:
-        MissingDependencyError: if matplotlib is not installed.
-    """
+    """Say in one line, as a `MissingDependencyError`, what is missing for pictures."""
     try:
         import matplotlib.backends.backend_agg
         import matplotlib.figure  # noqa: F401

@@ -8,9 +8,8 @@ import torch
 
 from rlt.benchmark.adapted import adapters_suite
 from rlt.benchmark.files import decode_suite, end_to_end_suite
-from rlt.benchmark.frames import frames_suite
 from rlt.benchmark.harness import Arm, BenchmarkResult, BenchmarkSettings, Rounds
-from rlt.benchmark.networks import forward_suite, train_step_suite
+from rlt.benchmark.networks import forward_suite, frames_suite, train_step_suite
 from rlt.benchmark.stages import attention_suite, embed_suite, tokenize_suite
 from rlt.checks import at_least, one_of
 from rlt.errors import InvalidArgumentError
@@ -52,4 +51,4 @@ def run_suite(
     if not settings.videos:
         raise InvalidArgumentError("no videos to take clips from; name at least one")
     check_device(settings.device)
-    return SUITES[name](settings, Rounds(on_progress))
+    return SUITES[name](settings, Rounds(on_progress or (lambda *_: None)))

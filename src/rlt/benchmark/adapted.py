@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from rlt.adapters import patch, tiny
-from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, read_frames
+from rlt.benchmark.harness import Arm, BenchmarkResult, BenchmarkSettings, Rounds, Work, read_frames
 from rlt.benchmark.peers.padded import naive_attention
 from rlt.errors import MissingDependencyError
 from rlt.tokens import Everything, Rule
@@ -61,7 +61,7 @@ def adapters_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResu
         given, kept = tiny.inputs(model, pixels), patched.rlt.last.share_kept
         for arm, network, share in (("dense", model, 1.0), ("rlt", patched, kept)):
             flops = _count_flops(patched, given, Everything() if arm == "dense" else settings.rule)
-            works.append(Work(arm, partial(network, **given), share, flops, {"model": name}))
+            works.append((Arm(arm, share, flops, {"model": name}), partial(network, **given)))
     arms = rounds.measure(works, settings.rounds or 3, settings.device)
     extra = {"largest_differences": differences, "left_out": left_out}
     return BenchmarkResult("adapters", settings, arms, "dense", extra)
@@ -120,11 +120,8 @@ def _logits(output: Any, batch: int) -> Tensor:
 def _count_flops(patched: Any, given: dict[str, Tensor], rule: Rule) -> int:
     """Of the patched model, whose attention is counted on every device; torch counts that of others on some only."""
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    counter = FlopCounterMode(display=False, custom_mapping={kernel: _attention_flops})
+    formula = {kernel: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)}
+    counter = FlopCounterMode(display=False, custom_mapping=formula)
     with patched.rlt.override(rule=rule), counter, torch.no_grad():
         patched(**given)
     return int(counter.get_total_flops())
-
-
-def _attention_flops(query: Any, key: Any, value: Any, *_: object, **__: object) -> int:
-    return int(sdpa_flop_count(query, key, value))

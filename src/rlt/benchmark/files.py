@@ -10,9 +10,18 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor
 
-from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, packed_by, run_each, threshold_of
+from rlt.benchmark.harness import (
+    Arm,
+    BenchmarkResult,
+    BenchmarkSettings,
+    Rounds,
+    Work,
+    packed_by,
+    run_each,
+    threshold_of,
+)
 from rlt.benchmark.peers.decoders import decoders
-from rlt.benchmark.peers.reference import reference_tokenize
+from rlt.benchmark.peers.tokens import reference_tokenize
 from rlt.checkpoints import create_model
 from rlt.errors import VideoError
 from rlt.network.flops import count_forward_flops
@@ -35,7 +44,7 @@ def decode_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult
                     raise
                 cannot_read.append({"name": name, "video": path.name})
             else:
-                works.append(Work(name, partial(decode, path), details={"video": path.name}))
+                works.append((Arm(name, details={"video": path.name}), partial(decode, path)))
     arms = rounds.measure(works, settings.rounds or 7, "cpu")
     per_core = {str(arm.details["video"]): 1 / arm.timing.median for arm in arms if arm.name == "pyav"}
     extra: dict[str, object] = {"clips_per_second_per_core": per_core, "cannot_read": cannot_read}
@@ -53,32 +62,24 @@ def end_to_end_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkRe
     rules: dict[str, Rule] = {"dense": Everything(), "rlt": settings.rule}
     packs = {name: packed_by(rule, frames, settings, model.config.patches) for name, rule in rules.items()}
     flops = {name: count_forward_flops(model.config, packed) for name, packed in packs.items()}
-    kept = packs["rlt"].share_kept
     stages: dict[str, Callable[[Tensor], PackedTokens]] = {
         **{name: partial(model.tokenize, rule=rule) for name, rule in rules.items()},
         "reference": partial(_reference_tokens, threshold_of(settings.rule), model.config.patches),
     }
-    works = [
-        Work(
-            name,
-            partial(_all_videos, settings, model, cut),
-            1.0 if name == "dense" else kept,
-            flops["dense" if name == "dense" else "rlt"],
-        )
-        for name, cut in stages.items()
-    ]
+    works: list[Work] = []
+    for name, cut in stages.items():
+        like = "dense" if name == "dense" else "rlt"
+        arm = Arm(name, packs[like].share_kept, flops[like])
+        works.append((arm, partial(_all_videos, settings, model, cut)))
     for name, packed in packs.items():
         clips = [pack(clip) for clip in packed]
-        works.append(Work(f"forward_{name}", partial(run_each, model, clips), packed.share_kept, flops[name]))
-    result = BenchmarkResult("end-to-end", settings, rounds.measure(works, settings.rounds or 5, settings.device))
-    speedup = result.arm("dense").timing.over(result.arm("rlt").timing)
-    forward = result.arm("forward_dense").timing.over(result.arm("forward_rlt").timing)
-    ratios = {
-        "speedup_end_to_end": speedup,
-        "speedup_forward": forward,
-        "end_to_end_over_forward": speedup / forward,
-    }
-    return replace(result, extra=ratios)
+        works.append((Arm(f"forward_{name}", packed.share_kept, flops[name]), partial(run_each, model, clips)))
+    arms = rounds.measure(works, settings.rounds or 5, settings.device)
+    timings = {arm.name: arm.timing for arm in arms}
+    speedup = timings["dense"].over(timings["rlt"])
+    forward = timings["forward_dense"].over(timings["forward_rlt"])
+    extra = {"speedup_end_to_end": speedup, "speedup_forward": forward, "end_to_end_over_forward": speedup / forward}
+    return BenchmarkResult("end-to-end", settings, arms, "dense", extra)
 
 
 def _read_each(settings: BenchmarkSettings) -> Iterator[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -35,33 +35,22 @@ class BenchmarkSettings(MeasureSettings):
 
 
 @dataclass(frozen=True)
-class Work:
-    """One way to do the work of a suite, before it is timed; fields without a word of their own are those of `Arm`."""
-
-    name: str
-    run: Callable[[], object]
-    """Does the work once."""
-    tokens_kept: float = 1.0
-    flops: int | None = None
-    details: dict[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Arm:
-    """One way to do the work of a suite, measured."""
+    """One way to do the work of a suite."""
 
     name: str
     """"dense" every token, "rlt", "random" as many tokens as RLT, "tome" merging at RLT's FLOPs, "reference" the plain
     float32 way, "padded" padding and a mask, "ideal" the dense time times the ratio of FLOPs; others say themselves."""
-    timing: Timing
     tokens_kept: float = 1.0
     """Share of the tokens that this arm keeps, 0..1."""
     flops: int | None = None
     """Counted FLOPs of one run, where they are most of the work."""
-    peak_memory_bytes: int | None = None
-    """See `rlt.measure.peak_memory_bytes`; None for an arm that was not run."""
     details: dict[str, object] = field(default_factory=dict)
     """What else tells this arm from the others."""
+    timing: Timing = Timing(())
+    """Of its rounds; empty before they are run."""
+    peak_memory_bytes: int | None = None
+    """See `rlt.measure.peak_memory_bytes`; None for an arm that was not run."""
 
     def to_json(self) -> dict[str, object]:
         """Times in seconds, spread as (fastest, slowest)."""
@@ -74,6 +63,10 @@ class Arm:
             "peak_memory_bytes": self.peak_memory_bytes,
             **self.details,
         }
+
+
+Work = tuple[Arm, Callable[[], object]]
+"""An arm that is not measured yet, and what does its work once."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +82,7 @@ class BenchmarkResult:
     """Further numbers of the suite, by name."""
 
     def arm(self, name: str) -> Arm:
-        """The first arm of this name.
-
-        Raises:
-            InvalidArgumentError: if there is none.
-        """
+        """The first arm of this name; an `InvalidArgumentError` if there is none."""
         for arm in self.arms:
             if arm.name == name:
                 return arm
@@ -124,13 +113,13 @@ class BenchmarkResult:
 class Rounds:
     """Runs arms in turn and reports progress."""
 
-    on_progress: Callable[[int, int, str], None] | None = None
+    tell: Callable[[int, int, str], None] = lambda *_: None
     """Called with (arms run, arms to run, name of the next one)."""
 
     def measure(self, works: Sequence[Work], rounds: int, device: str, *, gradients: bool = False) -> list[Arm]:
-        """Time every work in turn; its first run is not counted and tells its peak of memory instead.
+        """Time all arms in turn, without `gradients` in inference mode; names may repeat.
 
-        Names may repeat. Without gradients everything runs in inference mode.
+        The first run of each is not counted and tells its peak of memory instead.
         """
         total, done = len(works) * (rounds + 1), 0
         peaks: list[int] = []
@@ -138,23 +127,19 @@ class Rounds:
         def on_round() -> None:
             nonlocal done
             done += len(works)
-            self._tell(done, total, "measuring")
+            self.tell(done, total, "measuring")
 
         with torch.inference_mode(not gradients):
-            for work in works:
-                self._tell(done, total, f"memory of {work.name}")
-                peaks.append(peak_memory_bytes(work.run, device))
+            for arm, run in works:
+                self.tell(done, total, f"memory of {arm.name}")
+                peaks.append(peak_memory_bytes(run, device))
                 done += 1
-            numbered = {f"{number} {work.name}": work.run for number, work in enumerate(works)}
+            numbered = {f"{number} {arm.name}": run for number, (arm, run) in enumerate(works)}
             timings = interleave(numbered, rounds=rounds, warmup=0, device=device, on_round=on_round)
         return [
-            Arm(work.name, timing, work.tokens_kept, work.flops, peak, work.details)
-            for work, timing, peak in zip(works, timings.values(), peaks, strict=True)
+            replace(arm, timing=timing, peak_memory_bytes=peak)
+            for (arm, _), timing, peak in zip(works, timings.values(), peaks, strict=True)
         ]
-
-    def _tell(self, done: int, total: int, what: str) -> None:
-        if self.on_progress is not None:
-            self.on_progress(done, total, what)
 
 
 def read_frames(settings: BenchmarkSettings) -> Tensor:

@@ -1,4 +1,4 @@
-"""Suites of the whole network: forward pass and training step."""
+"""Suites of the whole network: forward pass, training step, and how cost grows with the number of frames."""
 
 from __future__ import annotations
 
@@ -31,15 +31,13 @@ from rlt.structures import PackedTokens, pack
 from rlt.tokens import Everything, Random
 
 Forward = Callable[[PackedTokens], Tensor]
+FEWEST_FRAMES, USUAL_FRAMES = 16, 64
 
 
 def forward_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
     """Tokens -> logits with the weights in the precision of the settings; see `_variants` for the arms."""
     model = create_model(settings.model).to(settings.device, settings.dtype).eval()
-    works = [
-        Work(name, partial(run_each, forward, packs), packs[0].share_kept, flops)
-        for name, forward, packs, flops in _variants(model, settings)
-    ]
+    works: list[Work] = [(arm, partial(run_each, forward, packs)) for arm, forward, packs in _variants(model, settings)]
     return _with_ratios("forward", settings, rounds.measure(works, settings.rounds or 5, settings.device))
 
 
@@ -53,21 +51,47 @@ def train_step_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkRe
     variants = _variants(model, settings)
     smallest = pack(variants[0][2][0].unpack()[0])
     _train_step(model, [smallest], optimizer, settings)  # makes the optimizer's state, which all arms share
-    works = []
-    for name, forward, packs, flops in variants:
-        run = partial(_train_step, forward, packs, optimizer, settings)
+    works: list[Work] = []
+    for arm, forward, packs in variants:
         # Each matrix product of the forward pass has two in the backward pass; the input needs no gradient.
-        works.append(Work(name, run, packs[0].share_kept, 3 * flops))
+        counted = replace(arm, flops=3 * (arm.flops or 0))
+        works.append((counted, partial(_train_step, forward, packs, optimizer, settings)))
     arms = rounds.measure(works, settings.rounds or 3, settings.device, gradients=True)
     return _with_ratios("train-step", settings, arms)
 
 
-def _variants(
-    model: VisionTransformer, settings: BenchmarkSettings
-) -> list[tuple[str, Forward, list[PackedTokens], int]]:
-    """(name, network, packs to run one after the other, FLOPs of a forward pass over all of them).
+def frames_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
+    """Forward pass over 16, 32, 64, ... frames, up to `num_frames` or 64: "dense" and "rlt" for each video alone.
 
-    Where there are several packs, they are dense.
+    "padded" and "packed" run one clip of every video together, with and without padding, where there are several.
+    """
+    most = max(settings.clip.num_frames, USUAL_FRAMES)
+    counts = [FEWEST_FRAMES * 2**power for power in range(10) if FEWEST_FRAMES * 2**power <= most]
+    model = create_model(settings.model).to(settings.device, settings.dtype).eval()
+    works: list[Work] = []
+    for count in counts:
+        clips = []
+        for path in settings.videos:
+            one = replace(settings, videos=(path,), clips=1, clip=replace(settings.clip, num_frames=count))
+            frames = read_frames(one)
+            for name, rule in (("dense", Everything()), ("rlt", settings.rule)):
+                packed = packed_by(rule, frames, one, model.config.patches)
+                details: dict[str, object] = {"video": path.name, "frames": count}
+                flops = count_forward_flops(model.config, packed)
+                works.append((Arm(name, packed.share_kept, flops, details), partial(model, packed)))
+            clips += packed.unpack()
+        if len(clips) > 1:
+            together = pack(clips)
+            details = {"video": "all", "frames": count}
+            kept, flops = together.share_kept, count_forward_flops(model.config, together)
+            works.append((Arm("packed", kept, flops, details), partial(model, together)))
+            works.append((Arm("padded", kept, None, details), partial(padded_logits, model, together)))
+    settings = replace(settings, clips=1, clip=replace(settings.clip, num_frames=most))
+    return BenchmarkResult("frames", settings, rounds.measure(works, settings.rounds or 3, settings.device))
+
+
+def _variants(model: VisionTransformer, settings: BenchmarkSettings) -> list[tuple[Arm, Forward, list[PackedTokens]]]:
+    """(arm with the FLOPs of a forward pass, network, packs to run one after the other).
 
     Dense runs in both ways, all clips in one pack and clip by clip; the faster one is called "dense" in the end, so
     that no speed-up comes from a batch that is larger than the cache. ToMe is left out where it cannot get as cheap.
@@ -79,24 +103,24 @@ def _variants(
     dense, rlt, random = (packed_by(rule, frames, settings, config.patches) for rule in rules)
     flops = {name: count_forward_flops(config, packed) for name, packed in (("dense", dense), ("rlt", rlt))}
     padded_flops = forward_flops(config, rlt.segments.max_length) * len(rlt)
-    variants: list[tuple[str, Forward, list[PackedTokens], int]] = [
-        ("dense_packed", model, [dense], flops["dense"]),
-        ("dense_clip_by_clip", model, [pack(clip) for clip in dense], flops["dense"]),
-        ("rlt", model, [rlt], flops["rlt"]),
-        ("random", model, [random], flops["rlt"]),
-        ("padded", partial(padded_logits, model), [rlt], padded_flops),
+    variants: list[tuple[Arm, Forward, list[PackedTokens]]] = [
+        (Arm("dense_packed", flops=flops["dense"]), model, [dense]),
+        (Arm("dense_clip_by_clip", flops=flops["dense"]), model, [pack(clip) for clip in dense]),
+        (Arm("rlt", rlt.share_kept, flops["rlt"]), model, [rlt]),
+        (Arm("random", random.share_kept, flops["rlt"]), model, [random]),
+        (Arm("padded", rlt.share_kept, padded_flops), partial(padded_logits, model), [rlt]),
     ]
     if settings.compiled:
         compiled = copy(model)  # shares the weights, so that one optimizer serves all arms
         compiled.compile_network()
-        variants += [(f"{name}_compiled", compiled, packs, count) for name, _, packs, count in variants[:3]]
+        variants += [(replace(arm, name=f"{arm.name}_compiled"), compiled, packs) for arm, _, packs in variants[:3]]
     try:
         merges = merge_for_flops(config, dense.segments.lengths, flops["rlt"])
     except InvalidArgumentError:  # RLT keeps so few tokens that no amount of merging gets there
         return variants
     merging = copy(model)
     merging.merge_per_block = merges
-    return [*variants, ("tome", merging, [dense], count_forward_flops(config, dense, merges))]
+    return [*variants, (Arm("tome", flops=count_forward_flops(config, dense, merges)), merging, [dense])]
 
 
 def _train_step(
@@ -124,14 +148,9 @@ def _with_ratios(suite: str, settings: BenchmarkSettings, arms: list[Arm]) -> Be
     assert rlt.flops
     flop_ratio = rlt.flops / dense.flops
     ideal = Timing(tuple(flop_ratio * seconds for seconds in dense.timing.seconds))
-    ordered.append(Arm("ideal", ideal, rlt.tokens_kept, rlt.flops))
+    ordered.append(Arm("ideal", rlt.tokens_kept, rlt.flops, timing=ideal))
     time_ratio = rlt.timing.over(dense.timing)
-    extra: dict[str, object] = {
-        "flop_ratio": flop_ratio,
-        "time_ratio": time_ratio,
-        "time_ratio_over_flop_ratio": time_ratio / flop_ratio,
-    }
-    for arm in arms:
-        if arm.name in ("tome", "padded", "rlt_compiled"):
-            extra[f"{arm.name}_over_rlt"] = arm.timing.over(rlt.timing)
+    ratios = {"flop_ratio": flop_ratio, "time_ratio": time_ratio, "time_ratio_over_flop_ratio": time_ratio / flop_ratio}
+    others = [arm for arm in arms if arm.name in ("tome", "padded", "rlt_compiled")]
+    extra = ratios | {f"{arm.name}_over_rlt": arm.timing.over(rlt.timing) for arm in others}
     return BenchmarkResult(suite, settings, ordered, "dense", extra)

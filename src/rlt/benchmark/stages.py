@@ -11,10 +11,18 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from rlt.benchmark.harness import BenchmarkResult, BenchmarkSettings, Rounds, Work, packed_by, read_frames, threshold_of
-from rlt.benchmark.peers.masks import difference_ways
+from rlt.benchmark.harness import (
+    Arm,
+    BenchmarkResult,
+    BenchmarkSettings,
+    Rounds,
+    Work,
+    packed_by,
+    read_frames,
+    threshold_of,
+)
 from rlt.benchmark.peers.padded import block_mask_attention, padded_attention
-from rlt.benchmark.peers.reference import reference_tokenize
+from rlt.benchmark.peers.tokens import difference_ways, reference_tokenize
 from rlt.checkpoints import create_model
 from rlt.network.attention import choose_backend, packed_attention
 from rlt.network.backends import available_backends
@@ -28,7 +36,7 @@ SPEC = PatchSpec()
 def tokenize_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
     """Frames -> kept patches: "reference" in float32, "rlt" ours, "copy" only copies the bytes that must be read.
 
-    On the CPU also the sums of differences alone ("differences_..."), in every way of `rlt.benchmark.peers.masks`.
+    On the CPU also the sums of differences alone ("differences_..."), in every way of `difference_ways`.
     """
     threshold = threshold_of(settings.rule)
     frames = read_frames(settings).to(settings.device)
@@ -38,13 +46,13 @@ def tokenize_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResu
     packed = pack(tokens)
     kept = packed.share_kept
     last, first = frames[:, 3::2], frames[:, :-2:2]  # of each tubelet of two frames, compared with the one before
-    works = [
-        Work("reference", lambda: reference_tokenize(frames, threshold=threshold), kept),
-        Work("rlt", lambda: tokenize_batch(frames, settings.rule, SPEC), kept),
-        Work("copy", lambda: (last.clone(), first.clone(), packed.patches.clone()), kept),
+    works: list[Work] = [
+        (Arm("reference", kept), lambda: reference_tokenize(frames, threshold=threshold)),
+        (Arm("rlt", kept), lambda: tokenize_batch(frames, settings.rule, SPEC)),
+        (Arm("copy", kept), lambda: (last.clone(), first.clone(), packed.patches.clone())),
     ]
     if settings.device == "cpu":
-        works += [Work(f"differences_{name}", partial(sums, frames)) for name, sums in difference_ways().items()]
+        works += [(Arm(f"differences_{name}"), partial(sums, frames)) for name, sums in difference_ways().items()]
     arms = rounds.measure(works, settings.rounds or 15, settings.device)
     extra = {"mask_entries_that_differ": differing, "rlt_over_copy": arms[1].timing.over(arms[2].timing)}
     return BenchmarkResult("tokenize", settings, arms, "reference", extra)
@@ -67,9 +75,9 @@ def embed_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
     with torch.no_grad():
         error = (convolution(patches_float).flatten(1) - embedding(packed.patches)).abs().max()
     flops = 2 * packed.num_tokens * packed.patches.shape[1] * width
-    works = [
-        Work("reference", lambda: convolution(patches_float).flatten(1), packed.share_kept, flops),
-        Work("rlt", lambda: embedding(packed.patches), packed.share_kept, flops),
+    works: list[Work] = [
+        (Arm("reference", packed.share_kept, flops), lambda: convolution(patches_float).flatten(1)),
+        (Arm("rlt", packed.share_kept, flops), lambda: embedding(packed.patches)),
     ]
     arms = rounds.measure(works, settings.rounds or 9, settings.device)
     return BenchmarkResult("embed", settings, arms, "reference", {"largest_difference": float(error)})
@@ -96,16 +104,16 @@ def attention_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkRes
     for backend in available_backends(settings.device, settings.dtype):
         if backend != chosen:
             ways[f"rlt_{backend}"] = (partial(packed_attention, backend=backend), rlt)
-    arms = []
+    arms: list[Arm] = []
     for gradients in (False, True):
-        works = []
+        works: list[Work] = []
         for name, (attend, packed) in ways.items():
             qkv = _random_qkv(packed.num_tokens, shape, settings, gradients=gradients)
             flops = sum(4 * length**2 * config.width for length in packed.segments.lengths)
-            run = partial(_attend, attend, qkv, packed.segments, gradients=gradients)
             details: dict[str, object] = {"pass": "forward and backward" if gradients else "forward"}
             # The backward pass is five matrix products of this size beside the two of the forward pass.
-            works.append(Work(name, run, packed.share_kept, flops * 7 // 2 if gradients else flops, details))
+            arm = Arm(name, packed.share_kept, flops * 7 // 2 if gradients else flops, details)
+            works.append((arm, partial(_attend, attend, qkv, packed.segments, gradients=gradients)))
         arms += rounds.measure(works, settings.rounds or 5, settings.device, gradients=gradients)
     return BenchmarkResult("attention", settings, arms, extra={"backend": chosen})
 

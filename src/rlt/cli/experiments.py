@@ -56,12 +56,17 @@ def evaluate(overrides: Overrides = None) -> None:
     json=FILE keeps the numbers, predictions=FILE.parquet one row per video, pictures=DIR the confusion matrix;
     compare_with=FILE.parquet compares with the predictions of another evaluation, pair by pair.
     """
-    _require("hydra", "pyarrow")
     from rlt.cli.show import evaluation_report, paired_report
     from rlt.evaluation.run import evaluate_config, evaluation_config
+    from rlt.plots import require_viz
 
     given = overrides or []
     config = evaluation_config(given)
+    # What is needed in the end is asked for before hours of work.
+    if config.predictions is not None:
+        _require("pyarrow")
+    if config.pictures is not None:
+        require_viz()
     _say_what_is_not_read("evaluate", given)
     with progress("Evaluating") as update:
         run = evaluate_config(config, on_progress=update)

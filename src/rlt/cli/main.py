@@ -85,7 +85,14 @@ MaxTokens = Annotated[
     int | None, typer.Option(help="Keep at most so many patches of a clip instead.", show_default=False)
 ]
 NumFrames = Annotated[int, typer.Option("--frames", help="Frames per clip.")]
-FrameStride = Annotated[int, typer.Option("--stride", help="Distance of sampled frames, in frames of the video.")]
+FrameStride = Annotated[
+    int | None,
+    typer.Option(
+        "--stride",
+        help="Distance of sampled frames, in frames of the video; 4 where --fps is not given either.",
+        show_default=False,
+    ),
+]
 FramesPerSecond = Annotated[
     float | None,
     typer.Option(help="Sampled frames per second of the video, instead of --stride.", show_default=False),
@@ -122,7 +129,7 @@ def compare(
     max_tokens: MaxTokens = None,
     rule: RuleName = None,
     frames: NumFrames = 16,
-    stride: FrameStride = 4,
+    stride: FrameStride = None,
     fps: FramesPerSecond = None,
     size: SizeText = "224",
     decoder: DecoderName = "pyav",
@@ -171,7 +178,7 @@ def inspect(
     max_tokens: MaxTokens = None,
     rule: RuleName = None,
     frames: NumFrames = 16,
-    stride: FrameStride = 4,
+    stride: FrameStride = None,
     fps: FramesPerSecond = None,
     size: SizeText = "224",
     decoder: DecoderName = "pyav",
@@ -221,7 +228,7 @@ def benchmark(
     max_tokens: MaxTokens = None,
     rule: RuleName = None,
     frames: NumFrames = 16,
-    stride: FrameStride = 4,
+    stride: FrameStride = None,
     fps: FramesPerSecond = None,
     size: Annotated[int, typer.Option(help="Height and width of the clips in pixels.")] = 224,
     device: Device = "cpu",

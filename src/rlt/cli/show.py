@@ -16,7 +16,6 @@ from rlt.compare import ARMS, Comparison, VideoComparison
 from rlt.measure import machine_info
 from rlt.network.attention import choose_backend
 from rlt.tokens import Everything, rule_line, rule_name
-from rlt.video import ClipSpec
 from rlt.video.geometry import Size
 
 if TYPE_CHECKING:  # what they need is not always installed
@@ -160,17 +159,13 @@ def format_size(size: Size) -> str:
 
 
 def _settings_line(result: Comparison) -> str:
-    settings = result.settings
-    clips = result.num_clips
+    settings, clip, clips = result.settings, result.settings.clip, result.num_clips
+    pace = f"stride {clip.frame_stride}" if clip.fps is None else f"{clip.fps:g} a second"
     name = result.videos[0].source if len(result.videos) == 1 else f"{len(result.videos)} videos"
     return (
-        f"{name}: {clips} clip{'s'[: clips != 1]} of {settings.clip.num_frames} frames ({_pace(settings.clip)}) at "
-        f"{format_size(settings.clip.size)}, {settings.model}, {rule_line(settings.rule)}"
+        f"{name}: {clips} clip{'s'[: clips != 1]} of {clip.num_frames} frames ({pace}) at {format_size(clip.size)}, "
+        f"{settings.model}, {rule_line(settings.rule)}"
     )
-
-
-def _pace(clip: ClipSpec) -> str:
-    return f"stride {clip.frame_stride}" if clip.fps is None else f"{clip.fps:g} a second"
 
 
 def _stage_table(result: Comparison) -> Table:

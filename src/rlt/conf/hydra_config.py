@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rlt.checkpoints.models import MODELS
-from rlt.checks import one_of
+from rlt.checks import exclusive, one_of
 from rlt.conf import experiments
 from rlt.conf.reference import sections
 from rlt.conf.schema import Config, DataConfig, LoggerConfig, ModelConfig, TokenizerConfig
@@ -33,7 +34,7 @@ except ImportError as error:
 
 _MANIFESTS = ("train", "val", "test")
 _NOT_OF_AN_EXPERIMENT = ("tokenizer", "seed")
-
+_PACES = ("data.clip.frame_stride", "data.clip.fps")
 
 _MOVED = {
     "tokenizer.policy": "tokenizer=NAME",
@@ -52,7 +53,8 @@ class _Root(Config):
 
 def compose(overrides: Sequence[str], run: Mapping[str, Any]) -> Config:
     """See `rlt.conf.compose`."""
-    beneath, presets = _beneath(run, typed(overrides)), _presets()
+    given = typed(overrides)
+    beneath, presets = _beneath(run, given), _presets()
     rule = beneath.get("tokenizer", {}).get("rule", "rlt")
     one_of(presets["tokenizer"], tokenizer=rule)
     defaults: list[Any] = [
@@ -71,7 +73,7 @@ def compose(overrides: Sequence[str], run: Mapping[str, Any]) -> Config:
         store.store(group="tokenizer", name=name, node=node)
     try:
         with hydra.initialize_config_dir(str(Path(__file__).parent), version_base="1.3"):
-            composed = hydra.compose("config", list(overrides))
+            composed = hydra.compose("config", [*_undone(given), *overrides])
         found = OmegaConf.to_object(composed)
     except RltError:
         raise
@@ -97,6 +99,23 @@ def typed(overrides: Sequence[str]) -> dict[str, object]:
             raise InvalidArgumentError(f"there is no option {name}{_nearest_key(name, keys)}")
         values[name] = value
     return values
+
+
+def _undone(given: Mapping[str, object]) -> list[str]:
+    """Overrides that take back what a preset or a run says, where its counterpart is typed."""
+    values = dict(chain.from_iterable(_leaves(key, value) for key, value in given.items()))
+    paces = {key: values.get(key) for key in _PACES}
+    exclusive(**paces)
+    return [f"{key}=null" for key in paces if key not in values and any(pace is not None for pace in paces.values())]
+
+
+def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
+    """Keys and values below a key that was typed with a whole section: data.clip={fps: 5}."""
+    if isinstance(value, dict):
+        for name, below in value.items():
+            yield from _leaves(f"{key}.{name}", below)
+    else:
+        yield key, value
 
 
 def _writable(node: Any) -> DictConfig:
@@ -132,6 +151,8 @@ def _beneath(run: Mapping[str, Any], given: Mapping[str, object]) -> dict[str, A
     data = run.get("data")
     if "data" in chosen and isinstance(data, Mapping):  # no preset names files
         kept["data"] = {name: data[name] for name in _MANIFESTS if name in data}
+    elif isinstance(data, Mapping) and data.get("clip", {}).get("fps") is not None:  # once written beside a stride
+        kept["data"] = {**data, "clip": {**data["clip"], "frame_stride": None}}
     return kept
 
 

@@ -12,33 +12,27 @@ from rlt.conf.schema import Config
 
 
 class Option(NamedTuple):
-    """One `key=value`."""
+    """One `key=value`: as it is written on the command line, where nothing is given, and what it is, with its unit."""
 
     key: str
-    """As it is written on the command line."""
     default: str
-    """Value where nothing is given."""
     meaning: str
-    """What it is, with its unit."""
 
 
 class Section(NamedTuple):
-    """The options of one dataclass."""
+    """The options of one dataclass, in its order; `name` is the prefix of their keys, "" for the top level."""
 
     name: str
-    """Common prefix of the keys, "" for the top level."""
     summary: str
-    """What they are about."""
     options: list[Option]
-    """In the order of the dataclass."""
 
 
 def sections(schema: type[Any] = Config, prefix: str = "") -> list[Section]:
     """The options of a dataclass, then those of the dataclasses below it."""
-    meanings = _field_docstrings(schema)
+    meanings, defaults = _field_docstrings(schema), schema()
     options, below = [], []
     for field in dataclasses.fields(schema):
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        default = getattr(defaults, field.name)
         if dataclasses.is_dataclass(default):
             below += sections(type(default), f"{prefix}{field.name}.")
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -16,49 +16,36 @@ class PairedComparison:
     """How two runs differ on the videos that both have."""
 
     first: str
-    """Name of the first run: its file."""
     second: str
-    """Name of the second run: its file."""
+    """Names of the runs: their files."""
     counts: PairedCounts
     """How many videos each gets right, top-1."""
     same_prediction: int
     """Videos to which both give the same class, right or wrong."""
     top1_first: Interval
-    """Top-1 of the first run with Wilson's 95 % interval."""
     top1_second: Interval
-    """Top-1 of the second run with Wilson's 95 % interval."""
+    """Top-1 of each run with Wilson's 95 % interval."""
     difference: Interval
     """Top-1 of the first minus the second, with Newcombe's paired 95 % interval."""
     p_value: float
     """Of McNemar's exact two-sided test."""
     tokens_kept_first: float
-    """Share of the tokens that entered the network in the first run, mean over the videos."""
     tokens_kept_second: float
-    """Share of the tokens that entered the network in the second run, mean over the videos."""
+    """Share of the tokens that entered the network in each run, mean over the videos."""
     left_out: tuple[str, ...]
     """Videos that only one of the runs has, because the other could not read them."""
 
     def to_json(self) -> dict[str, object]:
         """All numbers, ready for JSON."""
         counts = self.counts
-        return {
-            "first": self.first,
-            "second": self.second,
+        return {name: value for name, value in asdict(self).items() if name != "counts"} | {
             "num_videos": counts.total,
             "both_right": counts.both,
             "only_first_right": counts.only_first,
             "only_second_right": counts.only_second,
             "both_wrong": counts.neither,
-            "same_prediction": self.same_prediction,
-            "top1_first": self.top1_first.to_json(),
-            "top1_second": self.top1_second.to_json(),
-            "difference": self.difference.to_json(),
             "difference_interval": "Newcombe, paired, 95 %",
-            "p_value": self.p_value,
             "test": "McNemar, exact, two-sided",
-            "tokens_kept_first": self.tokens_kept_first,
-            "tokens_kept_second": self.tokens_kept_second,
-            "left_out": list(self.left_out),
         }
 
 

@@ -54,7 +54,9 @@ def evaluate(
     at_least(1, max_videos=max_videos)
     _check_classes(model, manifest)
     model.config.patches.grid((settings.clip.num_frames, *settings.clip.frame_size, 3))  # told before a video is read
-    entries = _spread(manifest.entries, max_videos)
+    available = len(manifest.entries)
+    chosen = min(max_videos or available, available)
+    entries = [manifest.entries[position * available // chosen] for position in range(chosen)]
     usable = [entry for entry in entries if entry.usable]
     tally = _Tally(failed=[(entry.path, entry.status) for entry in entries if not entry.usable])
     was_training = model.training
@@ -133,11 +135,6 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def _spread(entries: tuple[VideoEntry, ...], max_videos: int | None) -> list[VideoEntry]:
-    count = len(entries) if max_videos is None else min(max_videos, len(entries))
-    return [entries[position * len(entries) // count] for position in range(count)]
-
-
 class _Forward:
     """The network in the asked precision, with a stopwatch that leaves out a first clip, which warms it up."""
 
@@ -191,21 +188,19 @@ class _Tally:
             self.seconds_decode += sample.seconds_decode
             self.seconds_tokenize += sample.seconds_tokenize
             self.notes += [(sample.path, note) for note in sample.notes]
-            if sample.error is not None:
-                self.failed.append((sample.path, sample.error))
-            elif batch.packed is not None and probabilities is not None:
-                views = slice(begin, begin + num_views)
-                counts, dense = batch.packed.segments.lengths[views], batch.packed.grids[begin].num_tokens
-                self._add_video(sample, probabilities[views].mean(0), counts, dense)
+            views = slice(begin, begin + num_views)
             begin += num_views
-
-    def _add_video(self, sample: EvaluationSample, probabilities: Tensor, counts: tuple[int, ...], dense: int) -> None:
-        if not bool(probabilities.isfinite().all()):
-            self.failed.append((sample.path, "the network's output is not finite"))
-            return
-        top = probabilities.argsort(descending=True, stable=True)[:MAX_TOP]
-        ids, values = tuple(top.tolist()), tuple(probabilities[top].tolist())
-        self.predictions.append(VideoPrediction(sample.path, sample.label_id, ids, values, counts, dense))
+            if sample.error is not None or batch.packed is None or probabilities is None:
+                self.failed.append((sample.path, str(sample.error)))
+                continue
+            mean = probabilities[views].mean(0)
+            if not bool(mean.isfinite().all()):
+                self.failed.append((sample.path, "the network's output is not finite"))
+                continue
+            top = mean.argsort(descending=True, stable=True)[:MAX_TOP]
+            ids, values = tuple(top.tolist()), tuple(mean[top].tolist())
+            counts, dense = batch.packed.segments.lengths[views], batch.packed.grids[views.start].num_tokens
+            self.predictions.append(VideoPrediction(sample.path, sample.label_id, ids, values, counts, dense))
 
 
 def _peak_memory(device: torch.device) -> PeakMemory | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -68,28 +69,25 @@ def write_predictions(
 ) -> None:
     """Write a Parquet file with one row per video; an old file is replaced only when the new one is whole.
 
-    Args:
-        predictions: of `evaluate`.
-        path: of the file.
-        class_names: by label id; classes get their names in the file, which keeps all of them.
-        settings: kept in the file's metadata as JSON, so that it says how it came about.
+    Its metadata keep as JSON all `class_names`, by label id, and the `settings`, so that it says how it came about.
 
     Raises:
         InvalidArgumentError: if there is no prediction, or the file cannot be written.
         MissingDependencyError: if pyarrow cannot be imported.
     """
-    rows = [
-        (
-            video.path, video.label_id, class_names[video.label_id], video.predicted_id,
-            class_names[video.predicted_id], video.correct, list(video.top_ids), list(video.top_probabilities),
-            video.tokens_kept, list(video.tokens), video.tokens_dense,
-        )
-        for video in predictions
-    ]  # fmt: skip
-    if not rows:
+    videos = list(predictions)
+    if not videos:
         raise InvalidArgumentError(f"no predictions to write to {path}; evaluate at least one video")
-    columns = {name: list(values) for name, values in zip(_COLUMNS, zip(*rows, strict=True), strict=True)}
+    names = {"label": "label_id", "predicted": "predicted_id"}
+    columns: dict[str, list[Any]] = {
+        name: [getattr(video, names.get(name, name)) for video in videos] for name in _COLUMNS
+    }
+    columns |= {name: [class_names[label_id] for label_id in columns[name]] for name in names}
     write_table(path, columns, {"class_names": json.dumps(list(class_names)), "settings": json.dumps(settings or {})})
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def read_predictions(path: str | Path) -> list[VideoPrediction]:
@@ -105,16 +103,9 @@ def read_predictions(path: str | Path) -> list[VideoPrediction]:
         raise InvalidArgumentError(
             f"{path} lacks the columns {', '.join(missing)}; give a file that `rlt evaluate predictions=FILE` wrote"
         )
-    videos = [
-        VideoPrediction(file, label_id, tuple(ids), tuple(probabilities), tuple(tokens), dense)
-        for file, label_id, ids, probabilities, tokens, dense in zip(
-            *(columns[name] for name in ("path", "label_id", "top_ids", "top_probabilities", "tokens", "tokens_dense")),
-            strict=True,
-        )
-    ]
-    seen: set[str] = set()
-    for video in videos:
-        if video.path in seen:
-            raise InvalidArgumentError(f"{path} holds {video.path} twice; one row per video is needed")
-        seen.add(video.path)
+    rows = zip(*(columns[field.name] for field in fields(VideoPrediction)), strict=True)
+    videos = [VideoPrediction(*map(_frozen, row)) for row in rows]
+    twice = [file for file, count in Counter(video.path for video in videos).items() if count > 1]
+    if twice:
+        raise InvalidArgumentError(f"{path} holds {twice[0]} twice; one row per video is needed")
     return videos

@@ -23,11 +23,7 @@ side."""
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How an evaluation is made.
-
-    Raises:
-        InvalidArgumentError: for a value out of range, or a device that is not there.
-    """
+    """How an evaluation is made."""
 
     clip: ClipSpec = field(default_factory=ClipSpec)
     """Frames and size of a clip."""

@@ -35,21 +35,14 @@ _WRITTEN_BEFORE = {
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """What `rlt evaluate` shows."""
+    """What `rlt evaluate` shows: the numbers, and their comparison with another run's predictions if asked for."""
 
     result: EvaluationResult
-    """The numbers."""
     comparison: PairedComparison | None
-    """Against the predictions of another run, if asked for."""
 
 
 def evaluation_config(overrides: Sequence[str]) -> Config:
-    """What is typed, above what the run at `checkpoint=` was trained with: how clips are taken, which tokens.
-
-    Raises:
-        InvalidArgumentError: in one line, for an unknown key or value, or another network than that of the run.
-        MissingDependencyError: if hydra is not installed.
-    """
+    """What is typed, above what the run at `checkpoint=` was trained with: how clips are taken, which tokens."""
     given = typed(overrides)
     run = config_of_run(str(given.get("checkpoint")))
     for key, field in (("model", "name"), ("model.name", "name"), ("model.num_heads", "num_heads")):
@@ -64,11 +57,7 @@ def evaluation_config(overrides: Sequence[str]) -> Config:
 
 
 def config_of_run(checkpoint: str) -> dict[str, Any]:
-    """The configuration of a run, nested as `Config` is, without what names files; empty for anything but a run.
-
-    Raises:
-        InvalidArgumentError: if it cannot be read, or the overrides of a run of before config.json are none any more.
-    """
+    """The configuration of a run, nested as `Config` is, without what names files; empty for anything but a run."""
     overrides, resolved = Path(checkpoint) / "overrides.json", Path(checkpoint) / "config.json"
     if not overrides.is_file():  # other folders have a config.json too
         return {}
@@ -91,13 +80,7 @@ def _as_written_now(override: str) -> str:
 
 
 def evaluate_config(config: Config, *, on_progress: Callable[[int, int, str], None] | None = None) -> EvaluationRun:
-    """Evaluate as configured, and write JSON, predictions and pictures where the configuration names files.
-
-    Raises:
-        InvalidArgumentError: for settings that do not fit.
-        CheckpointError: if the weights cannot be loaded.
-        VideoError: if not a single video could be evaluated.
-    """
+    """Evaluate as configured, and write JSON, predictions and pictures where the configuration names files."""
     if config.checkpoint is None:
         raise InvalidArgumentError(
             "checkpoint is not set; give the folder of a run, a file or a hub id: checkpoint=..."
@@ -124,13 +107,7 @@ def evaluate_config(config: Config, *, on_progress: Callable[[int, int, str], No
     else:
         model = create_model(config.model.name, checkpoint=config.checkpoint, num_heads=config.model.num_heads)
     model.merge_per_block = config.model.merge_per_block
-    result = evaluate(
-        model,
-        manifest,
-        settings,
-        max_videos=config.max_videos,
-        on_progress=on_progress,
-    )
+    result = evaluate(model, manifest, settings, max_videos=config.max_videos, on_progress=on_progress)
     comparison = None
     if config.predictions is not None:
         names, how = manifest.class_names, result.settings_json()

@@ -14,14 +14,11 @@ from rlt.errors import InvalidArgumentError
 
 @dataclass(frozen=True)
 class Interval:
-    """A number with its confidence interval."""
+    """A number with the ends of its confidence interval."""
 
     value: float
-    """The estimate."""
     low: float
-    """Lower end of the interval."""
     high: float
-    """Upper end of the interval."""
 
     def to_json(self) -> dict[str, float]:
         """All three."""
@@ -29,16 +26,7 @@ class Interval:
 
 
 def wilson_interval(successes: int, total: int, *, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a proportion: it keeps its coverage for few videos and near 0 and 1.
-
-    Args:
-        successes: 0 to total.
-        total: number of independent trials, at least 1.
-        confidence: of the interval, between 0 and 1.
-
-    Raises:
-        InvalidArgumentError: for counts or a confidence out of range.
-    """
+    """Wilson's score interval of a proportion: it keeps its coverage for few videos and near 0 and 1."""
     if not 0 <= successes <= total or total < 1:
         raise InvalidArgumentError(f"{successes} successes of {total}; at least 1 trial and 0 to all successes needed")
     if not 0 < confidence < 1:
@@ -56,13 +44,6 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
 
     Under the hypothesis that they do not, a video that only one of them gets right is either's with chance 1/2. The
     p-value is twice the smaller tail of that binomial distribution, at most 1.
-
-    Args:
-        only_first: videos that only the first run gets right.
-        only_second: videos that only the second run gets right.
-
-    Raises:
-        InvalidArgumentError: if a count is negative.
     """
     if min(only_first, only_second) < 0:
         raise InvalidArgumentError(f"counts are {only_first} and {only_second}; 0 or more is needed")
@@ -76,16 +57,12 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
 
 @dataclass(frozen=True)
 class PairedCounts:
-    """How many videos two runs get right."""
+    """How many videos are right in both of two runs, in only one of them, and in neither."""
 
     both: int
-    """Right in both runs."""
     only_first: int
-    """Right in the first run only."""
     only_second: int
-    """Right in the second run only."""
     neither: int
-    """Wrong in both runs."""
 
     @property
     def total(self) -> int:
@@ -98,9 +75,6 @@ def accuracy_difference(counts: PairedCounts, *, confidence: float = 0.95) -> In
 
     Method 10 of Newcombe, Statistics in Medicine 17 (1998): the two Wilson intervals joined, with the correlation of
     the runs corrected for continuity. Like them it holds for few videos and does not leave -1..1.
-
-    Raises:
-        InvalidArgumentError: for no videos, or a confidence out of range.
     """
     first = wilson_interval(counts.both + counts.only_first, counts.total, confidence=confidence)
     second = wilson_interval(counts.both + counts.only_second, counts.total, confidence=confidence)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from rlt.inspection.report import AGAINST_THRESHOLD, CONTACT_SHEET, OVER_TIME, RUN_LENGTHS
 from rlt.inspection.scan import ScanResult
-from rlt.inspection.views import ClipView
+from rlt.inspection.views import ClipView, per_pixel
 from rlt.plots import INK, KEPT, MARK, PIXELS_PER_INCH, QUIET_INK, RULE, add_colour_bar, new_figure, style_chart
 from rlt.structures import IMAGENET_STD
 from rlt.tokens import Rule, Threshold, rule_line
@@ -29,18 +28,22 @@ _TITLE: dict[str, Any] = {"fontsize": 11, "color": INK, "loc": "left"}
 _DASHED, _DOTTED = (0, (4, 3)), (0, (1, 2))
 
 
+def draw_pictures(view: ClipView, scan: ScanResult, rule: Rule) -> Iterator[tuple[str, Figure]]:
+    """All four, each with the name of its file: one clip as it is shown, and the numbers of all clips."""
+    yield CONTACT_SHEET, draw_contact_sheet(view)
+    yield RUN_LENGTHS, draw_run_lengths(view, scan)
+    yield OVER_TIME, draw_tokens_over_time(scan)
+    yield AGAINST_THRESHOLD, draw_tokens_against_threshold(scan, rule)
+
+
 def shown_steps(num_steps: int) -> list[int]:
     """Which time steps the sheet shows: all of them, or 16 that are spread evenly."""
-    if num_steps <= _MAX_STEPS:
-        return list(range(num_steps))
-    return [index * (num_steps - 1) // (_MAX_STEPS - 1) for index in range(_MAX_STEPS)]
+    shown = min(num_steps, _MAX_STEPS)
+    return [index * (num_steps - 1) // max(shown - 1, 1) for index in range(shown)]
 
 
 def draw_contact_sheet(view: ClipView) -> Figure:
-    """One frame per time step, pixel for pixel: its last one, which was compared with the step before.
-
-    Dropped patches are dimmed; time and share kept are written below.
-    """
+    """The last frame of each time step, pixel for pixel, dropped patches dimmed, with time and share kept below."""
     steps = shown_steps(view.num_steps)
     height, width = view.frames.shape[1:3]
     columns, rows = min(_COLUMNS, len(steps)), -(-len(steps) // _COLUMNS)
@@ -75,7 +78,7 @@ def draw_run_lengths(view: ClipView, scan: ScanResult) -> Figure:
     heat.imshow(middle.double().mean(-1).numpy(), cmap="gray", vmin=-200, vmax=255)
     longest = scan.grid.time * scan.seconds_per_step
     overlaid = heat.imshow(
-        _per_pixel(scan.run_lengths * scan.seconds_per_step, height, width).numpy(),
+        per_pixel(scan.run_lengths * scan.seconds_per_step, middle).numpy(),
         cmap="viridis",
         alpha=0.72,
         vmin=scan.seconds_per_step,
@@ -146,14 +149,9 @@ def draw_tokens_against_threshold(scan: ScanResult, rule: Rule) -> Figure:
         fontweight="bold",
     )
     axes.axhline(always, color=QUIET_INK, linewidth=1, linestyle=_DOTTED)
-    note: dict[str, Any] = {
-        "ha": "right",
-        "color": QUIET_INK,
-        "fontsize": 9,
-        "xytext": (-4, -11),
-        "textcoords": "offset points",
-    }
-    axes.annotate("first step of each clip: always kept", (end, always), **note)
+    note = "first step of each clip: always kept"
+    offset: dict[str, Any] = {"xytext": (-4, -11), "textcoords": "offset points"}
+    axes.annotate(note, (end, always), ha="right", color=QUIET_INK, fontsize=9, **offset)
     axes.set_xlim(0, end)
     axes.set_ylim(0, 105)
     axes.set_xlabel("threshold (mean absolute difference of the normalised clip)")
@@ -166,9 +164,3 @@ def draw_tokens_against_threshold(scan: ScanResult, rule: Rule) -> Figure:
         spine.set_visible(name == "top")
         spine.set_color(RULE)
     return figure
-
-
-def _per_pixel(values: Tensor, height: int, width: int) -> Tensor:
-    """float64 [H', W'] -> [H, W]: the value of each place on all of its pixels."""
-    rows, columns = values.shape
-    return torch.repeat_interleave(values, height // rows, 0).repeat_interleave(width // columns, 1)

@@ -14,27 +14,11 @@ from typing import Any
 from rlt.checks import named_options
 from rlt.errors import InvalidArgumentError, RltError, TruncatedVideoWarning, VideoError, VideoWarning
 from rlt.files import not_writable, replacing_all, write_json
-from rlt.inspection.charts import (
-    draw_contact_sheet,
-    draw_run_lengths,
-    draw_tokens_against_threshold,
-    draw_tokens_over_time,
-)
+from rlt.inspection.charts import draw_pictures
 from rlt.inspection.overlay import OverlayInfo, write_overlay
 from rlt.inspection.page import write_page
 from rlt.inspection.passes import OVERLAY_SECONDS, look, sampled_starts
-from rlt.inspection.report import (
-    AGAINST_THRESHOLD,
-    CONTACT_SHEET,
-    FILES,
-    MAKER,
-    OVER_TIME,
-    OVERLAY,
-    PAGE,
-    REPORT,
-    RUN_LENGTHS,
-    InspectReport,
-)
+from rlt.inspection.report import FILES, MAKER, OVERLAY, PAGE, REPORT, InspectReport
 from rlt.inspection.scan import curve_thresholds
 from rlt.inspection.views import ClipSettings, ClipView
 from rlt.plots import require_viz, save_figure
@@ -58,7 +42,7 @@ def inspect_video(
     max_tokens: int | None = None,
     rule: Rule | str | None = None,
     num_frames: int = 16,
-    frame_stride: int = 4,
+    frame_stride: int | None = None,
     fps: float | None = None,
     size: Size = 224,
     tubelet_size: int = 2,
@@ -81,7 +65,7 @@ def inspect_video(
         max_tokens: number of each clip's tokens to keep at most instead.
         rule: any rule, or the name of one.
         num_frames: frames in a clip, a multiple of `tubelet_size`.
-        frame_stride: distance of two sampled frames, in frames of the video.
+        frame_stride: distance of two sampled frames, in frames of the video; 4 if fps is not given either.
         fps: sampled frames per second of the video's time, instead of frame_stride.
         size: size of the frames in pixels, see `rlt.read_clip`; a multiple of `patch_size`.
         tubelet_size: frames per token.
@@ -116,21 +100,14 @@ def inspect_video(
         with replacing_all(output, FILES) as folder:
             info = require_motion(probe(source))
             starts = sampled_starts(info, settings, max_seconds)
-            scan, views, numbers = look(
-                source,
-                info,
-                settings,
-                starts,
-                counted=lambda share: tell(int(_COUNTED * share), _DONE, "counting tokens"),
-            )
-            overlay, view = _write_overlay(
-                views, numbers, folder / OVERLAY, info.fps / float(settings.pace(info)), tell
-            )
+            count = partial(_tell_part, tell, 0, _COUNTED, "counting tokens")
+            scan, views, numbers = look(source, info, settings, starts, count)
+            encode = partial(_tell_part, tell, _COUNTED, _ENCODED, "encoding the overlay")
+            fps = info.fps / float(settings.pace(info))
+            overlay, view = _write_overlay(views, numbers, folder / OVERLAY, fps, encode)
             tell(_ENCODED, _DONE, "drawing pictures")
-            save_figure(draw_contact_sheet(view), folder / CONTACT_SHEET)
-            save_figure(draw_run_lengths(view, scan), folder / RUN_LENGTHS)
-            save_figure(draw_tokens_over_time(scan), folder / OVER_TIME)
-            save_figure(draw_tokens_against_threshold(scan, settings.rule), folder / AGAINST_THRESHOLD)
+            for name, figure in draw_pictures(view, scan, settings.rule):
+                save_figure(figure, folder / name)
             paths = {name: Path(output) / name for name in FILES}
             report = InspectReport(info, settings, scan, starts is None, overlay, paths)
             tell(_DRAWN, _DONE, "writing the page")
@@ -204,6 +181,10 @@ def inspect_videos(
     return Inspections(tuple(reports), tuple(failed))
 
 
+def _tell_part(tell: Progress, begin: int, end: int, what: str, share: float) -> None:
+    tell(begin + int((end - begin) * share), _DONE, what)
+
+
 def _tell_of_one(tell: Progress, number: int, num_videos: int, name: str, done: int, total: int, what: str) -> None:
     tell(number * total + done, num_videos * total, f"{name}: {what}")
 
@@ -228,15 +209,14 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _write_overlay(
-    views: Iterable[ClipView], numbers: range, path: Path, fps: float, tell: Progress
+    views: Iterable[ClipView], numbers: range, path: Path, fps: float, encoded: Callable[[float], None]
 ) -> tuple[OverlayInfo, ClipView]:
     """Write the overlay of clips with these numbers; also gives back the clip that is number 0."""
     found: list[ClipView] = []
 
     def passing() -> Iterator[ClipView]:
         for number, view in zip(numbers, views, strict=False):
-            share = (number - numbers.start) / len(numbers)
-            tell(_COUNTED + int((_ENCODED - _COUNTED) * share), _DONE, "encoding the overlay")
+            encoded((number - numbers.start) / len(numbers))
             if number == 0:
                 found.append(view)
             yield view

@@ -76,16 +76,15 @@ def coverage(report: InspectReport) -> str:
 
 
 def _summary(report: InspectReport, title: str) -> str:
-    kept, settings, video = report.tokens_kept, report.settings, report.video
-    grid = report.grid
-    every = f"every {_ordinal(settings.frame_stride)}frame of the video"
-    sampled = f"{settings.num_frames} frames, {every if settings.fps is None else f'{settings.fps:g} a second'}"
+    kept, settings, video, grid = report.tokens_kept, report.settings, report.video, report.grid
+    stride = settings.frame_stride
+    every = f"{settings.fps:g} a second" if stride is None else f"every {_ordinal(stride)}frame of the video"
     facts = {
         "Tokens": f"{report.scan.num_kept:,} of {report.scan.num_tokens:,} kept",
         "Threshold" if settings.threshold is not None else "Rule": rule_line(settings.rule),
         "Video": f"{video.codec}, {video.width}×{video.height}, {video.fps:.4g} frames a second",
         "Duration": _duration(video.duration),
-        "Clip": sampled,
+        "Clip": f"{settings.num_frames} frames, {every}",
         "Token grid of a clip": f"{grid.time} × {grid.height} × {grid.width} (time, height, width)",
         "Token": f"{_count(settings.tubelet_size, 'frame')} of {settings.patch_size}×{settings.patch_size} pixels",
     }
@@ -122,8 +121,7 @@ src="data:video/mp4;base64,{data}"></video>"""
 def _pictures(report: InspectReport, folder: Path) -> list[str]:
     clip, kept = report.representative, report.tokens_kept
     which = f"from {clip.start:.1f} s to {clip.end:.1f} s, which keeps {clip.tokens_kept:.1%}"
-    longest = max(clip.tokens_kept for clip in report.clips)
-    least = min(clip.tokens_kept for clip in report.clips)
+    shares = [clip.tokens_kept for clip in report.clips]
     chosen = rule_line(report.settings.rule)
     return [
         _picture(
@@ -143,8 +141,8 @@ def _pictures(report: InspectReport, folder: Path) -> list[str]:
         _picture(
             folder / OVER_TIME,
             "Tokens kept over time",
-            f"Clips keep from {least:.1%} to {longest:.1%} of their tokens. Moving cameras, cuts and changes of light "
-            "keep almost all; still scenes almost none.",
+            f"Clips keep from {min(shares):.1%} to {max(shares):.1%} of their tokens. Moving cameras, cuts and changes "
+            "of light keep almost all; still scenes almost none.",
             f"Chart of the share of tokens kept over time, {kept:.0%} on average",
         ),
         _picture(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 
 from rlt.errors import VideoWarning
-from rlt.inspection.scan import ClipScanner, ScanResult
+from rlt.inspection.scan import ScanResult
 from rlt.inspection.views import ClipSettings, ClipView, display_size
 from rlt.structures import Clip
 from rlt.video import ClipPlan, Source, VideoFile, VideoInfo, iter_views, read_views
@@ -45,16 +45,9 @@ def look(
     """Count what all clips keep, and give the clips to be shown, numbered as by `window`.
 
     Where the frames of the whole video may be held, they come from the pass that counts, otherwise from a second one,
-    a few at a time.
-
-    Args:
-        source: the video.
-        info: what it holds.
-        settings: how it is sampled and cut into tokens.
-        starts: see `sampled_starts`.
-        counted: called with the share of the clips that are counted, 0 to 1.
+    a few at a time. `counted` is called with the share of the clips that are counted, 0 to 1.
     """
-    scanner = ClipScanner(settings, info)
+    scan = ScanResult(settings, info)
     views = clip_views(info, settings)
     expected = info.num_frames / float(settings.length(info)) if starts is None else len(starts)
     height, width = check_size(views[-1].size) or (info.height, info.width)
@@ -70,12 +63,11 @@ def look(
     held: list[ClipView] = []
     counted(0.0)
     for number, clip in enumerate(clips, start=1):
-        scanner.add(clip[0])
+        scan.add(clip[0])
         counted(min(number / expected, 1.0))
         if hold:
             held.append(ClipView.of(clip, settings))
             hold = len(held) <= most_held  # headers may promise too little
-    scan = scanner.result()
     chosen, shown = scan.representative(), window(info, settings, scan, OVERLAY_SECONDS)
     if hold:
         return scan, held[chosen + shown.start : chosen + shown.stop], shown
@@ -87,11 +79,7 @@ def look(
 
 
 def clip_views(info: VideoInfo, settings: ClipSettings) -> tuple[View, ...]:
-    """What is seen of a frame: at the size of the tokens, for the mask, and larger, for the eye, if that is another.
-
-    Raises:
-        InvalidArgumentError: if a clip does not divide into tokens.
-    """
+    """What is seen of a frame: at the size of the tokens, for the mask, and larger, for the eye, if that is another."""
     sides = check_size(settings.size) or (info.height, info.width)
     grid = settings.patches.grid((settings.num_frames, *sides, 3))
     shown = display_size(grid, settings.patch_size, info)
@@ -107,22 +95,17 @@ def read_at(
     or not at all (`quiet`).
     """
     at_once = max(_FRAMES_AT_ONCE // settings.num_frames, 1)
-    for chunk in range(0, len(places), at_once):
+    for begin in range(0, len(places), at_once):
+
+        def plan(file: VideoFile, together: Sequence[Place] = places[begin : begin + at_once]) -> list[ClipPlan]:
+            return [ClipPlan(settings.places(place, file.rate), views) for place in together]
+
         with warnings.catch_warnings():
-            if chunk or quiet:
+            if begin or quiet:
                 warnings.simplefilter("ignore", VideoWarning)
-            clips = _read_together(source, settings, views, places[chunk : chunk + at_once])
+            clips = read_views(source, plan, decoder=settings.decoder, num_threads=0)
         while clips:  # and none of them is held while the next ones are read
             yield clips.pop(0)
-
-
-def _read_together(
-    source: Source, settings: ClipSettings, views: tuple[View, ...], places: Sequence[Place]
-) -> list[list[Clip]]:
-    def plan(file: VideoFile) -> list[ClipPlan]:
-        return [ClipPlan(settings.places(place, file.rate), views) for place in places]
-
-    return read_views(source, plan, decoder=settings.decoder, num_threads=0)
 
 
 def window(info: VideoInfo, settings: ClipSettings, scan: ScanResult, max_seconds: float) -> range:

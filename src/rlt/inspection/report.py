@@ -23,6 +23,9 @@ OVERLAY, PAGE = "overlay.mp4", "index.html"
 FILES = (REPORT, CONTACT_SHEET, RUN_LENGTHS, OVER_TIME, AGAINST_THRESHOLD, OVERLAY, PAGE)
 """Names of the files that an inspection writes, in this order: a folder left half replaced is known as one of ours."""
 
+_VIDEO = ("codec", "width", "height", "fps", "duration", "num_frames")
+_SETTINGS = ("num_frames", "frame_stride", "fps", "size", "tubelet_size", "patch_size")
+
 
 @dataclass(frozen=True, eq=False)
 class InspectReport:
@@ -54,7 +57,7 @@ class InspectReport:
     @property
     def clips(self) -> tuple[ClipCount, ...]:
         """Numbers per clip, in the order of the video."""
-        return self.scan.clips
+        return tuple(self.scan.clips)
 
     @property
     def threshold_curve(self) -> tuple[tuple[float, float], ...]:
@@ -86,17 +89,8 @@ class InspectReport:
             "num_clips": len(self.clips),
             "whole_video": self.whole_video,
             "seconds_seen": self.seconds_seen,
-            "video": {
-                name: getattr(video, name) for name in ("codec", "width", "height", "fps", "duration", "num_frames")
-            },
-            "settings": {
-                "num_frames": settings.num_frames,
-                "frame_stride": settings.frame_stride,
-                "fps": settings.fps,
-                "size": settings.size if isinstance(settings.size, int | None) else list(settings.size),
-                "tubelet_size": settings.tubelet_size,
-                "patch_size": settings.patch_size,
-            },
+            "video": {name: getattr(video, name) for name in _VIDEO},
+            "settings": {name: getattr(settings, name) for name in _SETTINGS},
             "threshold_curve": [{"threshold": at, "tokens_kept": share} for at, share in self.threshold_curve],
             "run_lengths": {
                 "unit": "time steps",

@@ -18,11 +18,7 @@ _CURVE_POINTS = 101
 
 
 def curve_thresholds(threshold: float | None) -> tuple[float, ...]:
-    """Thresholds of the curve, ascending: 0 to 0.5 in steps of 0.005, further if `threshold` lies beyond, and itself.
-
-    Raises:
-        InvalidArgumentError: if threshold is infinite.
-    """
+    """Thresholds of the curve, ascending: 0 to 0.5 in steps of 0.005, further if `threshold` is beyond, and itself."""
     chosen = () if threshold is None else (float(threshold),)
     if threshold == float("inf"):
         raise InvalidArgumentError(f"threshold is {threshold}; a number is needed that a curve can reach")
@@ -36,9 +32,8 @@ class ClipCount:
     """How many tokens one clip keeps. Numbers only: a video of any length fits into memory."""
 
     start: float
-    """Time of the first frame in seconds."""
     end: float
-    """Time of the last frame in seconds."""
+    """Times of the first and the last frame in seconds."""
     times: tuple[float, ...]
     """Seconds at which each time step begins. Steps that only repeat the last frame of the video are left out."""
     kept: tuple[int, ...]
@@ -72,20 +67,56 @@ class ClipCount:
         return tuple(count / self.tokens_per_step for count in self.kept)
 
 
-@dataclass(frozen=True, eq=False)
 class ScanResult:
-    """What all clips of a video say together."""
+    """What all clips of a video say together. They are added one after the other, and no frames are held."""
 
-    clips: tuple[ClipCount, ...]
-    """One entry per clip, in the order of the video."""
-    thresholds: tuple[float, ...]
-    """Thresholds of the curve, ascending; the chosen one is among them."""
-    curve: tuple[float, ...]
-    """Share of tokens that each of these thresholds keeps, 0 to 1."""
-    run_lengths: Tensor
-    """float64 [H', W']: mean run length of the tokens at each place, in time steps, 1 to T'."""
-    seconds_per_step: float
-    """Seconds from one time step to the next."""
+    def __init__(self, settings: ClipSettings, info: VideoInfo) -> None:
+        self._settings = settings
+        self.clips: list[ClipCount] = []
+        """One entry per clip, in the order of the video."""
+        self._thresholds = torch.tensor(curve_thresholds(settings.threshold), dtype=torch.float64)
+        self._kept_at = torch.zeros(len(self._thresholds), dtype=torch.int64)
+        self._kept_at_place = torch.zeros((), dtype=torch.int64)
+        self.seconds_per_step = settings.tubelet_size * float(settings.pace(info)) / info.fps
+        """Seconds from one time step to the next."""
+
+    def add(self, clip: Clip) -> None:
+        """Count what one clip keeps, with these settings and at every threshold of the curve."""
+        grid = self._settings.patches.grid(clip.frames.shape)
+        if self.clips and grid != self.grid:
+            raise VideoError(f"{clip.source}: its frames change their size in the middle; give a size in pixels")
+        steps = _real_steps(clip, self._settings.tubelet_size)
+        differences = token_differences(clip.frames[None], spec=self._settings.patches)[0, : steps - 1].cpu()
+        # How many of the sorted differences lie above each threshold: strictly greater, as `keep_mask` has it.
+        ordered = differences.flatten().sort().values
+        above = len(ordered) - torch.searchsorted(ordered, self._thresholds, right=True)
+        self._kept_at += above + grid.height * grid.width
+        mask = self._settings.keep_mask(clip)[:steps].cpu()
+        self._kept_at_place = self._kept_at_place + mask.sum(0)
+        self.clips.append(
+            ClipCount(
+                start=float(clip.times[0]),
+                end=float(clip.times[len(clip.times) - 1 - clip.num_repeated]),
+                times=tuple(clip.times[:: self._settings.tubelet_size][:steps].tolist()),
+                kept=tuple(mask.flatten(1).sum(1).tolist()),
+                grid=grid,
+            )
+        )
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """Thresholds of the curve, ascending; the chosen one is among them."""
+        return tuple(self._thresholds.tolist())
+
+    @property
+    def curve(self) -> tuple[float, ...]:
+        """Share of tokens that each of these thresholds keeps, 0 to 1."""
+        return tuple((self._kept_at.double() / self.num_tokens).tolist())
+
+    @property
+    def run_lengths(self) -> Tensor:
+        """float64 [H', W']: mean run length of the tokens at each place, in time steps, 1 to T'."""
+        return sum(len(clip.kept) for clip in self.clips) / self._kept_at_place.double()
 
     @property
     def grid(self) -> TokenGrid:
@@ -111,70 +142,8 @@ class ScanResult:
         """Index of the clip that keeps the share nearest to that of the whole video, among clips of full length."""
         longest = max(len(clip.kept) for clip in self.clips)
         whole = [index for index, clip in enumerate(self.clips) if len(clip.kept) == longest]
-        return min(whole, key=lambda index: abs(self.clips[index].tokens_kept - self.tokens_kept))
-
-
-class ClipScanner:
-    """Adds up the numbers of one clip after the other. Holds no frames, and no more than a few numbers per clip.
-
-    Args:
-        settings: how clips are cut into tokens, and which are kept.
-        info: the video that they are of.
-    """
-
-    def __init__(self, settings: ClipSettings, info: VideoInfo) -> None:
-        self._settings = settings
-        self._seconds_per_step = settings.tubelet_size * float(settings.pace(info)) / info.fps
-        self._thresholds = torch.tensor(curve_thresholds(settings.threshold), dtype=torch.float64)
-        self._kept_at = torch.zeros(len(self._thresholds), dtype=torch.int64)
-        self._kept_at_place = torch.zeros((), dtype=torch.int64)
-        self._clips: list[ClipCount] = []
-
-    def add(self, clip: Clip) -> None:
-        """Count what one clip keeps, with these settings and at every threshold of the curve.
-
-        Raises:
-            InvalidArgumentError: if the clip does not divide into tokens.
-            VideoError: if the clip's size differs from that of the clips before.
-        """
-        grid = self._settings.patches.grid(clip.frames.shape)
-        if self._clips and grid != self._clips[0].grid:
-            raise VideoError(f"{clip.source}: its frames change their size in the middle; give a size in pixels")
-        steps = _real_steps(clip, self._settings.tubelet_size)
-        differences = token_differences(clip.frames[None], spec=self._settings.patches)[0, : steps - 1].cpu()
-        # How many of the sorted differences lie above each threshold: strictly greater, as `keep_mask` has it.
-        ordered = differences.flatten().sort().values
-        above = len(ordered) - torch.searchsorted(ordered, self._thresholds, right=True)
-        self._kept_at += above + grid.height * grid.width
-        mask = self._settings.keep_mask(clip)[:steps].cpu()
-        self._kept_at_place = self._kept_at_place + mask.sum(0)
-        self._clips.append(
-            ClipCount(
-                start=float(clip.times[0]),
-                end=float(clip.times[len(clip.times) - 1 - clip.num_repeated]),
-                times=tuple(clip.times[:: self._settings.tubelet_size][:steps].tolist()),
-                kept=tuple(mask.flatten(1).sum(1).tolist()),
-                grid=grid,
-            )
-        )
-
-    def result(self) -> ScanResult:
-        """The sums over all clips so far.
-
-        Raises:
-            InvalidArgumentError: if there was no clip.
-        """
-        if not self._clips:
-            raise InvalidArgumentError("no clip was counted; add at least one")
-        num_tokens = sum(clip.num_tokens for clip in self._clips)
-        num_steps = sum(len(clip.kept) for clip in self._clips)
-        return ScanResult(
-            clips=tuple(self._clips),
-            thresholds=tuple(self._thresholds.tolist()),
-            curve=tuple((self._kept_at.double() / num_tokens).tolist()),
-            run_lengths=num_steps / self._kept_at_place.double(),
-            seconds_per_step=self._seconds_per_step,
-        )
+        share = self.tokens_kept
+        return min(whole, key=lambda index: abs(self.clips[index].tokens_kept - share))
 
 
 def _real_steps(clip: Clip, tubelet_size: int) -> int:

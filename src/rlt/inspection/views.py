@@ -9,7 +9,6 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from rlt.errors import InvalidArgumentError
 from rlt.structures import Clip, PatchSpec, TokenGrid
 from rlt.tokens import PatchView, Rule, Threshold
 from rlt.tokens.rules import apply_rule
@@ -90,26 +89,17 @@ class ClipView:
 
 
 def dim_dropped(frame: Tensor, mask: Tensor) -> Tensor:
-    """Take the colour and most of the light from dropped patches.
-
-    Args:
-        frame: uint8 [H, W, 3].
-        mask: bool [H', W'], True where a patch is kept and stays as it is; H' divides H and W' divides W.
-
-    Returns:
-        uint8 [H, W, 3].
-
-    Raises:
-        InvalidArgumentError: if the mask does not fit the frame.
-    """
-    height, width, _ = frame.shape
-    rows, columns = mask.shape
-    if height % rows or width % columns:
-        raise InvalidArgumentError(f"mask has shape {list(mask.shape)}, which does not fit frame {list(frame.shape)}")
-    kept = mask.repeat_interleave(height // rows, 0).repeat_interleave(width // columns, 1)
+    """Take the colour and most of the light from patches of uint8 [H, W, 3] that bool [H', W'] does not keep."""
+    kept = per_pixel(mask, frame)
     luma = (frame.float() @ torch.tensor(_LUMA))[..., None]
     dark = luma * _DIMMED + torch.tensor(_DIMMED_TINT)
     return torch.where(kept[..., None], frame, dark.to(torch.uint8))
+
+
+def per_pixel(values: Tensor, frame: Tensor) -> Tensor:
+    """[H', W'] -> [H, W] of a frame: the value of each place on all of its pixels. H' divides H, and W' divides W."""
+    (rows, columns), (height, width, _) = values.shape, frame.shape
+    return values.repeat_interleave(height // rows, 0).repeat_interleave(width // columns, 1)
 
 
 def display_size(grid: TokenGrid, patch_size: int, info: VideoInfo) -> tuple[int, int]:

@@ -64,17 +64,10 @@ class SaveLastStep(Callback):
 def newest_checkpoint(
     run_dir: str | Path, *, on_broken: Callable[[Path, str], None] | None = None
 ) -> tuple[Path, int] | None:
-    """The newest checkpoint of a run that can be read, and its optimizer step.
+    """The newest checkpoint of a run that can be read, and its optimizer step; None if the run has none at all.
 
-    Args:
-        run_dir: folder of the run.
-        on_broken: called with every newer one that cannot be read, and the reason.
-
-    Returns:
-        None if the run has no checkpoint at all.
-
-    Raises:
-        TrainingError: if there are checkpoints, but none can be read.
+    `on_broken` is called with every newer one that cannot be read, and the reason. Where none can be read there is a
+    TrainingError.
     """
     folder = checkpoint_folder(run_dir)
     found = sorted(
@@ -94,11 +87,7 @@ def newest_checkpoint(
 
 
 def read_step(path: str | Path) -> int:
-    """Optimizer step of a checkpoint, after reading all of it.
-
-    Raises:
-        TrainingError: in one line, if it cannot be read.
-    """
+    """Optimizer step of a checkpoint, after reading all of it; a TrainingError in one line if that is not possible."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         return int(content["global_step"])

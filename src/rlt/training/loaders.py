@@ -19,18 +19,7 @@ from rlt.tokens import Budget, Everything
 
 
 class TrainingData(LightningDataModule):
-    """Endless training batches from a given step on, and one view of every validation video.
-
-    Args:
-        config: the experiment.
-        training: manifest to train on.
-        validation: manifest to validate on, with the same classes.
-        model: configuration of the network.
-        start_step: optimizer steps that have been made.
-
-    Raises:
-        InvalidArgumentError: for an empty manifest, classes that differ, or a token budget without token counts.
-    """
+    """Endless training batches from a given optimizer step on, and one view of every validation video."""
 
     def __init__(
         self, config: Config, training: Manifest, validation: Manifest | None, model: ViTConfig, *, start_step: int = 0

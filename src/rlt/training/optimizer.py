@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 import torch
@@ -31,32 +32,23 @@ def layer_of(name: str, depth: int) -> int:
 def parameter_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]], depth: int, config: OptimizerConfig, peak_lr: float
 ) -> list[dict[str, object]]:
-    """One AdamW group per layer and kind, with the layer's own learning rate: peak * decay ** (depth + 1 - layer).
+    """One AdamW group per layer and kind of trainable parameters, with the layer's own learning rate.
 
-    Args:
-        named_parameters: of the model, trainable ones are taken.
-        depth: number of blocks.
-        config: see `OptimizerConfig`.
-        peak_lr: learning rate of the head at the top of the schedule.
+    It is peak * decay ** (depth + 1 - layer), `peak_lr` being that of the head at the top of the schedule.
     """
-    groups: dict[tuple[int, bool], dict[str, object]] = {}
-    members: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    members: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in named_parameters:
-        if not parameter.requires_grad:
-            continue
-        layer = layer_of(name, depth)
-        decayed = parameter.ndim > 1 and name != "length_embed"
-        key = (layer, decayed)
-        if key not in groups:
-            members[key] = []
-            groups[key] = {
-                "params": members[key],
-                "lr": peak_lr * config.layer_decay ** (depth + 1 - layer),
-                "weight_decay": config.weight_decay if decayed else 0.0,
-                "name": f"layer{layer}{'' if decayed else '_no_decay'}",
-            }
-        members[key].append(parameter)
-    return [groups[key] for key in sorted(groups)]
+        if parameter.requires_grad:
+            members[layer_of(name, depth), parameter.ndim > 1 and name != "length_embed"].append(parameter)
+    return [
+        {
+            "params": members[layer, decayed],
+            "lr": peak_lr * config.layer_decay ** (depth + 1 - layer),
+            "weight_decay": config.weight_decay if decayed else 0.0,
+            "name": f"layer{layer}{'' if decayed else '_no_decay'}",
+        }
+        for layer, decayed in sorted(members)
+    ]
 
 
 def lr_factor(total_steps: int, config: OptimizerConfig) -> Callable[[int], float]:

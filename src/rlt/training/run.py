@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from rlt.checkpoints import create_model, model_config
 from rlt.conf.schema import PRECISIONS, Config
 from rlt.data.manifest import Manifest, read_manifest
-from rlt.errors import InvalidArgumentError, TrainingError
+from rlt.errors import InvalidArgumentError, TrainingError, one_line
 from rlt.files import write_json
 from rlt.measure import machine_info
 from rlt.network.vit import VisionTransformer
@@ -84,7 +84,9 @@ def train(
         TrainingError: if the run cannot go on, or the loss is not finite.
         CheckpointError: if the weights to start from cannot be loaded.
     """
-    manifest = _manifest(config.data.train, "data.train")
+    if config.data.train is None:
+        raise InvalidArgumentError("data.train is not set; give a manifest that `rlt prepare` wrote: data.train=FILE")
+    manifest = read_manifest(config.data.train)
     validation = read_manifest(config.data.val) if config.data.val is not None else None
     run_dir = Path(config.run_dir)
     resume = resume_point(config, say)
@@ -145,18 +147,8 @@ def build_model(config: Config, manifest: Manifest) -> VisionTransformer:
     return model
 
 
-def _manifest(path: str | None, name: str) -> Manifest:
-    if path is None:
-        raise InvalidArgumentError(f"{name} is not set; give a manifest that `rlt prepare` wrote: {name}=FILE")
-    return read_manifest(path)
-
-
 def resume_point(config: Config, say: Callable[[str], None]) -> tuple[Path, int] | None:
-    """The checkpoint that a run goes on from and its optimizer step, None for a fresh run.
-
-    Raises:
-        TrainingError: if the folder holds an earlier run that is not to be continued, or no checkpoint can be read.
-    """
+    """The checkpoint that a run goes on from and its optimizer step, None for a fresh run."""
     if config.resume is None:
         if newest_checkpoint(config.run_dir) is not None:
             raise TrainingError(
@@ -171,11 +163,7 @@ def resume_point(config: Config, say: Callable[[str], None]) -> tuple[Path, int]
 
 
 def count_steps(config: Config, data: TrainingData) -> int:
-    """Optimizer steps of the whole run.
-
-    Raises:
-        InvalidArgumentError: unless one of max_steps and max_epochs is set.
-    """
+    """Optimizer steps of the whole run."""
     trainer = config.trainer
     if (trainer.max_steps is None) == (trainer.max_epochs is None):
         raise InvalidArgumentError(
@@ -190,11 +178,7 @@ def count_steps(config: Config, data: TrainingData) -> int:
 def make_trainer(
     config: Config, total_steps: int, callbacks: Sequence[Callback] = (), *, progress: bool | None = False
 ) -> Trainer:
-    """Lightning's trainer of an experiment, with its loggers and checkpoints.
-
-    Raises:
-        InvalidArgumentError: in one line, for an accelerator or a strategy that Lightning does not know or have here.
-    """
+    """Lightning's trainer of an experiment, with its loggers and checkpoints."""
     trainer, loggers = config.trainer, _loggers(config)
     callbacks = [*callbacks, step_checkpoints(config.run_dir, trainer.save_every, trainer.keep_checkpoints)]
     if total_steps % trainer.save_every:
@@ -227,7 +211,7 @@ def make_trainer(
         )
     except (ValueError, MisconfigurationException) as error:
         given = f"trainer.accelerator is {trainer.accelerator!r}, trainer.strategy {trainer.strategy!r}"
-        raise InvalidArgumentError(f"{given}: {' '.join(str(error).split())}") from error
+        raise InvalidArgumentError(f"{given}: {one_line(error)}") from error
 
 
 def _loggers(config: Config) -> list[Logger]:

@@ -66,7 +66,7 @@ def read_clip(
     source: Source,
     *,
     num_frames: int = 16,
-    frame_stride: int = 4,
+    frame_stride: int | None = None,
     fps: float | None = None,
     size: Size = 224,
     start: float | None = None,
@@ -78,7 +78,7 @@ def read_clip(
     Args:
         source: path, bytes of a whole file, or a binary file object that can seek.
         num_frames: frames in the clip, at least 1.
-        frame_stride: distance of two sampled frames, in frames of the video, at least 1.
+        frame_stride: distance of two sampled frames, in frames of the video, at least 1; 4 if fps is not given either.
         fps: sampled frames per second of the video's time, above 0, instead of frame_stride; above the video's own
             rate frames are taken several times.
         size: in pixels, see `rlt.video.geometry.Size`; what is larger is cut away around the centre.
@@ -132,7 +132,7 @@ def read_clips(
     *,
     num_clips: int,
     num_frames: int = 16,
-    frame_stride: int = 4,
+    frame_stride: int | None = None,
     fps: float | None = None,
     size: Size = 224,
     decoder: str = "pyav",
@@ -162,7 +162,7 @@ def iter_clips(
     source: Source,
     *,
     num_frames: int = 16,
-    frame_stride: int = 4,
+    frame_stride: int | None = None,
     fps: float | None = None,
     size: Size = 224,
     decoder: str = "pyav",

@@ -7,7 +7,7 @@ from fractions import Fraction
 from math import floor
 from typing import Any
 
-from rlt.checks import at_least, one_of
+from rlt.checks import at_least, exclusive, one_of
 from rlt.errors import InvalidArgumentError
 from rlt.video.geometry import check_size
 from rlt.video.sampling import clip_starts, segment_indices
@@ -22,8 +22,9 @@ class ClipSpec:
 
     num_frames: int = 16
     """Frames in a clip, at least 1; a multiple of the model's tubelet size."""
-    frame_stride: int = 4
-    """For "dense": distance of two sampled frames in frames of the video, at least 1."""
+    frame_stride: int | None = None
+    """For "dense": distance of two sampled frames in frames of the video, at least 1; 4 if neither it nor fps is
+    given, None beside fps."""
     fps: float | None = None
     """For "dense", instead of frame_stride: sampled frames per second of the video's time, above 0; above the video's
     own rate frames are taken several times."""
@@ -36,6 +37,9 @@ class ClipSpec:
 
     def __post_init__(self) -> None:
         at_least(1, num_frames=self.num_frames, frame_stride=self.frame_stride)
+        exclusive(frame_stride=self.frame_stride, fps=self.fps)
+        if self.frame_stride is None and self.fps is None:
+            object.__setattr__(self, "frame_stride", 4)
         if isinstance(self.size, list):
             object.__setattr__(self, "size", tuple(self.size))
         check_size(self.size)
@@ -61,7 +65,7 @@ class ClipSpec:
 
     def step(self, rate: Fraction) -> Place:
         """Distance of two sampled frames in frames of a video that has `rate` of them a second."""
-        return self.frame_stride if self.fps is None else rate / Fraction(str(self.fps))
+        return rate / Fraction(str(self.fps)) if self.frame_stride is None else self.frame_stride
 
     def span(self, rate: Fraction) -> int:
         """Frames of the video from the first to the last frame of a dense clip, both counted, to the nearest one."""

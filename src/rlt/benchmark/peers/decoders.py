@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,7 +58,8 @@ def _read_with_opencv(settings: BenchmarkSettings, path: Path) -> Tensor:
     cv2.setNumThreads(1)
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     try:
-        span = (clip.num_frames - 1) * clip.frame_stride + 1
+        stride = max(round(clip.step(Fraction(capture.get(cv2.CAP_PROP_FPS)))), 1)
+        span = (clip.num_frames - 1) * stride + 1
         start = max((int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) - span) // 2, 0)
         if start:
             capture.set(cv2.CAP_PROP_POS_FRAMES, start)
@@ -65,7 +67,7 @@ def _read_with_opencv(settings: BenchmarkSettings, path: Path) -> Tensor:
         for number in range(span):
             if not capture.grab():
                 break
-            if number % clip.frame_stride == 0:
+            if number % stride == 0:
                 frames.append(_scale_with_opencv(cv2, capture.retrieve()[1], clip.size))
     finally:
         capture.release()
