@@ -42,6 +42,8 @@ class CompareSettings(MeasureSettings):
     """Clips per video, spread evenly."""
     decoder: str = "pyav"
     """See `rlt.read_clip`."""
+    run_lengths: str | None = None
+    """Where run lengths count, see `rlt.network.run_lengths`; None as the checkpoint says."""
     repeats: int | None = None
     """Counted runs of everything; None takes 5 for one clip and fewer for many, at least 2."""
 
@@ -111,6 +113,8 @@ class Comparison:
     repeats: int
     attention: str
     """The attention back end that ran."""
+    run_lengths: str
+    """Where run lengths counted."""
     failed: list[tuple[str, str]] = field(default_factory=list)
     """Videos that could not be processed: (source, error)."""
 
@@ -170,11 +174,17 @@ class Comparison:
         """All numbers as JSON values; fractions are 0..1, times in seconds."""
         timings = {stage: self.seconds(stage) for stage in self.videos[0].seconds}
         timings |= {f"end_to_end_{arm}": self.end_to_end(arm) for arm in ARMS}
+        used = {name: getattr(self, name) for name in ("repeats", "attention", "run_lengths")}
         return {
             **{name: getattr(self, name) for name in _RATIOS},
             "weights": self.settings.checkpoint or "random",
             "machine": machine_info(self.settings.device),
-            "settings": {**self.settings.to_json(), "repeats": self.repeats, "attention": self.attention},
+            "settings": {
+                **self.settings.to_json(),
+                "repeats": self.repeats,
+                "attention": self.attention,
+                "run_lengths": self.run_lengths,
+            },
             "tokens": {arm: self.total_tokens(arm) for arm in ARMS},
             "flops": {arm: self.total_flops(arm) for arm in ARMS},
             "seconds": {stage: {"median": timing.median, "spread": timing.spread} for stage, timing in timings.items()},
@@ -209,6 +219,7 @@ def compare(
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)  # random weights are the same ones every time
         model = create_model(settings.model, checkpoint=settings.checkpoint).to(settings.device, settings.dtype)
+    model.run_lengths = settings.run_lengths or model.run_lengths
     steps_per_video = 2 + repeats  # decode and count, warm-up, counted rounds
     videos: list[VideoComparison] = []
     failed: list[tuple[str, str]] = []
@@ -233,7 +244,8 @@ def compare(
     if not videos:
         raise VideoError(f"none of {len(sources)} videos could be processed; the first: {failed[0][1]}")
     attention = model.attention_backend or choose_backend(settings.device, settings.dtype)
-    return Comparison(settings, videos, model.config.labels if settings.checkpoint else (), repeats, attention, failed)
+    labels = model.config.labels if settings.checkpoint else ()
+    return Comparison(settings, videos, labels, repeats, attention, model.run_lengths, failed)
 
 
 def _compare_video(

@@ -99,6 +99,7 @@ def create_model(
     checkpoint: str | Path | None = None,
     new_head: bool = False,
     num_heads: int | None = None,
+    run_lengths: str | None = None,
 ) -> VisionTransformer:
     """Build a model, with random weights or those of a checkpoint, in evaluation mode.
 
@@ -108,6 +109,8 @@ def create_model(
         checkpoint: a file, a folder or a hub id in any layout that `rlt.checkpoints` knows; None for random weights.
         new_head: see `read_checkpoint`.
         num_heads: attention heads where they are not those of the named size.
+        run_lengths: where run lengths count, "aware", "ignored" or parts (`rlt.network.run_lengths`); None as the
+            checkpoint says, "ignored" without one.
 
     Returns:
         The model; `model.config.labels` holds class names where the checkpoint has them.
@@ -118,7 +121,9 @@ def create_model(
     """
     config = model_config(name, num_heads)
     if checkpoint is None:
-        return VisionTransformer(config.replace(num_classes=400 if num_classes is None else num_classes)).eval()
+        model = VisionTransformer(config.replace(num_classes=400 if num_classes is None else num_classes)).eval()
+        model.run_lengths = run_lengths or model.run_lengths
+        return model
     model = load_checkpoint(checkpoint, num_classes=num_classes, new_head=new_head, num_heads=num_heads)
     for size in _SIZES:
         ours, theirs = getattr(config, size), getattr(model.config, size)
@@ -126,6 +131,7 @@ def create_model(
             raise CheckpointError(
                 f"{checkpoint} has {size}={theirs}, {name} has {ours}; {_matching_model(model.config)}"
             )
+    model.run_lengths = run_lengths or model.run_lengths
     return model
 
 

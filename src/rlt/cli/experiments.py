@@ -1,4 +1,4 @@
-"""`rlt train` and `rlt evaluate`: Hydra's `key=value` overrides on the command line."""
+"""`rlt train`, `rlt evaluate` and `rlt frontier`: Hydra's `key=value` overrides on the command line."""
 
 from __future__ import annotations
 
@@ -73,6 +73,28 @@ def evaluate(overrides: Overrides = None) -> None:
     output.print(evaluation_report(run.result))
     if run.comparison is not None:
         output.print(paired_report(run.comparison))
+
+
+def frontier(overrides: Overrides = None) -> None:
+    """Hold fewer tokens against the dense network: rlt frontier checkpoint=RUN data.test=FILE json=FILE.
+
+    Every rule, option and way to count run lengths, beside random tokens, fewer frames and token merging at the same
+    cost: agreement with the dense answer, KL divergence, cosine of the features and accuracy, with paired intervals.
+    pictures=DIR draws it. What was measured is kept beside the JSON file; the same line goes on after Ctrl-C.
+    """
+    from rlt.cli.show import frontier_report
+    from rlt.evaluation.run import evaluation_config
+    from rlt.frontier import frontier_config
+    from rlt.plots import require_viz
+
+    given = overrides or []
+    config = evaluation_config(given)
+    if config.pictures is not None:
+        require_viz()
+    _say_what_is_not_read("frontier", given)
+    with progress("Measuring") as update:
+        result = frontier_config(config, on_progress=update)
+    output.print(frontier_report(result))
 
 
 def _require(*packages: str) -> None:

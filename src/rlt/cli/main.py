@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.add_typer(prepare_app, name="prepare")
 app.command("train", cls=experiments.WithOptions)(experiments.train)
 app.command("evaluate", cls=experiments.WithOptions)(experiments.evaluate)
+app.command("frontier", cls=experiments.WithOptions)(experiments.frontier)
 
 
 class Precision(str, Enum):
@@ -67,7 +68,11 @@ Model = Annotated[
 ]
 RuleName = Annotated[
     str | None,
-    typer.Option("--rule", metavar="NAME", help="Which patches are kept: rlt, budget, none, random, uniform_frames."),
+    typer.Option(
+        "--rule",
+        metavar="NAME|FILE",
+        help="Which patches are kept: rlt, budget, none, random, uniform_frames, or a file of `rlt calibrate`.",
+    ),
 ]
 Threshold = Annotated[
     float | None,
@@ -83,6 +88,22 @@ KeepRatio = Annotated[
 ]
 MaxTokens = Annotated[
     int | None, typer.Option(help="Keep at most so many patches of a clip instead.", show_default=False)
+]
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Compare with the token before (previous, the paper), or with the one that stands for the place (anchor).",
+        show_default=False,
+    ),
+]
+Exposure = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="none (the paper), or gain: undo what automatic exposure, flicker and fades do to a whole picture.",
+        show_default=False,
+    ),
 ]
 NumFrames = Annotated[int, typer.Option("--frames", help="Frames per clip.")]
 FrameStride = Annotated[
@@ -127,12 +148,23 @@ def compare(
     threshold: Threshold = None,
     keep_ratio: KeepRatio = None,
     max_tokens: MaxTokens = None,
+    reference: Reference = None,
+    exposure: Exposure = None,
     rule: RuleName = None,
     frames: NumFrames = 16,
     stride: FrameStride = None,
     fps: FramesPerSecond = None,
     size: SizeText = "224",
     decoder: DecoderName = "pyav",
+    run_lengths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORD",
+            help="Whether a token counts as long as it stood: aware, ignored (the paper), or parts, such as "
+            "pooling+attention; the checkpoint's own if not given.",
+            show_default=False,
+        ),
+    ] = None,
     clips: Annotated[int, typer.Option(help="Clips per video, spread evenly.")] = 1,
     repeats: Annotated[
         int | None, typer.Option(help="Counted runs. 5 for one clip, fewer for many, if not given.")
@@ -147,16 +179,16 @@ def compare(
     from rlt.cli import show as reports
     from rlt.compare import CompareSettings
     from rlt.compare import compare as compare_videos
-    from rlt.tokens import choose_rule
     from rlt.video import ClipSpec, list_videos
 
     settings = CompareSettings(
         model=model,
         checkpoint=checkpoint,
-        rule=choose_rule(rule, threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens),
+        rule=_rule(rule, threshold, keep_ratio, max_tokens, reference, exposure),
         clip=ClipSpec(frames, stride, fps, _parse_size(size)),
         num_clips=clips,
         decoder=decoder,
+        run_lengths=run_lengths,
         repeats=repeats,
         device=device,
         dtype=getattr(torch, dtype.value),
@@ -176,6 +208,8 @@ def inspect(
     threshold: Threshold = None,
     keep_ratio: KeepRatio = None,
     max_tokens: MaxTokens = None,
+    reference: Reference = None,
+    exposure: Exposure = None,
     rule: RuleName = None,
     frames: NumFrames = 16,
     stride: FrameStride = None,
@@ -195,6 +229,8 @@ def inspect(
             threshold=threshold,
             keep_ratio=keep_ratio,
             max_tokens=max_tokens,
+            reference=reference,
+            exposure=exposure,
             rule=rule,
             num_frames=frames,
             frame_stride=stride,
@@ -226,6 +262,8 @@ def benchmark(
     threshold: Threshold = None,
     keep_ratio: KeepRatio = None,
     max_tokens: MaxTokens = None,
+    reference: Reference = None,
+    exposure: Exposure = None,
     rule: RuleName = None,
     frames: NumFrames = 16,
     stride: FrameStride = None,
@@ -243,7 +281,6 @@ def benchmark(
     from rlt import assets
     from rlt.benchmark import BenchmarkSettings, run_suite
     from rlt.cli import show as reports
-    from rlt.tokens import choose_rule
     from rlt.video import ClipSpec, list_videos
 
     chosen = list_videos(videos) if videos else [assets.path(name) for name in assets.names()]
@@ -251,7 +288,7 @@ def benchmark(
         model=model,
         videos=tuple(chosen),
         clips=clips,
-        rule=choose_rule(rule, threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens),
+        rule=_rule(rule, threshold, keep_ratio, max_tokens, reference, exposure),
         clip=ClipSpec(frames, stride, fps, size),
         rounds=rounds,
         device=device,
@@ -291,6 +328,27 @@ def models() -> None:
     from rlt.cli import show as reports
 
     output.print(reports.models_report())
+
+
+def _rule(
+    rule: str | None,
+    threshold: float | None,
+    keep_ratio: float | None,
+    max_tokens: int | None,
+    reference: str | None,
+    exposure: str | None,
+) -> Any:
+    """What the options of a command say."""
+    from rlt.tokens import choose_rule
+
+    return choose_rule(
+        rule,
+        threshold=threshold,
+        keep_ratio=keep_ratio,
+        max_tokens=max_tokens,
+        reference=reference,
+        exposure=exposure,
+    )
 
 
 def _exit_if_any(failed: Sequence[tuple[str, str]], *, num_videos: int) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # what they need is not always installed
     from rlt.evaluation.comparison import PairedComparison
     from rlt.evaluation.results import EvaluationResult
     from rlt.evaluation.statistics import Interval
+    from rlt.frontier.results import FrontierResult
 
 _MAX_CLIPS_IN_DETAIL = 4
 _MAX_CLASSES = 10
@@ -96,6 +97,33 @@ def evaluation_report(result: EvaluationResult) -> RenderableType:
         parts.append(Text("\n".join([f"Not evaluated: {len(result.failed)}", *shown, *more]), style="red"))
     machine = result.machine
     parts.append(Text(f"Machine: {machine['processor']}, {machine['cores']} cores, device {machine['device']}"))
+    return Group(*parts)
+
+
+def frontier_report(result: FrontierResult) -> RenderableType:
+    """A row for each arm, level by level, and what counting run lengths changes against the paper's way."""
+    table = _table("arm", "rule", "tokens", "FLOPs", "same top-1", "KL to dense", "cosine", "accuracy")
+    for point in result.points:
+        means = point.means
+        table.add_row(
+            point.arm.family,
+            rule_line(point.arm.rule),
+            f"{means['tokens_kept']:.1%}",
+            f"{means['flops_share']:.1%}",
+            _percent(point.agreement),
+            f"{means['kl']:.4f}",
+            f"{means['cosine']:.4f}",
+            _percent(point.accuracy),
+        )
+    title = f"{len(result.videos):,} videos, dense accuracy {result.dense_accuracy:.1%}; 95 % intervals over videos"
+    parts: list[RenderableType] = [Text(title, style="bold"), table]
+    for row in result.differences():
+        if row["minus"] == "paper":
+            low, high = row["kl_interval"]  # type: ignore[misc]
+            level = ", ".join(f"{name} {row[name]:g}" for name in ("threshold", "keep_ratio") if name in row)
+            parts.append(Text(f"{level}: KL of aware minus the paper's {row['kl']:+.4f} ({low:+.4f} to {high:+.4f})"))
+    if result.failed:
+        parts.append(Text(f"Not measured: {len(result.failed)}, the first: {': '.join(result.failed[0])}", style="red"))
     return Group(*parts)
 
 

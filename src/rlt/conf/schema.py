@@ -12,6 +12,7 @@ from rlt.checks import at_least, one_of
 from rlt.data.augment import AugmentConfig
 from rlt.data.clips import ViewConfig
 from rlt.errors import InvalidArgumentError
+from rlt.network.run_lengths import RunLengthParts
 from rlt.tokens import RULES, Rule, make_rule
 from rlt.video import DECODERS, ClipSpec
 
@@ -53,13 +54,18 @@ class TokenizerConfig:
     rule: str = "rlt"
     """Name of the rule, set by `tokenizer=NAME`: "rlt" drops repeats, "budget" keeps those that differ most, "none"
     keeps all tokens, "random" a random subset, "uniform_frames" all tokens of evenly spread time steps; the last two
-    keep as many as "rlt" or "budget" with the options below would."""
+    keep as many as "rlt" or "budget" with the options below would. Or a file that `rlt calibrate` wrote."""
     threshold: float | None = None
     """For "rlt", "random" and "uniform_frames": see `rlt.keep_mask`; 0 or more, 0.1 if nothing is given."""
     keep_ratio: float | None = None
     """For "budget", "random" and "uniform_frames": share of each clip's tokens, above 0 and up to 1."""
     max_tokens: int | None = None
     """For "budget", "random" and "uniform_frames": number of each clip's tokens at most, at least 1."""
+
+    reference: str | None = None
+    """What a token is compared with: "previous" (the paper) or "anchor", see `rlt.Threshold`."""
+    exposure: str | None = None
+    """"gain" undoes automatic exposure, flicker and fades first, "none" (the paper) does not, see `rlt.Threshold`."""
 
     def build(self) -> Rule:
         """The rule itself.
@@ -106,12 +112,17 @@ class ModelConfig:
     """Attention heads where they are not those of the named size. No tensor of a VideoMAE file tells their number."""
     merge_per_block: int = 0
     """Tokens that each block merges away (ToMe), 0 or more; best with tokenizer=none."""
+    run_lengths: str | None = None
+    """Where run lengths count: "aware" everywhere, "ignored" nowhere (the paper), or parts, such as
+    "pooling+attention"; as the checkpoint says if not given."""
 
     def __post_init__(self) -> None:
         one_of(MODELS, **{"model.name": self.name})
         one_of(("none", "learned"), **{"model.length_encoding": self.length_encoding})
         at_least(0, **{"model.merge_per_block": self.merge_per_block})
         at_least(1, **{"model.num_heads": self.num_heads})
+        if self.run_lengths is not None:
+            RunLengthParts.of(self.run_lengths)
 
 
 @dataclass
@@ -216,6 +227,23 @@ class LoggerConfig:
 
 
 @dataclass
+class FrontierConfig:
+    """What `rlt frontier` holds against the dense network."""
+
+    thresholds: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.4, 0.8])
+    """Thresholds of the rules, each with all options and baselines."""
+    keep_ratios: list[float] = field(default_factory=lambda: [0.25])
+    """Shares of tokens that budgets keep, each with all options and baselines."""
+    seeds: int = 3
+    """Draws of each random arm."""
+    cache: str | None = None
+    """Folder for the numbers of single videos, which are not measured twice; beside the JSON file if not given."""
+
+    def __post_init__(self) -> None:
+        at_least(1, **{"frontier.seeds": self.seeds})
+
+
+@dataclass
 class Config:
     """A whole experiment."""
 
@@ -225,6 +253,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    frontier: FrontierConfig = field(default_factory=FrontierConfig)
     checkpoint: str | None = None
     """Weights to start from or to evaluate: a file, a folder, a hub id, or the folder of a run."""
     run_dir: str = "runs/default"
@@ -234,7 +263,7 @@ class Config:
     seed: int = 0
     """Everything random is a function of it."""
     device: str = "auto"
-    """Device of `rlt evaluate`: cpu, cuda or auto."""
+    """Device of `rlt evaluate` and `rlt frontier`: cpu, cuda or auto."""
     batch_videos: int = 1
     """Videos whose views go through the network together in `rlt evaluate`: more of them fill a GPU better."""
     max_videos: int | None = None
@@ -244,29 +273,27 @@ class Config:
     compare_with: str | None = None
     """Predictions of another evaluation of the same videos, to be compared with pair by pair."""
     pictures: str | None = None
-    """Folder for the confusion matrix and the histogram of tokens of `rlt evaluate`."""
+    """Folder for the confusion matrix and the histogram of tokens of `rlt evaluate`, or the plot of `rlt frontier`."""
     json: str | None = None
-    """File for the numbers of `rlt evaluate`."""
+    """File for the numbers of `rlt evaluate` or `rlt frontier`."""
 
     def __post_init__(self) -> None:
         self.tokenizer.build()
 
 
-TRAINING_ONLY = (
-    "data.train", "data.augment", "model.drop_path", "model.length_encoding", "model.new_head", "optimizer", "trainer",
-    "logger", "run_dir", "resume",
-)  # fmt: skip
-"""Options and sections that `rlt evaluate` does not read, all but `READ_BY_BOTH`."""
-EVALUATION_ONLY = (
-    "data.test", "data.views", "device", "batch_videos", "max_videos",
-    "predictions", "compare_with", "pictures", "json",
-)  # fmt: skip
-"""Options and sections that `rlt train` does not read."""
-READ_BY_BOTH = ("trainer.precision",)
-"""Exceptions from `TRAINING_ONLY`."""
+_TRAINING = ("data.train", "data.augment", "model.drop_path", "model.length_encoding", "model.new_head", "optimizer",
+             "trainer", "logger", "run_dir", "resume")  # fmt: skip
+_FILES_OF_EVALUATION = ("batch_videos", "predictions", "compare_with")
+NOT_READ_BY = {
+    "train": ("data.test", "data.views", "device", "max_videos", "pictures", "json", "frontier", *_FILES_OF_EVALUATION),
+    "evaluate": (*_TRAINING, "frontier"),
+    "frontier": (*_TRAINING, "tokenizer", "model.run_lengths", "model.merge_per_block", *_FILES_OF_EVALUATION),
+}
+"""Options and sections that a command does not read, all but `READ_BY_ALL`."""
+READ_BY_ALL = ("trainer.precision",)
+"""Exceptions from `NOT_READ_BY`."""
 
 
 def is_read_by(command: str, key: str) -> bool:
-    """Whether `rlt train` or `rlt evaluate` reads an option or a section."""
-    others = EVALUATION_ONLY if command == "train" else TRAINING_ONLY
-    return key in READ_BY_BOTH or not any(key == other or key.startswith(f"{other}.") for other in others)
+    """Whether `rlt train`, `rlt evaluate` or `rlt frontier` reads an option or a section."""
+    return key in READ_BY_ALL or not any(key == other or key.startswith(f"{other}.") for other in NOT_READ_BY[command])

@@ -21,6 +21,7 @@ from rlt.evaluation.pictures import write_pictures
 from rlt.evaluation.predictions import write_predictions
 from rlt.evaluation.results import EvaluationResult, EvaluationSettings
 from rlt.files import write_json
+from rlt.network.vit import VisionTransformer
 
 _SAME_IN_EVALUATION = ("data", "model", "tokenizer", "trainer", "seed")
 """Parts of a run's configuration that its evaluation takes over; the others name files and devices of one command."""
@@ -79,8 +80,12 @@ def _as_written_now(override: str) -> str:
     return override
 
 
-def evaluate_config(config: Config, *, on_progress: Callable[[int, int, str], None] | None = None) -> EvaluationRun:
-    """Evaluate as configured, and write JSON, predictions and pictures where the configuration names files."""
+def manifest_path(config: Config) -> str:
+    """The manifest to evaluate.
+
+    Raises:
+        InvalidArgumentError: if there is none, or no checkpoint.
+    """
     if config.checkpoint is None:
         raise InvalidArgumentError(
             "checkpoint is not set; give the folder of a run, a file or a hub id: checkpoint=..."
@@ -88,9 +93,12 @@ def evaluate_config(config: Config, *, on_progress: Callable[[int, int, str], No
     path = config.data.test or config.data.val
     if path is None:
         raise InvalidArgumentError("data.test is not set; give a manifest that `rlt prepare` wrote: data.test=FILE")
-    if config.compare_with is not None and config.predictions is None:
-        raise InvalidArgumentError("compare_with needs the predictions of this run too; add predictions=FILE.parquet")
-    settings = EvaluationSettings(
+    return path
+
+
+def evaluation_settings(config: Config) -> EvaluationSettings:
+    """How videos are read and run."""
+    return EvaluationSettings(
         config.data.clip,
         config.data.views,
         config.tokenizer.build(),
@@ -101,12 +109,27 @@ def evaluate_config(config: Config, *, on_progress: Callable[[int, int, str], No
         config.seed,
         config.data.decoder,
     )
-    manifest = read_manifest(path)
+
+
+def load_evaluated(config: Config) -> VisionTransformer:
+    """The network at `checkpoint`, with what the configuration says of it."""
+    assert config.checkpoint is not None  # `manifest_path` has looked
     if (of_run := Path(config.checkpoint) / "model").is_dir():
         model = load_checkpoint(of_run)
     else:
         model = create_model(config.model.name, checkpoint=config.checkpoint, num_heads=config.model.num_heads)
     model.merge_per_block = config.model.merge_per_block
+    model.run_lengths = config.model.run_lengths or model.run_lengths
+    return model
+
+
+def evaluate_config(config: Config, *, on_progress: Callable[[int, int, str], None] | None = None) -> EvaluationRun:
+    """Evaluate as configured, and write JSON, predictions and pictures where the configuration names files."""
+    path, settings = manifest_path(config), evaluation_settings(config)
+    if config.compare_with is not None and config.predictions is None:
+        raise InvalidArgumentError("compare_with needs the predictions of this run too; add predictions=FILE.parquet")
+    manifest = read_manifest(path)
+    model = load_evaluated(config)
     result = evaluate(model, manifest, settings, max_videos=config.max_videos, on_progress=on_progress)
     comparison = None
     if config.predictions is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +17,7 @@ from rlt.frontier.arms import DENSE, FrontierArm
 COLUMNS = ("agrees", "kl", "cosine", "correct", "tokens_kept", "flops", "flops_share")
 """Of one view under one arm: whether its most probable class is the dense network's; the Kullback-Leibler divergence of
 its probabilities from the dense ones, in nats; cosine of the features; whether the class is right; tokens and FLOPs."""
+_SETTINGS = ("clip", "views", "device", "dtype", "seed", "decoder")
 _RESAMPLES = 2000
 _MOTION_GROUPS = ("still", "some motion", "much motion")
 
@@ -123,7 +124,7 @@ class FrontierResult:
             "aware_minus": self.differences(),
             "by_motion": groups,
             "failed": [{"path": path, "reason": reason} for path, reason in self.failed],
-            "settings": {},
+            "settings": {name: value for name, value in asdict(self.settings).items() if name in _SETTINGS},
             "machine": dict(self.machine),
         }
 

@@ -40,6 +40,8 @@ def inspect_video(
     threshold: float | None = None,
     keep_ratio: float | None = None,
     max_tokens: int | None = None,
+    reference: str | None = None,
+    exposure: str | None = None,
     rule: Rule | str | None = None,
     num_frames: int = 16,
     frame_stride: int | None = None,
@@ -60,9 +62,11 @@ def inspect_video(
     Args:
         source: path, bytes or file object of the video.
         output: folder to write into; made if missing. Files of an earlier inspection are replaced, others left alone.
-        threshold: see `rlt.tokenize`, as the next three.
+        threshold: see `rlt.tokenize`, as the next five.
         keep_ratio: share of each clip's tokens to keep instead.
         max_tokens: number of each clip's tokens to keep at most instead.
+        reference: "previous" or "anchor".
+        exposure: "none" or "gain".
         rule: any rule, or the name of one.
         num_frames: frames in a clip, a multiple of `tubelet_size`.
         frame_stride: distance of two sampled frames, in frames of the video; 4 if fps is not given either.
@@ -88,7 +92,14 @@ def inspect_video(
         size,
         tubelet_size=tubelet_size,
         patch_size=patch_size,
-        rule=choose_rule(rule, threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens),
+        rule=choose_rule(
+            rule,
+            threshold=threshold,
+            keep_ratio=keep_ratio,
+            max_tokens=max_tokens,
+            reference=reference,
+            exposure=exposure,
+        ),
         decoder=decoder,
     )
     curve_thresholds(settings.threshold)

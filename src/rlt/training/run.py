@@ -142,6 +142,7 @@ def build_model(config: Config, manifest: Manifest) -> VisionTransformer:
     model.set_drop_path(network.drop_path)
     model.activation_checkpointing = config.trainer.activation_checkpointing
     model.merge_per_block = network.merge_per_block
+    model.run_lengths = network.run_lengths or model.run_lengths
     if config.trainer.compile:
         model.compile_network()
     return model

@@ -1,0 +1,39 @@
+"""`rlt frontier` from Python: a checkpoint, a manifest, and what is to be kept of the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rlt.conf.schema import Config
+from rlt.data.manifest import read_manifest
+from rlt.evaluation.run import evaluation_settings, load_evaluated, manifest_path
+from rlt.files import write_json
+from rlt.frontier.arms import default_arms
+from rlt.frontier.measure import measure_frontier
+from rlt.frontier.plot import write_frontier_plot
+from rlt.frontier.results import FrontierResult
+
+CACHE_ENDING = ".cache"
+"""Beside the JSON file, where numbers of single videos are kept."""
+
+
+def frontier_config(config: Config, *, on_progress: Callable[[int, int, str], None] | None = None) -> FrontierResult:
+    """Measure as configured, and write JSON and a plot where the configuration names files.
+
+    Raises:
+        InvalidArgumentError: if the checkpoint or the manifest is missing.
+    """
+    path, settings = manifest_path(config), evaluation_settings(config)
+    asked = config.frontier
+    arms = default_arms(asked.thresholds, asked.keep_ratios, asked.seeds)
+    cache = asked.cache or (None if config.json is None else config.json + CACHE_ENDING)
+    model, manifest = load_evaluated(config), read_manifest(path)
+    result = measure_frontier(
+        model, manifest, settings, arms, cache=cache, max_videos=config.max_videos, on_progress=on_progress
+    )
+    if config.json is not None:
+        write_json(config.json, {**result.to_json(), "checkpoint": config.checkpoint, "manifest": str(path)})
+    if config.pictures is not None:
+        write_frontier_plot(result, Path(config.pictures) / "frontier.png")
+    return result
