@@ -23,6 +23,7 @@ LAYERS = [
     {"data"},
     {"conf"},
     {"compare", "benchmark", "inspection", "training", "evaluation"},
+    {"frontier"},
     {"cli"},
 ]
 """From low to high. A module may import its own layer and those before it."""

@@ -179,12 +179,7 @@ class Comparison:
             **{name: getattr(self, name) for name in _RATIOS},
             "weights": self.settings.checkpoint or "random",
             "machine": machine_info(self.settings.device),
-            "settings": {
-                **self.settings.to_json(),
-                "repeats": self.repeats,
-                "attention": self.attention,
-                "run_lengths": self.run_lengths,
-            },
+            "settings": {**self.settings.to_json(), **used},
             "tokens": {arm: self.total_tokens(arm) for arm in ARMS},
             "flops": {arm: self.total_flops(arm) for arm in ARMS},
             "seconds": {stage: {"median": timing.median, "spread": timing.spread} for stage, timing in timings.items()},

@@ -119,7 +119,7 @@ def frontier_report(result: FrontierResult) -> RenderableType:
     parts: list[RenderableType] = [Text(title, style="bold"), table]
     for row in result.differences():
         if row["minus"] == "paper":
-            low, high = row["kl_interval"]  # type: ignore[misc]
+            low, high = row["kl_interval"]
             level = ", ".join(f"{name} {row[name]:g}" for name in ("threshold", "keep_ratio") if name in row)
             parts.append(Text(f"{level}: KL of aware minus the paper's {row['kl']:+.4f} ({low:+.4f} to {high:+.4f})"))
     if result.failed:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,7 +95,7 @@ class FrontierResult:
             if len(part)
         }
 
-    def differences(self, family: str = "aware") -> list[dict[str, object]]:
+    def differences(self, family: str = "aware") -> list[dict[str, Any]]:
         """`family` minus every other arm with the same threshold or share, video by video, with paired intervals."""
         weights, found = _bootstrap_weights(len(self.videos)), []
         ours = {_level(arm): members for members in self._groups for arm in members[:1] if arm.family == family}
@@ -103,7 +104,7 @@ class FrontierResult:
             if arm.family == family or _level(arm) not in ours:
                 continue
             change = self._table(ours[_level(arm)]) - self._table(members)
-            row: dict[str, object] = {"arm": family, "minus": arm.family, **dict([_level(arm)])}
+            row: dict[str, Any] = {"arm": family, "minus": arm.family, **dict([_level(arm)])}
             for name, column in (("top1_agreement", "agrees"), ("kl", "kl"), ("accuracy", "correct")):
                 interval = _interval(change[:, COLUMNS.index(column)], weights)
                 row |= {name: interval.value, f"{name}_interval": [interval.low, interval.high]}
