@@ -6,6 +6,7 @@ import hashlib
 import inspect as python
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +47,17 @@ def run(*arguments: str) -> tuple[object, dict[str, Any]]:
     return stop.value.code, json.loads(numbers.read_text()) if numbers.exists() else {}
 
 
-def compare(added: tuple[str, ...]) -> object:
+def compare(added: tuple[str, ...], video: str = "0.mp4") -> object:
     """Everything but times and the settings themselves; of times, whether there was more than one."""
-    code, numbers = run("compare", "0.mp4", "--model", "vit_tiny", "--repeats", "2", *clip(added), *added)
+    code, numbers = run("compare", video, "--model", "vit_tiny", "--repeats", "2", *clip(added), *added)
     spread = numbers.get("seconds", {}).get("decode", {}).get("spread", [0, 0])
     found = {key: value for key, value in numbers.items() if not key.startswith(TIMES)}
     return code, found, spread[0] == spread[1], Path("elsewhere.json").exists()
 
 
-def inspect(added: tuple[str, ...]) -> object:
+def inspect(added: tuple[str, ...], video: str = "0.mp4") -> object:
     """The report without its settings, and where it lies."""
-    code, numbers = run("inspect", "0.mp4", "--output", "out", *clip(added), *added)
+    code, numbers = run("inspect", video, "--output", "out", *clip(added), *added)
     videos = [
         {key: value for key, value in video.items() if key not in ("rule", "threshold", "settings")}
         for video in numbers.get("videos", [])
@@ -64,10 +65,10 @@ def inspect(added: tuple[str, ...]) -> object:
     return code, videos, Path("other").exists(), Path("elsewhere.json").exists()
 
 
-def benchmark(added: tuple[str, ...]) -> object:
+def benchmark(added: tuple[str, ...], video: str = "0.mp4") -> object:
     """What arms there are and what they do, without times; how often each ran is seen by whether times are spread."""
     code, numbers = run(
-        "benchmark", "embed", "0.mp4", "--model", "vit_tiny", "--clips", "1", "--rounds", "2", *clip(added), *added
+        "benchmark", "embed", video, "--model", "vit_tiny", "--clips", "1", "--rounds", "2", *clip(added), *added
     )
     arms = [
         (arm["name"], arm["tokens_kept"], arm["flops"], arm["peak_memory_bytes"]) for arm in numbers.get("arms", [])
@@ -108,18 +109,36 @@ def patch(added: tuple[str, ...]) -> object:
     return model.rlt.last.mask.tolist(), hashlib.sha256(logits.numpy().tobytes()).hexdigest()
 
 
+def drifting(look: Any) -> Any:
+    """A look at eight frames of a video that drifts at a threshold that its steps do not reach."""
+    return _eight_frames(look, "0.mp4", "0.1")
+
+
+def exposed(look: Any) -> Any:
+    """A look at eight frames whose brightness changes as a whole."""
+    return _eight_frames(look, "1.mp4", "0.05")
+
+
+@cache
+def _eight_frames(look: Any, video: str, threshold: str) -> Any:
+    return lambda added: look(("--frames", "8", "--threshold", threshold, *added), video)
+
+
 COMPARE = {
     "--model": (compare, "--model", "vit_small"),
     "--checkpoint": (compare, "--checkpoint", "run/model"),
     "--threshold": (compare, "--threshold", "5"),
     "--keep-ratio": (compare, "--keep-ratio", "1"),
     "--max-tokens": (compare, "--max-tokens", "7"),
+    "--reference": (drifting(compare), "--reference", "anchor"),
+    "--exposure": (exposed(compare), "--exposure", "gain"),
     "--rule": (compare, "--rule", "none"),
     "--frames": (compare, "--frames", "8"),
     "--stride": (compare, "--stride", "3"),
     "--fps": (compare, "--fps", "5"),
     "--size": (compare, "--size", "48x64"),
     "--decoder": (compare, "--decoder", "standing"),
+    "--run-lengths": (compare, "--run-lengths", "aware"),
     "--clips": (compare, "--clips", "2"),
     "--repeats": (compare, "--repeats", "1"),
     "--device": (compare, "--device", "meta"),
@@ -128,11 +147,15 @@ COMPARE = {
 }
 INSPECT = {
     **{option: (inspect, *case[1:]) for option, case in COMPARE.items() if option in command_options("inspect")},
+    "--reference": (drifting(inspect), "--reference", "anchor"),
+    "--exposure": (exposed(inspect), "--exposure", "gain"),
     "--output": (inspect, "--output", "other"),
     "--patch-size": (inspect, "--patch-size", "8"),
 }
 BENCHMARK = {
     **{option: (benchmark, *case[1:]) for option, case in COMPARE.items() if option in command_options("benchmark")},
+    "--reference": (drifting(benchmark), "--reference", "anchor"),
+    "--exposure": (exposed(benchmark), "--exposure", "gain"),
     "--keep-ratio": (benchmark, "--keep-ratio", "1"),
     "--size": (benchmark, "--size", "48"),
     "--rounds": (benchmark, "--rounds", "1"),

@@ -59,7 +59,11 @@ def expected(clip: Clip) -> Callable[[Rule], Tensor]:
 
 def plain(rule: Rule) -> dict[str, Any]:
     """The rule as a person writes it: its name and its options."""
-    return {name: value for name, value in rule_options(rule).items() if name not in ("seed", "keep_first") and value is not None}
+    return {
+        name: value
+        for name, value in rule_options(rule).items()
+        if name not in ("seed", "keep_first") and value is not None
+    }
 
 
 def mask_of(tokens: Any) -> Tensor:

@@ -28,6 +28,7 @@ from rlt.conf.schema import Config, is_read_by
 from rlt.data.manifest import Manifest, VideoEntry, read_manifest, write_manifest
 from rlt.errors import RltError
 from rlt.evaluation.run import evaluate_config, evaluation_config
+from rlt.frontier import frontier_config
 from rlt.training.checkpointing import newest_checkpoint
 from rlt.training.loaders import TrainingData
 from rlt.training.optimizer import lr_factor, make_optimizer
@@ -141,6 +142,17 @@ def evaluation(overrides: tuple[str, ...]) -> object:
     return run.result.settings, run.result.merge_per_block, run.result.predictions, comparison, written
 
 
+def frontier(overrides: tuple[str, ...]) -> object:
+    """What a frontier says of itself and of each arm, and the files that it leaves."""
+    before = set(Path().rglob("*"))
+    config = evaluation_config(["data.test=val.parquet", *FEW_ARMS, *overrides])
+    result = frontier_config(config)
+    written = sorted(str(path) for path in set(Path().rglob("*")) - before if path.is_file())
+    for name in written:
+        Path(name).unlink()
+    return result.settings, [point.to_json() for point in result.points], len(result.videos), len(written), written[:1]
+
+
 def config_keys(command: str) -> list[str]:
     """Keys of the configuration that a command reads."""
     return [option.key for section in sections() for option in section.options if is_read_by(command, option.key)]
@@ -170,6 +182,10 @@ RULES_OF_TRAINING = {
     "tokenizer.threshold": Case("tokenizer.threshold=0.5", batch),
     "tokenizer.keep_ratio": Case("tokenizer.keep_ratio=1", batch, ("tokenizer=budget", "tokenizer.keep_ratio=0.6")),
     "tokenizer.max_tokens": Case("tokenizer.max_tokens=7", batch, ("tokenizer=budget", "tokenizer.max_tokens=5")),
+    "tokenizer.reference": Case("tokenizer.reference=anchor", batch, ("data.clip.num_frames=8",)),
+    "tokenizer.exposure": Case(
+        "tokenizer.exposure=gain", batch, ("data.clip.num_frames=8", "tokenizer.threshold=0.05", "trainer.batch_size=6")
+    ),
 }
 TRAIN: dict[str, Case] = {
     "data.train": Case("data.train=three.parquet", batch),
@@ -191,6 +207,7 @@ TRAIN: dict[str, Case] = {
     "model.new_head": Case("model.new_head=true", network, ("checkpoint=weights.pth", "data.train=three.parquet")),
     "model.num_heads": Case("model.num_heads=6", network),
     "model.merge_per_block": Case("model.merge_per_block=1", network),
+    "model.run_lengths": Case("model.run_lengths=aware", network),
     **RULES_OF_TRAINING,
     "optimizer.lr": Case("optimizer.lr=1e-4", optimizer),
     "optimizer.weight_decay": Case("optimizer.weight_decay=0.3", optimizer),
@@ -246,7 +263,13 @@ EVALUATE: dict[str, Case] = {
     "model.name": Case("model=vit_small", evaluation, OF_FILE),
     "model.num_heads": Case("model.num_heads=6", evaluation, OF_FILE),
     "model.merge_per_block": Case("model.merge_per_block=1", evaluation, OF_RUN),
-    **{name: replace(case, look=evaluation, start=(*OF_RUN, *case.start)) for name, case in RULES_OF_TRAINING.items()},
+    "model.run_lengths": Case("model.run_lengths=aware", evaluation, OF_RUN),
+    **{
+        name: replace(
+            case, look=evaluation, start=(*OF_RUN, *(on for on in case.start if not on.startswith("trainer.")))
+        )
+        for name, case in RULES_OF_TRAINING.items()
+    },
     "trainer.precision": Case("trainer.precision=bfloat16", evaluation, OF_RUN),
     "checkpoint": Case("checkpoint=weights.pth", evaluation, OF_RUN),
     "seed": Case("seed=1", evaluation, ("tokenizer=random", *OF_RUN)),
@@ -260,6 +283,24 @@ EVALUATE: dict[str, Case] = {
 }
 
 
+FEW_ARMS = ("frontier.thresholds=[0.1]", "frontier.keep_ratios=[]", "frontier.seeds=1")
+_FRONTIER_TOO = (
+    "data.val", "data.test", "data.clip.num_frames", "data.clip.frame_stride", "data.clip.fps", "data.clip.size",
+    "data.clip.sampling", "data.views.num_clips", "data.views.num_crops", "data.decoder", "model.name",
+    "model.num_heads", "trainer.precision", "checkpoint", "device", "max_videos",
+)  # fmt: skip
+FRONTIER: dict[str, Case] = {
+    **{name: replace(EVALUATE[name], look=frontier) for name in _FRONTIER_TOO},
+    "seed": Case("seed=1", frontier, OF_RUN),
+    "pictures": Case("pictures=made", frontier, OF_RUN),
+    "json": Case("json=made/numbers.json", frontier, OF_RUN),
+    "frontier.thresholds": Case("frontier.thresholds=[0.5]", frontier, OF_RUN),
+    "frontier.keep_ratios": Case("frontier.keep_ratios=[0.7]", frontier, OF_RUN),
+    "frontier.seeds": Case("frontier.seeds=2", frontier, OF_RUN),
+    "frontier.cache": Case("frontier.cache=kept", frontier, OF_RUN),
+}
+
+
 def cases(found: Mapping[str, tuple[Any, ...]]) -> dict[str, Case]:
     return {option: Case(tuple(added), look) for option, (look, *added) in found.items()}
 
@@ -267,6 +308,7 @@ def cases(found: Mapping[str, tuple[Any, ...]]) -> dict[str, Case]:
 DOORS: dict[str, tuple[Callable[[], Sequence[str]], Mapping[str, Case]]] = {
     "train": (lambda: config_keys("train"), TRAIN),
     "evaluate": (lambda: config_keys("evaluate"), EVALUATE),
+    "frontier": (lambda: config_keys("frontier"), FRONTIER),
     "compare": (lambda: command_options.command_options("compare"), cases(command_options.COMPARE)),
     "inspect": (lambda: command_options.command_options("inspect"), cases(command_options.INSPECT)),
     "benchmark": (lambda: command_options.command_options("benchmark"), cases(command_options.BENCHMARK)),

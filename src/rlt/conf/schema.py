@@ -287,7 +287,14 @@ _FILES_OF_EVALUATION = ("batch_videos", "predictions", "compare_with")
 NOT_READ_BY = {
     "train": ("data.test", "data.views", "device", "max_videos", "pictures", "json", "frontier", *_FILES_OF_EVALUATION),
     "evaluate": (*_TRAINING, "frontier"),
-    "frontier": (*_TRAINING, "tokenizer", "model.run_lengths", "model.merge_per_block", *_FILES_OF_EVALUATION),
+    "frontier": (
+        *_TRAINING,
+        "data.num_workers",
+        "tokenizer",
+        "model.run_lengths",
+        "model.merge_per_block",
+        *_FILES_OF_EVALUATION,
+    ),
 }
 """Options and sections that a command does not read, all but `READ_BY_ALL`."""
 READ_BY_ALL = ("trainer.precision",)

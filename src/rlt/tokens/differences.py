@@ -118,17 +118,24 @@ class PatchView:
 
     @property
     def exposed_differences(self) -> Tensor:
-        """`differences` after gain and offset of each step were undone: float32 [B, T' - 1, H', W'].
+        """`differences`, or those after gain and offset of each step were undone where they are smaller.
 
-        Infinite in steps whose exposure changed so much that they are another scene, see `rlt.tokens.exposure`.
+        float32 [B, T' - 1, H', W']. What does not follow the exposure, such as white skies and subtitles, is compared
+        as it is. Infinite in steps whose exposure changed so much that they are another scene, see
+        `rlt.tokens.exposure`.
         """
         first, last = self._edges()
-        found = fit_exposure(_cell_means(first, self.spec)[:, :-1], _cell_means(last, self.spec)[:, 1:])
+        first, last = first[:, :-1], last[:, 1:]
+        found = fit_exposure(_cell_means(first, self.spec), _cell_means(last, self.spec))
         gain, offset = (x[:, :, :, None, None] for x in (found.gain, found.offset))
-        differences = _mean_over_cells((last[:, 1:] - first[:, :-1] * gain - offset).abs(), self.spec.patch_size).mean(
-            2
-        )
-        return torch.where(found.is_cut[..., None, None], torch.inf, differences)
+        return self._smaller(last, first, first * gain + offset, found.is_cut[..., None, None])
+
+    def _smaller(self, last: Tensor, plain: Tensor, exposed: Tensor, is_cut: Tensor) -> Tensor:
+        """The smaller difference of each token from two pictures [..., 3, H, W]; infinite where there is a cut."""
+        parts = [
+            _mean_over_cells((last - picture).abs(), self.spec.patch_size).mean(-3) for picture in (plain, exposed)
+        ]
+        return torch.where(is_cut, torch.inf, torch.minimum(*parts))
 
     def _edges(self) -> tuple[Tensor, Tensor]:
         """First and last frame of every tubelet, normalised as ImageNet's: two float32 [B, T', 3, H, W]."""
@@ -151,13 +158,14 @@ class PatchView:
         mask = torch.ones(self.shape, dtype=torch.bool, device=self.device)
         anchor, step = first[:, 0], torch.zeros_like(mask[:, 0], dtype=torch.int64)
         for t in range(1, self.grid.time):
-            expected, is_cut = anchor, None
-            if gains is not None:
+            if gains is None:
+                differences = _mean_over_cells((last[:, t] - anchor).abs(), patch).mean(1)
+            else:
                 clip = torch.arange(len(self), device=self.device)[:, None, None]
                 gain, offset = (_to_pixels(x[clip, t, step].movedim(-1, 1), patch) for x in gains[:2])
-                expected, is_cut = anchor * gain + offset, gains.is_cut[clip, t, step]
-            differs = _mean_over_cells((last[:, t] - expected).abs(), patch).mean(1) > threshold
-            mask[:, t] = differs if is_cut is None else differs | is_cut
+                is_cut = gains.is_cut[clip, t, step]
+                differences = self._smaller(last[:, t], anchor, anchor * gain + offset, is_cut)
+            mask[:, t] = differences > threshold
             anchor = torch.where(_to_pixels(mask[:, t, None], patch), first[:, t], anchor)
             step = torch.where(mask[:, t], t, step)
         return mask

@@ -33,7 +33,8 @@ class Exposure(NamedTuple):
     offset: Tensor
     """float [..., C], in the units of the frames; 0 where nothing was found."""
     is_cut: Tensor
-    """bool [...]: the best line was out of bounds, so that the frames show different scenes."""
+    """bool [...]: half of the cells lie on a line that is out of bounds, and half of those on no other: the frames show
+    different scenes."""
 
 
 def fit_exposure(first_PC: Tensor, last_PC: Tensor) -> Exposure:
@@ -51,6 +52,9 @@ def fit_exposure(first_PC: Tensor, last_PC: Tensor) -> Exposure:
     offsets = torch.stack([torch.zeros_like(lines[0][1]), *(offset for _, offset in lines)])
     residuals = (last_PC - gains * first_PC - offsets).abs().mean(-1)
     met = (residuals <= _TOLERANCE).sum(-1)
+    inside = ((gains <= MAX_GAIN) & (gains >= 1 / MAX_GAIN)).flatten(-2).all(-1)
+    # A few cells lie on some line by chance, and all that look alike on any: no cut is seen in what stands still.
+    met = met * (inside | ((met * 2 >= first_PC.shape[-2]) & (met >= 2 * met[0])))
     best = met.argmax(0)[None, ..., None, None].expand(1, *gains.shape[1:])  # of equal ones the first: no line
     gain, offset = (x.gather(0, best)[0].squeeze(-2) for x in (gains, offsets))
     inside = ((gain <= MAX_GAIN) & (gain >= 1 / MAX_GAIN)).all(-1, keepdim=True)
