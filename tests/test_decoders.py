@@ -153,7 +153,7 @@ def test_a_stride_and_a_rate_are_not_typed_together() -> None:
     from rlt.conf import compose
 
     for both in (["data.clip.frame_stride=2", "data.clip.fps=5"], ["data.clip={frame_stride: 2, fps: 5}"]):
-        with pytest.raises(InvalidArgumentError, match="frame_stride is 2 and data.clip.fps is 5; give one"):
+        with pytest.raises(InvalidArgumentError, match=r"frame_stride is 2 and data\.clip\.fps is 5; give one"):
             compose(both)
     before = {"data": {"clip": {"frame_stride": 4, "fps": 5.0}}}
     for typed, run, expected in (
