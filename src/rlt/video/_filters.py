@@ -17,7 +17,7 @@ from rlt.video.geometry import CropBox, Size, View, check_size, cover, crop_offs
 SCALE_FLAGS = "bilinear+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"
 
 _Filters = list[tuple[str, str]]
-_Crop = CropBox | Callable[[int, int], CropBox] | None
+_Scaling = tuple[Size, CropBox | Callable[[int, int], CropBox] | None]
 
 
 class ViewsConverter:
@@ -29,53 +29,44 @@ class ViewsConverter:
 
     def __init__(self, *, num_threads: int = 0) -> None:
         self._num_threads = num_threads
-        self._converters: dict[tuple[Size, _Crop], _FrameConverter] = {}
+        self._graphs: dict[_Scaling, tuple[object, av.filter.Graph]] = {}
+        self._own_size = (0, 0)  # that of the first frame: a change of resolution does not change the clip's size
 
     def __call__(self, frame: av.VideoFrame, views: Iterable[View]) -> dict[View, Tensor]:
         """uint8 [H, W, 3] RGB of one frame for each of `views`."""
         pictures: dict[View, Tensor] = {}
-        scaled: dict[tuple[Size, _Crop], Tensor] = {}
+        scaled: dict[_Scaling, Tensor] = {}
         for view in views:
-            key = view.size, view.crop
-            if key not in self._converters:
-                self._converters[key] = _FrameConverter(view, self._num_threads)
-            if key not in scaled:
-                scaled[key] = self._converters[key](frame)
-            whole, (height, width) = scaled[key], self._converters[key].size
+            scaling = view.size, view.crop
+            if scaling not in scaled:
+                scaled[scaling] = self._scale(frame, view)
+            whole, (height, width) = scaled[scaling], check_size(view.size) or self._own_size
             top, left = crop_offsets(whole.shape[0] - height, whole.shape[1] - width, view.position)
             picture = whole[top : top + height, left : left + width]
             pictures[view] = picture.flip(1) if view.hflip else picture
         return pictures
 
-
-class _FrameConverter:
-    """Scale, convert to RGB and rotate frames in one libav filter graph, and cut out a view's `crop` before that."""
-
-    def __init__(self, view: View, num_threads: int) -> None:
-        self._view = view
-        self.size = check_size(view.size) or (0, 0)  # known with the first frame where the view has none
-        self._num_threads = num_threads
-        self._key: tuple[Any, ...] | None = None
-        self._graph: av.filter.Graph | None = None
-
-    def __call__(self, frame: av.VideoFrame) -> Tensor:
+    def _scale(self, frame: av.VideoFrame, view: View) -> Tensor:
         """uint8 [H, W, 3] RGB of one frame; without a crop one side is the view's and the other one covers it."""
         matrix = display_matrix(frame)
-        key = (frame.width, frame.height, frame.format.name, int(frame.colorspace), int(frame.color_range), matrix)
-        if self._graph is None or key != self._key:
-            self._graph, self._key = self._build(frame, matrix), key
-        self._graph.vpush(frame)
-        return torch.from_numpy(self._graph.vpull().to_ndarray())
+        kind = (frame.width, frame.height, frame.format.name, int(frame.colorspace), int(frame.color_range), matrix)
+        known, graph = self._graphs.get((view.size, view.crop), (None, None))
+        if graph is None or kind != known:
+            graph = self._build(frame, orientation_filters(matrix), view)
+            self._graphs[view.size, view.crop] = kind, graph
+        graph.vpush(frame)
+        return torch.from_numpy(graph.vpull().to_ndarray())
 
-    def _build(self, frame: av.VideoFrame, matrix: tuple[int, ...] | None) -> av.filter.Graph:
-        turns = orientation_filters(matrix)
+    def _build(self, frame: av.VideoFrame, turns: _Filters, view: View) -> av.filter.Graph:
+        """Crop, scale, convert to RGB and rotate."""
         swapped = any(name == "transpose" for name, _ in turns)
         width, height = (frame.height, frame.width) if swapped else (frame.width, frame.height)
-        if self._view.size is None and self._graph is None:  # a change of resolution does not change the clip's size
-            self.size = (height, width)
-        box = self._view.box(width, height)
+        if self._own_size == (0, 0):
+            self._own_size = height, width
+        size = check_size(view.size) or self._own_size
+        box = view.box(width, height)
+        scaled_height, scaled_width = size if box else cover(width, height, size)
         before: _Filters = []
-        scaled_height, scaled_width = self.size if box else cover(width, height, self.size)
         if box:
             box = _as_stored(box, width, height, turns)
             before = [("crop", f"{box.width}:{box.height}:{box.left}:{box.top}:exact=1")]
@@ -128,11 +119,9 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
 
 def rotation_degrees(matrix: tuple[int, ...] | None) -> int:
     """Clockwise turn of a display matrix in degrees: 0, 90, 180 or 270, without regard to mirrors."""
-    turns = {"clock": 90, "clock_flip": 90, "cclock": 270, "cclock_flip": 270}
+    turns = {"dir=clock": 90, "dir=clock_flip": 90, "dir=cclock": 270, "dir=cclock_flip": 270}
     filters = orientation_filters(matrix)
-    if filters and filters[0][0] == "transpose":
-        return turns[filters[0][1].removeprefix("dir=")]
-    return 180 if len(filters) == 2 else 0
+    return 180 if len(filters) == 2 else sum(turns.get(arguments, 0) for _, arguments in filters)
 
 
 def orientation_filters(matrix: tuple[int, ...] | None) -> _Filters:
