@@ -14,7 +14,7 @@ from rlt.checks import some
 from rlt.data.labels import ClassIndex, read_text
 from rlt.data.manifest import MAX_LABEL_ID, absolute_path
 from rlt.errors import InvalidArgumentError
-from rlt.video import VIDEO_EXTENSIONS
+from rlt.video import VIDEO_EXTENSIONS, videos_below
 
 _SPLITS = frozenset({"train", "training", "val", "valid", "validate", "validation", "test", "testing"})
 _LIST_HEADERS = frozenset({"path", "video", "video_path", "file", "filename", "video_name"})
@@ -66,7 +66,7 @@ def class_folder_listing(root: Path, *, index: ClassIndex | None = None, undersc
         folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as error:
         raise InvalidArgumentError(f"{root}: cannot be read ({error.strerror}); check the path") from None
-    found = {folder.name: list(videos_below(folder)) for folder in folders}
+    found = {folder.name: list(videos_below(folder, follow_links=True)) for folder in folders}
     if not any(found.values()):
         raise InvalidArgumentError(
             f"{root}: no videos in class folders ({root.name}/<class>/video.mp4) were found; "
@@ -172,24 +172,9 @@ def find_by_end(folder: Path, name: str) -> Path:
     return next((path for path in ends if path.exists()), whole)
 
 
-def videos_below(folder: Path) -> Iterator[Path]:
-    """Video files in a folder and all below it, sorted; links are followed, hidden files and folders passed over."""
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a link to a folder above
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and name.lower().endswith(VIDEO_EXTENSIONS):
-                yield Path(place, name)
-
-
 def videos_by_stem(folder: Path) -> dict[str, Path]:
     """Video files in a folder and all below it, by their names without extension; the first of equal names."""
-    return {path.stem: path for path in reversed([*videos_below(folder)])}
+    return {path.stem: path for path in reversed([*videos_below(folder, follow_links=True)])}
 
 
 def sorted_index(names: Iterable[str], *, origin: str) -> ClassIndex:
