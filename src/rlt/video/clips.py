@@ -23,7 +23,7 @@ from pathlib import Path
 from rlt.checks import at_least, named_options
 from rlt.errors import InvalidArgumentError, VideoError
 from rlt.structures import Clip
-from rlt.video._filters import display_matrix, rotation_degrees
+from rlt.video._filters import Turn
 from rlt.video._pyav import VideoFile
 from rlt.video._reading import ClipPlan, iter_views, nothing_decodes, read_views
 from rlt.video._sources import Source, check_source
@@ -190,7 +190,7 @@ def probe(source: Source) -> VideoInfo:
         first = next(file.decode(), None)
         if first is None:
             raise nothing_decodes(file)
-        rotation = rotation_degrees(display_matrix(first.frame))
+        rotation = Turn.of(first.frame).degrees
         sides = (first.frame.width, first.frame.height)
         width, height = sides if rotation % 180 == 0 else sides[::-1]
         return VideoInfo(
