@@ -102,9 +102,6 @@ class ProbeRecord:
     def __exit__(self, *_: object) -> None:
         self._stream.close()
 
-    def __len__(self) -> int:
-        return len(self._known)
-
     def find(self, path: str, *, measure_tokens: bool) -> Probe | None:
         """What is known of a file; None if nothing is, if it was changed since, or if its tokens are to be measured."""
         known = self._known.get(path)
