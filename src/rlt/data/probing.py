@@ -130,13 +130,10 @@ def probe_videos(
     measure_tokens: bool = False,
     on_progress: Progress | None = None,
 ) -> tuple[dict[str, Probe], int]:
-    """Look into many files with several threads; a path that stands in it twice is looked at once.
+    """What was found in many files, by path, and how many were looked at now rather than taken from `record`.
 
     Threads, not processes: libav works without the interpreter's lock. On two cores two threads are 1.6 times as fast
     as one at headers and 2.0 times at clips; two processes are no faster, and take seconds to start.
-
-    Returns:
-        What was found, by path, and how many files were looked at now rather than taken from `record`.
     """
     known = {path: record.find(path, measure_tokens=measure_tokens) for path in paths}
     found = {path: seen for path, seen in known.items() if seen is not None}
