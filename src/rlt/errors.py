@@ -5,6 +5,10 @@ The command line prints the message of an `RltError` and exits with code 2; ever
 
 from __future__ import annotations
 
+import sys
+import warnings
+from collections.abc import Collection
+
 
 class RltError(Exception):
     """Base of all errors that a user can mend. `str(error)` is one line."""
@@ -41,3 +45,11 @@ class MissingDependencyError(RltError, ImportError):
 def one_line(error: object) -> str:
     """What an error or a text says, with its line breaks turned into spaces."""
     return " ".join(str(error).split())
+
+
+def warn_caller(message: str, category: type[Warning], libraries: Collection[str] = ("rlt",)) -> None:
+    """Warn at the first line outside of the libraries that a call runs through."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in libraries:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

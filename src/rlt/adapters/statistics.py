@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlt.errors import InvalidArgumentError
+from rlt.errors import InvalidArgumentError, warn_caller
 from rlt.structures import RGB, PatchSpec
 from rlt.weights import read_json
 
@@ -86,15 +84,9 @@ def warn_unless_normalised(pixels: Tensor, spec: PatchSpec) -> None:
     lowest, highest = torch.stack(torch.aminmax(pixels.detach())).tolist()
     if max(-lowest, highest) > FAR * max(ends):
         # No word about this call's own pixels, since each text of a warning is shown once.
-        _warn_caller(
+        warn_caller(
             f"pixels are beyond {FAR * max(ends):.3g}; with mean={spec.mean} and std={spec.std} normalised ones reach "
-            f"{max(ends):.3g}: pass uint8 frames or what the model's processor gives, or set pixel_mean and pixel_std"
+            f"{max(ends):.3g}: pass uint8 frames or what the model's processor gives, or set pixel_mean and pixel_std",
+            RuntimeWarning,
+            LIBRARIES,
         )
-
-
-def _warn_caller(message: str) -> None:
-    """Warn at the first line outside of the libraries that a call runs through."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in LIBRARIES:
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, RuntimeWarning, stacklevel=level)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_type_hints
 
 from rlt.checkpoints.models import MODELS
 from rlt.checks import exclusive, one_of
@@ -26,7 +27,7 @@ try:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import OmegaConfBaseException, ValidationError
 except ImportError as error:
     raise MissingDependencyError(
         'configuration needs hydra, which cannot be imported; install with: pip install "rlt[train]"'
@@ -35,7 +36,7 @@ except ImportError as error:
 _MANIFESTS = ("train", "val", "test")
 _NOT_OF_AN_EXPERIMENT = ("tokenizer", "seed")
 _PACES = ("data.clip.frame_stride", "data.clip.fps")
-
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
 _MOVED = {
     "tokenizer.policy": "tokenizer=NAME",
     "tokenizer.merge_per_block": "model.merge_per_block=N",
@@ -221,12 +222,26 @@ def _nearest_key(name: str, keys: Mapping[str, str]) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    """What omegaconf says about a value, without its stack of places; else what Hydra says."""
+    """What kind of value is needed; else what omegaconf says, without its stack of places; else what Hydra says."""
     cause = error.__cause__
+    if isinstance(cause, ValidationError):
+        return f"{cause.full_key} is {cause.value!r}; {_needed(cause)} is needed, see `rlt train --help`"
     lines = str(cause if isinstance(cause, OmegaConfBaseException) else error).splitlines()
     place = next((line.partition(":")[2].strip() for line in lines if "full_key:" in line), "")
     said = " ".join(line.strip() for line in lines if line.strip() and not _is_about_hydra(line))
     return f"{place}: {said}" if place else said
+
+
+def _needed(error: ValidationError) -> str:
+    """The kinds of value that the schema has for what is wrong."""
+    if error.object_type is list:
+        kinds = get_args(error.ref_type)
+    else:
+        kind = get_type_hints(error.object_type)[str(error.key)]
+        kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    return " or ".join(
+        _KINDS.get(kind, "a map {NAME: VALUE}" if is_dataclass(kind) else "a list in brackets") for kind in kinds
+    )
 
 
 def _is_about_hydra(line: str) -> bool:

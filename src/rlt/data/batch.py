@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from rlt.checks import at_least
 from rlt.data.augment import AugmentConfig, mix_batch, soft_targets
 from rlt.data.dataset import EvaluationSample, TrainingSample
 from rlt.data.sampler import derive_seed
 from rlt.errors import InvalidArgumentError
-from rlt.structures import PackedTokens, PatchSpec, pack
+from rlt.structures import PackedTokens, PatchSpec, Segments, pack
 from rlt.tokens import Rule, tokenize_batch
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class _OnDevice:
+    """What Lightning and a DataLoader ask of a batch."""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """The same batch on another device."""
+        return _changed(self, lambda values: values.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The same batch in memory that a device can copy from while it computes."""
+        return _changed(self, Tensor.pin_memory)
+
+
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same value with each of its tensors changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, _OnDevice | PackedTokens | Segments):
+        return replace(value, **{part.name: _changed(getattr(value, part.name), change) for part in fields(value)})
+    return value
+
+
+@dataclass(frozen=True, eq=False)
+class Batch(_OnDevice):
     """The clips of one training step on one rank."""
 
     packed: PackedTokens
@@ -35,21 +59,9 @@ class Batch:
     def __len__(self) -> int:
         return len(self.packed)
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """The same batch on another device."""
-        return replace(
-            self,
-            packed=self.packed.to(device, non_blocking=non_blocking),
-            targets=self.targets.to(device, non_blocking=non_blocking),
-        )
-
-    def pin_memory(self) -> Batch:
-        """The same batch in memory that a device can copy from while it computes; a DataLoader calls this."""
-        return replace(self, packed=_pinned(self.packed), targets=self.targets.pin_memory())
-
 
 @dataclass(frozen=True, eq=False)
-class EvaluationBatch:
+class EvaluationBatch(_OnDevice):
     """All views of several videos."""
 
     packed: PackedTokens | None
@@ -61,14 +73,6 @@ class EvaluationBatch:
 
     def __len__(self) -> int:
         return len(self.samples)
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> EvaluationBatch:
-        """The same batch on another device."""
-        return replace(self, packed=self.packed and self.packed.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> EvaluationBatch:
-        """The same batch in memory that a device can copy from while it computes; a DataLoader calls this."""
-        return replace(self, packed=self.packed and _pinned(self.packed))
 
 
 @dataclass
@@ -83,8 +87,6 @@ class Collate:
     num_classes: int
     spec: PatchSpec
     _: KW_ONLY
-    training: bool = True
-    """Whether mixing and label smoothing take place."""
     seed: int = 0
     """Of the run."""
 
@@ -102,12 +104,10 @@ class Collate:
                 )
         frames = torch.stack([sample.frames for sample in samples])
         label_ids = torch.tensor([sample.label_id for sample in samples], dtype=torch.int64)
-        smoothing = self.augment.label_smoothing if self.training else 0.0
-        targets = soft_targets(label_ids, self.num_classes, smoothing=smoothing)
+        targets = soft_targets(label_ids, self.num_classes, smoothing=self.augment.label_smoothing)
         position = samples[0].position
-        if self.training:
-            # Mixed before tokens are selected: the mask is taken on the clip as the network will see it.
-            frames, targets = mix_batch(frames, targets, self.augment, seed=derive_seed(self.seed, position, 4))
+        # Mixed before tokens are selected: the mask is taken on the clip as the network will see it.
+        frames, targets = mix_batch(frames, targets, self.augment, seed=derive_seed(self.seed, position, 4))
         seeds = [derive_seed(self.seed, sample.position, 5) for sample in samples]
         tokens = tokenize_batch(frames, self.rule, self.spec, seeds)
         return Batch(
@@ -128,15 +128,4 @@ def collate_evaluation(samples: Sequence[EvaluationSample]) -> EvaluationBatch:
         packed=pack(tokens) if tokens else None,
         views_per_video=tuple(len(sample.tokens) for sample in samples),
         samples=tuple(replace(sample, tokens=[]) for sample in samples),
-    )
-
-
-def _pinned(packed: PackedTokens) -> PackedTokens:
-    segments = replace(packed.segments, cu_seqlens=packed.segments.cu_seqlens.pin_memory())
-    return replace(
-        packed,
-        patches=packed.patches.pin_memory(),
-        coords=packed.coords.pin_memory(),
-        lengths=packed.lengths.pin_memory(),
-        segments=segments,
     )

@@ -54,8 +54,6 @@ class TrainingSample:
 class EvaluationSample:
     """All views of one video."""
 
-    index: int
-    """Number of the video in the data set."""
     tokens: list[RunLengthTokens]
     """One per view, crops of a clip next to each other; empty if the video could not be decoded."""
     label_id: int
@@ -153,15 +151,13 @@ class EvaluationDataset(_Videos[EvaluationSample]):
                 clips = read_evaluation_clips(entry.path, self.clip, self.views, decoder=self.decoder)
         except VideoError as error:
             seconds = time.perf_counter() - begin
-            return EvaluationSample(index, [], entry.label_id, entry.path, str(error), seconds, 0.0)
+            return EvaluationSample([], entry.label_id, entry.path, str(error), seconds, 0.0)
         decoded = time.perf_counter()
         name = int.from_bytes(Path(entry.path).name.encode(), "big")
         seeds = [derive_seed(self.seed, name, view) for view in range(len(clips))]
         tokens = tokenize_batch(torch.stack([clip.frames for clip in clips]), self.rule, self.spec, seeds)
         done = time.perf_counter()
-        return EvaluationSample(
-            index, tokens, entry.label_id, entry.path, None, decoded - begin, done - decoded, tuple(notes)
-        )
+        return EvaluationSample(tokens, entry.label_id, entry.path, None, decoded - begin, done - decoded, tuple(notes))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
@@ -76,15 +77,13 @@ class ClassIndex:
         self.names = tuple(names)
         self._origin = origin
         self._exact = {name: label_id for label_id, name in enumerate(names)}
-        self._spelled: dict[str, int | None] = {}
-        for label_id, name in enumerate(names):
-            key = _letters(name)
-            self._spelled[key] = label_id if key not in self._spelled else None  # None: two names look alike
+        spelled = [_letters(name) for name in names]
+        alike = Counter(spelled)
+        self._spelled = {letters: label_id for label_id, letters in enumerate(spelled) if alike[letters] == 1}
 
     def find(self, name: str) -> int | None:
         """Label id of a name, None if it is not in the list."""
-        exact = self._exact.get(name)
-        return exact if exact is not None else self._spelled.get(_letters(name))
+        return self._exact.get(name, self._spelled.get(_letters(name)))
 
     def find_all(self, names: Iterable[str], *, source: str) -> dict[str, int]:
         """Label id of each of these names, which stand in `source`; all must be in the list."""
@@ -105,6 +104,13 @@ class ClassIndex:
                 f"{source}: label {label_id} is not among the {len(self.names)} classes of {self._origin} "
                 f"(0 to {len(self.names) - 1}); give the right list with --labels"
             )
+
+
+def class_index(names: Sequence[str] | None, dataset: str = "") -> ClassIndex | None:
+    """The names that are given, else those that ship for a data set, if any do."""
+    if names is None and dataset not in CLASS_LISTS:
+        return None
+    return ClassIndex(class_names(dataset), origin=dataset) if names is None else ClassIndex(names, origin="--labels")
 
 
 def _letters(name: str) -> str:

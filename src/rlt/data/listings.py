@@ -8,13 +8,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from rlt.checks import some
-from rlt.data.labels import ClassIndex, read_text
+from rlt.data.labels import ClassIndex, class_index, read_text
 from rlt.data.manifest import MAX_LABEL_ID, absolute_path
 from rlt.errors import InvalidArgumentError
-from rlt.video import VIDEO_EXTENSIONS
+from rlt.video import VIDEO_EXTENSIONS, videos_below
 
 _SPLITS = frozenset({"train", "training", "val", "valid", "validate", "validation", "test", "testing"})
 _LIST_HEADERS = frozenset({"path", "video", "video_path", "file", "filename", "video_name"})
@@ -33,9 +32,19 @@ class Listing:
     """Name of each class, by label id."""
 
 
-def make_listing(source: Path, index: ClassIndex, videos: Iterable[tuple[Path, int]]) -> Listing:
-    """The listing of `source`, which gives these videos these label ids of `index`."""
-    return Listing(str(source), tuple((str(path), label_id) for path, label_id in videos), index.names)
+def make_listing(
+    source: Path, index: ClassIndex | None, names: Iterable[str], videos: Iterable[tuple[Path, str]]
+) -> Listing:
+    """The listing of `source` with its classes, and each video with the name of its own.
+
+    Without `index` label ids count the names in their sorted order.
+    """
+    distinct = sorted(set(names))
+    if index is None and distinct in ([], [""]):
+        raise InvalidArgumentError(f"{source}: it names no class; check the file")
+    index = index or ClassIndex(distinct, origin=str(source))
+    label_ids = index.find_all(distinct, source=str(source))
+    return Listing(str(source), tuple((str(path), label_ids[name]) for path, name in videos), index.names)
 
 
 def folder_listing(
@@ -49,7 +58,7 @@ def folder_listing(
     root = absolute_path(source)
     if not root.exists():
         raise InvalidArgumentError(f"{source}: no such folder or list file; check the path")
-    index = None if names is None else ClassIndex(names, origin="--labels")
+    index = class_index(names)
     if not root.is_dir():
         return list_file_listing(root, videos=videos, index=index)
     if videos is not None:
@@ -66,7 +75,7 @@ def class_folder_listing(root: Path, *, index: ClassIndex | None = None, undersc
         folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as error:
         raise InvalidArgumentError(f"{root}: cannot be read ({error.strerror}); check the path") from None
-    found = {folder.name: list(videos_below(folder)) for folder in folders}
+    found = {folder.name: list(videos_below(folder, follow_links=True)) for folder in folders}
     if not any(found.values()):
         raise InvalidArgumentError(
             f"{root}: no videos in class folders ({root.name}/<class>/video.mp4) were found; "
@@ -75,10 +84,8 @@ def class_folder_listing(root: Path, *, index: ClassIndex | None = None, undersc
     if all(name.lower() in _SPLITS for name in found):
         raise InvalidArgumentError(f"{root} holds splits ({', '.join(found)}), not classes; prepare each of them alone")
     names = {name: name if index or underscores else name.replace("_", " ") for name in found}
-    index = index or sorted_index(names.values(), origin=str(root))
-    label_ids = index.find_all(names.values(), source=str(root))
     return make_listing(
-        root, index, ((path, label_ids[names[name]]) for name, paths in found.items() for path in paths)
+        root, index, names.values(), ((path, names[name]) for name, paths in found.items() for path in paths)
     )
 
 
@@ -92,32 +99,25 @@ def list_file_listing(file: Path, *, videos: str | Path | None = None, index: Cl
     rows = list(_list_rows(file))
     if not rows:
         raise InvalidArgumentError(f"{file}: no line with a path and a label; check the file")
-    by_number = all(row.label.isdecimal() for row in rows)
-    if index is None:
-        found = sorted({row.label for row in rows})
-        highest = max(int(name) for name in found) if by_number else 0
-        if highest > MAX_LABEL_ID:
-            raise InvalidArgumentError(f"{file}: label {highest} is no label id; 0 to {MAX_LABEL_ID} is allowed")
-        names = [f"class {label_id}" for label_id in range(highest + 1)] if by_number else found
-        index = ClassIndex(names, origin=str(file))
-    if by_number:
-        label_ids = {row.label: int(row.label) for row in rows}
-        for row in rows:
-            index.check(int(row.label), source=f"{file}, line {row.line}")
-    else:
-        label_ids = index.find_all({row.label for row in rows}, source=str(file))
     folder = file.parent if videos is None else check_folder(videos)
     find = Path.joinpath if videos is None else find_by_end
-    return make_listing(file, index, ((absolute_path(find(folder, row.path)), label_ids[row.label]) for row in rows))
+    paths = [absolute_path(find(folder, path)) for _, path, _ in rows]
+    labels = [label for *_, label in rows]
+    if not all(map(str.isdecimal, labels)):
+        return make_listing(file, index, labels, zip(paths, labels, strict=True))
+    label_ids = [*map(int, labels)]
+    if index is None:
+        highest = max(label_ids)
+        if highest > MAX_LABEL_ID:
+            raise InvalidArgumentError(f"{file}: label {highest} is no label id; 0 to {MAX_LABEL_ID} is allowed")
+        index = ClassIndex([f"class {label_id}" for label_id in range(highest + 1)], origin=str(file))
+    for (line, *_), label_id in zip(rows, label_ids, strict=True):
+        index.check(label_id, source=f"{file}, line {line}")
+    return Listing(str(file), tuple(zip(map(str, paths), label_ids, strict=True)), index.names)
 
 
-class _ListRow(NamedTuple):
-    line: int
-    path: str
-    label: str
-
-
-def _list_rows(file: Path) -> Iterator[_ListRow]:
+def _list_rows(file: Path) -> Iterator[tuple[int, str, str]]:
+    """Number, path and label of each line."""
     text = read_text(file)
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
@@ -142,7 +142,7 @@ def _list_rows(file: Path) -> Iterator[_ListRow]:
             raise InvalidArgumentError(
                 f"{file}, line {number}: {line!r}; a path and a label, parted by a tab, a space or a comma, are needed"
             )
-        yield _ListRow(number, path, label)
+        yield number, path, label
 
 
 def _separator(line: str) -> str:
@@ -172,32 +172,9 @@ def find_by_end(folder: Path, name: str) -> Path:
     return next((path for path in ends if path.exists()), whole)
 
 
-def videos_below(folder: Path) -> Iterator[Path]:
-    """Video files in a folder and all below it, sorted; links are followed, hidden files and folders passed over."""
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a link to a folder above
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and name.lower().endswith(VIDEO_EXTENSIONS):
-                yield Path(place, name)
-
-
 def videos_by_stem(folder: Path) -> dict[str, Path]:
     """Video files in a folder and all below it, by their names without extension; the first of equal names."""
-    return {path.stem: path for path in reversed([*videos_below(folder)])}
-
-
-def sorted_index(names: Iterable[str], *, origin: str) -> ClassIndex:
-    """The distinct names, at least one, in sorted order."""
-    distinct = sorted(set(names))
-    if not distinct or distinct == [""]:
-        raise InvalidArgumentError(f"{origin}: it names no class; check the file")
-    return ClassIndex(distinct, origin=origin)
+    return {path.stem: path for path in reversed([*videos_below(folder, follow_links=True)])}
 
 
 def check_some_exist(listing: Listing) -> None:

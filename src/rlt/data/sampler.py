@@ -123,13 +123,12 @@ class StepSampler(Sampler[list[SampleKey]]):
             yield [list(islice(keys, batch_size)) for _ in range(self.world_size)]
 
     def _token_steps(self) -> Iterator[list[list[SampleKey]]]:
-        """For each step from `start_step` on the samples of every rank."""
+        """As `_fixed_steps`."""
         assert self.token_budget is not None
         assert self.expected_tokens is not None
         budget = self.token_budget * self.world_size
-        keys = self._keys(0)  # where a step begins depends on all steps before it: they are replayed, in integers
         step, batch, total = 0, list[SampleKey](), 0.0
-        for key in keys:
+        for key in self._keys(0):  # where a step begins depends on all steps before it: they are replayed, in integers
             tokens = self.expected_tokens[key.index]
             # A sample that would overshoot by more than half of itself waits for the next step.
             if len(batch) >= self.world_size and total + tokens / 2 > budget:

@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlt.checks import one_of
-from rlt.data.labels import CLASS_LISTS, ClassIndex, class_names, read_text
+from rlt.data.labels import class_index, read_text
 from rlt.data.listings import (
     Listing,
     check_folder,
     class_folder_listing,
     list_file_listing,
     make_listing,
-    sorted_index,
     videos_by_stem,
 )
 from rlt.data.manifest import absolute_path
@@ -49,9 +48,7 @@ def kinetics_listing(
     """
     one_of(KINETICS, dataset=dataset)
     folder = check_folder(videos)
-    index = None if names is None else ClassIndex(names, origin="--labels")
-    if index is None and dataset in CLASS_LISTS:
-        index = ClassIndex(class_names(dataset), origin=dataset)
+    index = class_index(names, dataset)
     if csv_file is None:
         return class_folder_listing(folder, index=index, underscores=False)
     file = absolute_path(csv_file)
@@ -59,16 +56,13 @@ def kinetics_listing(
     if rows is None:
         return list_file_listing(file, videos=folder, index=index)
     rows = _of_split(rows, split, file)
-    if index is None:
-        index = sorted_index((row["label"] for row in rows), origin=str(file))
-    label_ids = index.find_all({row["label"] for row in rows}, source=str(file))
     found = videos_by_stem(folder)
 
     def find(row: Mapping[str, str]) -> Path:
         stem = _kinetics_stem(row, file)
         return found.get(stem) or found.get(row["youtube_id"]) or folder / f"{stem}.mp4"
 
-    return make_listing(file, index, ((find(row), label_ids[row["label"]]) for row in rows))
+    return make_listing(file, index, (row["label"] for row in rows), ((find(row), row["label"]) for row in rows))
 
 
 def _official_rows(file: Path) -> list[dict[str, str]] | None:
@@ -123,17 +117,13 @@ def ssv2_listing(annotations: str | Path, videos: str | Path, *, names: Sequence
     """
     folder = check_folder(videos)
     file = absolute_path(annotations)
-    origin = "ssv2" if names is None else "--labels"
-    index = ClassIndex(class_names("ssv2") if names is None else names, origin=origin)
-    text = read_text(file)
+    index, text = class_index(names, "ssv2"), read_text(file)
     if not re.match(r"\s*[\[{]", text):
         return list_file_listing(file, videos=folder, index=index)
     entries = _ssv2_entries(text, file)
-    label_ids = index.find_all({template for _, template in entries}, source=str(file))
     found = videos_by_stem(folder)
-    return make_listing(
-        file, index, ((found.get(name) or folder / f"{name}.webm", label_ids[template]) for name, template in entries)
-    )
+    paths = ((found.get(name) or folder / f"{name}.webm", template) for name, template in entries)
+    return make_listing(file, index, (template for _, template in entries), paths)
 
 
 def _ssv2_entries(text: str, file: Path) -> list[tuple[str, str]]:

@@ -1,19 +1,19 @@
 """From a video file to `Clip`s."""
 
 from rlt.video._pyav import TimedFrame, VideoFile
-from rlt.video._reading import ClipPlan, Planner, read_views
+from rlt.video._reading import ClipPlan, Planner, iter_views, read_views
 from rlt.video._sources import Source
 from rlt.video.clips import (
     VIDEO_EXTENSIONS,
     VideoInfo,
     iter_clips,
-    iter_views,
     list_videos,
     probe,
     read_clip,
     read_clips,
     read_spread,
     require_motion,
+    videos_below,
 )
 from rlt.video.decoders import DECODERS, Decoder
 from rlt.video.spec import ClipSpec
@@ -38,4 +38,5 @@ __all__ = [
     "read_spread",
     "read_views",
     "require_motion",
+    "videos_below",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlt.checks import at_least, named_options, one_of
-from rlt.errors import InvalidArgumentError, TruncatedVideoWarning, VideoError, VideoWarning
+from rlt.errors import InvalidArgumentError, TruncatedVideoWarning, VideoError, VideoWarning, warn_caller
 from rlt.structures import Clip
 from rlt.video._filters import ViewsConverter
 from rlt.video._pyav import VideoFile
@@ -56,7 +55,7 @@ class _HeaderError(Exception):
     """The video has another number of frames than its headers say."""
 
 
-def check_reading(source: Source, decoder: str, num_threads: int) -> None:
+def _check(source: Source, decoder: str, num_threads: int) -> None:
     """Raise for what cannot be read before any library looks at it."""
     one_of(DECODERS, decoder=decoder)
     at_least(0, num_threads=num_threads)
@@ -83,28 +82,31 @@ def read_views(source: Source, planner: Planner, *, decoder: str = "pyav", num_t
         VideoError: if the file cannot be opened, holds no video, or any frame asked for is damaged or cut off.
         InvalidArgumentError: for a plan or a crop that does not fit.
     """
-    return read_planned(source, planner, decoder, num_threads)
-
-
-def read_planned(source: Source, planner: Planner, decoder: str, num_threads: int) -> list[list[Clip]]:
-    """See `read_views`. Warnings point at the caller of the public (and checked) function that calls this."""
-    check_reading(source, decoder, num_threads)
+    _check(source, decoder, num_threads)
     with VideoFile(source, num_threads=num_threads) as file:
         try:
             clips = _read_plans(file, planner(file), decoder, measured=False)
         except _HeaderError:
             file.rescan()
             clips = _read_plans(file, planner(file), decoder, measured=True)
-        _warn(file, stacklevel=5)
+        _warn(file)
         return clips
 
 
-def stream_clips(
-    source: Source, spec: ClipSpec, views: Sequence[View], decoder: str, num_threads: int, *, depth: int
+@named_options()
+def iter_views(
+    source: Source, spec: ClipSpec, views: Sequence[View], *, decoder: str = "pyav", num_threads: int = 0
 ) -> Iterator[list[Clip]]:
-    """Consecutive clips in one pass, one per view. Warnings point `depth` frames above this one."""
+    """As `iter_clips`, but one clip per view: a frame is decoded once for all of them. The size is that of the view."""
+    _check(source, decoder, num_threads)
+    return _stream(source, spec, views, decoder, num_threads)
+
+
+def _stream(
+    source: Source, spec: ClipSpec, views: Sequence[View], decoder: str, num_threads: int
+) -> Iterator[list[Clip]]:
     with VideoFile(source, num_threads=num_threads) as file:
-        _warn(file, stacklevel=depth + 2)
+        _warn(file)
         step = spec.step(file.rate) * file.frame_ticks
         wanted = ((index * step, views) for index in count())
         shown = _show(file, wanted, ViewsConverter(num_threads=num_threads), decoder)
@@ -244,16 +246,15 @@ def nothing_decodes(file: VideoFile) -> VideoError:
     return VideoError(f"{file.name}: 0 of {file.num_frames} frames can be decoded; {_REPAIR}")
 
 
-def _warn(file: VideoFile, *, stacklevel: int) -> None:
+def _warn(file: VideoFile) -> None:
     """Say what deserves a look though the clips are whole."""
     if file.missing:
         size, promised = file.missing
-        warnings.warn(
+        warn_caller(
             f"{file.name}: the file is cut off ({size:,} of {promised:,} bytes are there); the frames read are whole, "
             "but download it again",
             TruncatedVideoWarning,
-            stacklevel=stacklevel,
         )
     if file.num_frames == 1:
         message = f"{file.name}: the video has 1 frame, so nothing moves in it; its clips repeat that frame"
-        warnings.warn(message, VideoWarning, stacklevel=stacklevel)
+        warn_caller(message, VideoWarning)

@@ -16,7 +16,7 @@ Source = str | os.PathLike[str] | bytes | BinaryIO
 
 _PATH = (str, os.PathLike)
 _BYTES = (bytes, bytearray, memoryview)
-_MAX_TOP_LEVEL_BOXES = 100_000  # a fragmented MP4 has two per fragment; bounds the walk over a hostile file
+_MAX_PARTS = 100_000  # a fragmented MP4 has two boxes per fragment; bounds the walk over a hostile file
 
 
 def source_name(source: Source) -> str:
@@ -74,10 +74,10 @@ def missing_bytes(source: Source) -> tuple[int, int] | None:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         head = file.read(12)
-        promised = size
-        for signature, offset, walk in _WALKS:
-            if head[offset : offset + 4] in signature:
-                promised = walk(file, size)
+        promised = 0
+        for signatures, offset, length_of in _PARTS:
+            if head[offset : offset + 4] in signatures:
+                promised = _end_of_parts(file, length_of)
         file.seek(0)
     return (size, promised) if promised > size else None
 
@@ -90,54 +90,49 @@ def _reader(source: Source) -> AbstractContextManager[BinaryIO]:
     return nullcontext(source)  # not ours to close
 
 
-def _end_of_boxes(file: BinaryIO, size: int) -> int:
+def _end_of_parts(file: BinaryIO, length_of: Callable[[bytes], int | None]) -> int:
+    """Where the last part of a file would end that says how long it is; 0 if one reaches to the end of the file."""
     position = 0
-    for _ in range(_MAX_TOP_LEVEL_BOXES):
+    for _ in range(_MAX_PARTS):
         file.seek(position)
-        header = file.read(16)
-        if len(header) < 8:
+        length = length_of(file.read(16))
+        if length is None:
+            return 0
+        if length == 0:  # the end of the file, or of what is known of it
             break
-        length = int.from_bytes(header[:4], "big")
-        if length == 1:
-            length = int.from_bytes(header[8:16], "big")
-        if length < 8:  # 0 = up to the end of the file; smaller values are no box
-            return size
         position += length
     return position
 
 
-def _end_of_riff(file: BinaryIO, size: int) -> int:
-    position = 0  # OpenDML files are several RIFF chunks one after the other
-    while position < size:
-        file.seek(position)
-        header = file.read(8)
-        if header[:4] != b"RIFF" or len(header) < 8:
-            break
-        length = int.from_bytes(header[4:8], "little")
-        if length in (0, 0xFFFFFFFF):  # written by a recorder that never came back to fill it in
-            return size
-        position += 8 + length
-    return position
+def _box(header: bytes) -> int | None:
+    if len(header) < 8:
+        return 0
+    length = int.from_bytes(header[:4], "big")
+    if length == 1:
+        length = int.from_bytes(header[8:], "big")
+    return length if length >= 8 else None  # 0 = up to the end of the file; smaller values are no box
 
 
-def _end_of_matroska(file: BinaryIO, size: int) -> int:
-    position = 0
-    for identifier in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):  # EBML header, Segment
-        file.seek(position)
-        header = file.read(12)
-        if header[:4] != identifier or len(header) < 5 or header[4] == 0:
-            return size
-        width = 9 - header[4].bit_length()
-        length = int.from_bytes(header[4 : 4 + width], "big") & ((1 << 7 * width) - 1)
-        if length == (1 << 7 * width) - 1:  # unknown: a live recording
-            return size
-        position += 4 + width + length
-    return position
+def _riff_chunk(header: bytes) -> int | None:  # OpenDML files are several one after the other
+    if header[:4] != b"RIFF" or len(header) < 8:
+        return 0
+    length = int.from_bytes(header[4:8], "little")
+    return None if length in (0, 0xFFFFFFFF) else 8 + length  # by a recorder that never came back to fill it in
 
 
-_WALKS: tuple[tuple[tuple[bytes, ...], int, Callable[[BinaryIO, int], int]], ...] = (
-    ((b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"), 4, _end_of_boxes),
-    ((b"RIFF",), 0, _end_of_riff),
-    ((b"\x1a\x45\xdf\xa3",), 0, _end_of_matroska),
+def _matroska_element(header: bytes) -> int | None:
+    if header[:4] not in (_EBML, b"\x18\x53\x80\x67") or len(header) < 5 or header[4] == 0:  # Segment
+        return 0
+    width = 9 - header[4].bit_length()
+    length = int.from_bytes(header[4 : 4 + width], "big") & ((1 << 7 * width) - 1)
+    return None if length == (1 << 7 * width) - 1 else 4 + width + length  # unknown: a live recording
+
+
+_EBML = b"\x1a\x45\xdf\xa3"
+_PARTS: tuple[tuple[tuple[bytes, ...], int, Callable[[bytes], int | None]], ...] = (
+    ((b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"), 4, _box),
+    ((b"RIFF",), 0, _riff_chunk),
+    ((_EBML,), 0, _matroska_element),
 )
-"""Signatures, where they stand in the file, and how to find the promised end."""
+"""Signatures, where they stand in the file, and the length of a part from its first 16 bytes: None = up to the end of
+the file, 0 = there is none."""

@@ -33,9 +33,6 @@ def frames_at(file: VideoFile, moments: Iterable[Fraction], /) -> Iterator[Timed
 
     torchcodec's own conversion to RGB rounds otherwise (about one grey level darker), it conceals damage within a
     file, and it does not undo mirrored display matrices.
-
-    Raises:
-        VideoError: if torchcodec cannot decode one of them.
     """
     chosen = nearest_in_time(file.scan(), moments, file.frame_ticks)
     source = file.source

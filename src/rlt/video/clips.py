@@ -23,9 +23,9 @@ from pathlib import Path
 from rlt.checks import at_least, named_options
 from rlt.errors import InvalidArgumentError, VideoError
 from rlt.structures import Clip
-from rlt.video._filters import display_matrix, rotation_degrees
+from rlt.video._filters import Turn
 from rlt.video._pyav import VideoFile
-from rlt.video._reading import ClipPlan, Planner, check_reading, nothing_decodes, read_planned, stream_clips
+from rlt.video._reading import ClipPlan, iter_views, nothing_decodes, read_views
 from rlt.video._sources import Source, check_source
 from rlt.video.geometry import Size, View
 from rlt.video.spec import ClipSpec
@@ -102,28 +102,20 @@ def read_clip(
         VideoWarning: the video has a single frame.
     """
     spec = ClipSpec(num_frames, frame_stride, fps, size)
-    if start is not None and not 0 <= start < float("inf"):
+    if start is None:
+        return read_spread(source, spec, decoder=decoder, num_threads=num_threads)[0]
+    if not 0 <= start < float("inf"):
         raise InvalidArgumentError(f"start is {start} s; seconds from the first frame, 0 or more, are needed")
-    return read_planned(source, _planner(spec, start=start), decoder, num_threads)[0][0]
-
-
-def _planner(spec: ClipSpec, *, num_clips: int = 1, start: float | None = None) -> Planner:
-    at_least(1, num_clips=num_clips)
 
     def plan(file: VideoFile) -> list[ClipPlan]:
-        if start is None:
-            clips = spec.spread(num_clips, file.num_frames, file.rate)
-        else:
-            first, length = Fraction(start) * file.rate, float(file.num_frames / file.rate)
-            if first >= file.num_frames:
-                raise InvalidArgumentError(
-                    f"{file.name}: start is {start:g} s, behind the end of the video; "
-                    f"0 to below {length:.3f} s is allowed"
-                )
-            clips = [spec.places(first, file.rate)]
-        return [ClipPlan(places, (View(spec.size),)) for places in clips]
+        first, length = Fraction(start) * file.rate, float(file.num_frames / file.rate)
+        if first >= file.num_frames:
+            raise InvalidArgumentError(
+                f"{file.name}: start is {start:g} s, behind the end of the video; 0 to below {length:.3f} s is allowed"
+            )
+        return [ClipPlan(spec.places(first, file.rate), (View(size),))]
 
-    return plan
+    return read_views(source, plan, decoder=decoder, num_threads=num_threads)[0][0]
 
 
 @named_options()
@@ -146,7 +138,7 @@ def read_clips(
         InvalidArgumentError: also if num_clips is below 1.
     """
     spec = ClipSpec(num_frames, frame_stride, fps, size)
-    return [clip for [clip] in read_planned(source, _planner(spec, num_clips=num_clips), decoder, num_threads)]
+    return read_spread(source, spec, num_clips, decoder=decoder, num_threads=num_threads)
 
 
 @named_options()
@@ -154,7 +146,13 @@ def read_spread(
     source: Source, spec: ClipSpec, num_clips: int = 1, *, decoder: str = "pyav", num_threads: int = 0
 ) -> list[Clip]:
     """`read_clips` with the frames and the size of the clips as one value."""
-    return [clip for [clip] in read_planned(source, _planner(spec, num_clips=num_clips), decoder, num_threads)]
+    at_least(1, num_clips=num_clips)
+
+    def plan(file: VideoFile) -> list[ClipPlan]:
+        spread = spec.spread(num_clips, file.num_frames, file.rate)
+        return [ClipPlan(places, (View(spec.size),)) for places in spread]
+
+    return [clip for [clip] in read_views(source, plan, decoder=decoder, num_threads=num_threads)]
 
 
 @named_options()
@@ -178,18 +176,7 @@ def iter_clips(
         InvalidArgumentError: for an argument out of range.
     """
     spec = ClipSpec(num_frames, frame_stride, fps, size)
-    check_reading(source, decoder, num_threads)
-    # A generator, which can be closed early; as one more frame it moves the caller, at whom warnings point.
-    return (clip for [clip] in stream_clips(source, spec, [View(size)], decoder, num_threads, depth=2))
-
-
-@named_options()
-def iter_views(
-    source: Source, spec: ClipSpec, views: Sequence[View], *, decoder: str = "pyav", num_threads: int = 0
-) -> Iterator[list[Clip]]:
-    """As `iter_clips`, but one clip per view: a frame is decoded once for all of them. The size is that of the view."""
-    check_reading(source, decoder, num_threads)
-    return stream_clips(source, spec, views, decoder, num_threads, depth=1)
+    return (clip for [clip] in iter_views(source, spec, [View(size)], decoder=decoder, num_threads=num_threads))
 
 
 def probe(source: Source) -> VideoInfo:
@@ -203,7 +190,7 @@ def probe(source: Source) -> VideoInfo:
         first = next(file.decode(), None)
         if first is None:
             raise nothing_decodes(file)
-        rotation = rotation_degrees(display_matrix(first.frame))
+        rotation = Turn.of(first.frame).degrees
         sides = (first.frame.width, first.frame.height)
         width, height = sides if rotation % 180 == 0 else sides[::-1]
         return VideoInfo(
@@ -246,15 +233,24 @@ def list_videos(paths: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in VIDEO_EXTENSIONS
-            and file.is_file()
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        )
+        inside = sorted(file for file in videos_below(path) if file.is_file())
         if not inside:
             extensions = ", ".join(VIDEO_EXTENSIONS)
             raise VideoError(f"{path}: no videos in this folder (looked for {extensions}); name files outright instead")
         found.extend(inside)
     return found
+
+
+def videos_below(folder: Path, *, follow_links: bool = False) -> Iterator[Path]:
+    """Video files in a folder and all below it, those of a folder sorted; hidden files and folders are passed over."""
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=follow_links):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and name.lower().endswith(VIDEO_EXTENSIONS):
+                yield Path(place, name)

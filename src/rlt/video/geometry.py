@@ -48,16 +48,6 @@ class CropBox:
     height: int
     width: int
 
-    def check_inside(self, source_width: int, source_height: int) -> CropBox:
-        """Return self if a frame of that size holds it, raise otherwise."""
-        inside = 0 <= self.left < self.left + self.width <= source_width
-        if not (inside and 0 <= self.top < self.top + self.height <= source_height):
-            raise InvalidArgumentError(
-                f"crop of {self.width}x{self.height} pixels at ({self.left}, {self.top}) does not lie inside a frame "
-                f"of {source_width}x{source_height} pixels"
-            )
-        return self
-
 
 @dataclass(frozen=True)
 class View:
@@ -87,7 +77,13 @@ class View:
         if self.crop is None:
             return None
         box = self.crop if isinstance(self.crop, CropBox) else self.crop(source_width, source_height)
-        return box.check_inside(source_width, source_height)
+        inside = 0 <= box.left < box.left + box.width <= source_width
+        if not (inside and 0 <= box.top < box.top + box.height <= source_height):
+            raise InvalidArgumentError(
+                f"crop of {box.width}x{box.height} pixels at ({box.left}, {box.top}) does not lie inside a frame "
+                f"of {source_width}x{source_height} pixels"
+            )
+        return box
 
 
 def random_resized_box(
