@@ -165,6 +165,6 @@ def run_each(network: Callable[[PackedTokens], Tensor], packs: Iterable[PackedTo
 
 def threshold_of(rule: Rule) -> float:
     """The threshold that the plain float32 way is given too, which knows no other rule."""
-    if not isinstance(rule, Threshold):
+    if not isinstance(rule, Threshold) or rule != Threshold(rule.threshold):
         raise InvalidArgumentError(f"rule is {rule}; this suite compares with the paper's rule: use --threshold alone")
     return rule.threshold
