@@ -116,6 +116,8 @@ def train(
 def build_model(config: Config, manifest: Manifest) -> VisionTransformer:
     """The network of an experiment, with as many classes as the manifest has.
 
+    In training mode, which Lightning does not set: weights that are loaded come in a network that evaluates.
+
     Raises:
         CheckpointError: if the checkpoint does not fit, or has other classes and `model.new_head` is not set.
     """
@@ -142,7 +144,7 @@ def build_model(config: Config, manifest: Manifest) -> VisionTransformer:
     model.merge_per_block = network.merge_per_block
     if config.trainer.compile:
         model.compile_network()
-    return model
+    return model.train()
 
 
 def _manifest(path: str | None, name: str) -> Manifest:
