@@ -61,6 +61,7 @@ _QUIET = (
     r"(Experiment logs|Checkpoint) directory .* exists and is not empty",  # a run that is continued
     r"The '\w+' does not have many workers",
     r"`torch.jit.script_method` is deprecated",
+    r"Total length of `list` across ranks is zero",  # without a validation manifest
 )
 """Warnings of Lightning that a user of `rlt train` can do nothing about."""
 
@@ -118,6 +119,8 @@ def train(
 def build_model(config: Config, manifest: Manifest) -> VisionTransformer:
     """The network of an experiment, with as many classes as the manifest has.
 
+    In training mode, which Lightning does not set: weights that are loaded come in a network that evaluates.
+
     Raises:
         CheckpointError: if the checkpoint does not fit, or has other classes and `model.new_head` is not set.
     """
@@ -145,7 +148,7 @@ def build_model(config: Config, manifest: Manifest) -> VisionTransformer:
     model.run_lengths = network.run_lengths or model.run_lengths
     if config.trainer.compile:
         model.compile_network()
-    return model
+    return model.train()
 
 
 def resume_point(config: Config, say: Callable[[str], None]) -> tuple[Path, int] | None:
