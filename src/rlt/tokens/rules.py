@@ -364,8 +364,13 @@ def rule_options(rule: Any) -> dict[str, object]:
 
 
 def rule_line(rule: Rule) -> str:
-    """The rule for people: "threshold 0.1", "keep_ratio 0.5", "random, threshold 0.1, seed 0"."""
-    options = {name: value for name, value in rule_options(rule).items() if value is not None and name != "rule"}
+    """The rule for people: "threshold 0.1", "keep_ratio 0.5, reference anchor", "random, threshold 0.1, seed 0"."""
+    usual = {"rule": rule_name(rule), "reference": "previous", "exposure": "none", "keep_first": False}
+    options = {
+        name: value
+        for name, value in rule_options(rule).items()
+        if value is not None and not (name in usual and usual[name] == value)
+    }
     name = rule_name(rule)
     given = [
         f"{option} {value:g}" if isinstance(value, float) else f"{option} {value}" for option, value in options.items()
