@@ -23,10 +23,12 @@ from rlt.data.manifest import Manifest, read_manifest
 from rlt.errors import InvalidArgumentError, TrainingError, one_line
 from rlt.files import write_json
 from rlt.measure import machine_info
-from rlt.network.vit import VisionTransformer
+from rlt.network.run_lengths import AWARE, IGNORED
+from rlt.network.vit import MODEL_TYPE, VisionTransformer
 from rlt.training.checkpointing import AtomicCheckpointIO, SaveLastStep, newest_checkpoint, read_step, step_checkpoints
 from rlt.training.loaders import TrainingData
 from rlt.training.module import VideoClassifier
+from rlt.weights import read_config
 
 
 @dataclass(frozen=True)
@@ -145,10 +147,23 @@ def build_model(config: Config, manifest: Manifest) -> VisionTransformer:
     model.set_drop_path(network.drop_path)
     model.activation_checkpointing = config.trainer.activation_checkpointing
     model.merge_per_block = network.merge_per_block
-    model.run_lengths = network.run_lengths or model.run_lengths
+    model.run_lengths = network.run_lengths or _run_lengths_of(config)
     if config.trainer.compile:
         model.compile_network()
     return model.train()
+
+
+def _run_lengths_of(config: Config) -> str:
+    """Training goes by the paper, unless it goes on from weights of ours that were trained another way.
+
+    Where no token stands for others, as in dense training, run lengths play no part; such a network counts them later.
+    """
+    if not config.tokenizer.build().runs or config.tokenizer.rule == "none":
+        return AWARE
+    if config.checkpoint is None or not Path(config.checkpoint).is_dir():
+        return IGNORED
+    stored = read_config(Path(config.checkpoint)) or {}
+    return str(stored.get("run_lengths", IGNORED)) if stored.get("model_type") == MODEL_TYPE else IGNORED
 
 
 def resume_point(config: Config, say: Callable[[str], None]) -> tuple[Path, int] | None:
