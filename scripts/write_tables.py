@@ -10,6 +10,7 @@ import re
 import sys
 
 from experiment_tables import counted_memory_table, feeding_table, headline_table, memory_table
+from fidelity_tables import cost_table, fidelity_tables, motion_tables, paired_tables
 from markdown_tables import ROOT
 from performance_tables import (
     adapters_table,
@@ -27,6 +28,7 @@ PAGES = (
     ROOT / "docs" / "performance.md",
     ROOT / "docs" / "results.md",
     ROOT / "docs" / "adapters.md",
+    ROOT / "docs" / "fidelity.md",
 )
 TABLES = {
     "compare": compare_table,
@@ -41,6 +43,10 @@ TABLES = {
     "headline": headline_table,
     "adapters": adapters_table,
     "small": small_tables,
+    "cost": cost_table,
+    "fidelity": fidelity_tables,
+    "paired": paired_tables,
+    "motion": motion_tables,
 }
 
 
