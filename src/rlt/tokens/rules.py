@@ -110,7 +110,7 @@ class Threshold(Compared):
     that what is dropped differs from that by at most the threshold, however slowly it drifts."""
     exposure: ExposureName = "none"
     """"gain" undoes one gain and offset per step and channel first, as automatic exposure, flicker and fades make
-    them. A step whose gain is beyond 1.5 is another scene and kept whole."""
+    them, and takes off what noise of the sensor makes. A step whose gain is beyond 1.5 is another scene, kept whole."""
 
     def __post_init__(self) -> None:
         self.check_names()
