@@ -132,7 +132,7 @@ class PatchView:
         return self._smaller(last, (first, first * gain + offset), found.is_cut[..., None, None], floor_B)
 
     def _smaller(self, last: Tensor, pictures: tuple[Tensor, Tensor], is_cut: Tensor, floor_B: Tensor) -> Tensor:
-        """The smaller difference of each token from two pictures [B, ..., 3, H, W], above a floor; cuts are infinite."""
+        """The smaller difference of each token from two pictures [B, ..., 3, H, W] above a floor; infinite at cuts."""
         parts = [_mean_over_cells((last - picture).abs(), self.spec.patch_size).mean(-3) for picture in pictures]
         found = torch.minimum(*parts)
         floor = floor_B.view(-1, *[1] * (found.ndim - 1))
