@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
 import rlt
-from rlt import Everything, PatchSpec, Random, adapters, assets
+from rlt import Budget, Everything, PatchSpec, Random, adapters, assets
 from rlt.adapters import Hook, Override, PackedPatch, Patch, register_adapter, tiny
 from rlt.adapters.packed import embed_patches
 from rlt.errors import InvalidArgumentError
@@ -210,6 +210,10 @@ def test_options_are_told_in_one_line() -> None:
     with model.rlt.override(keep_ratio=0.75):
         model(pixels())
         assert model.rlt.last.num_kept == (24, 24, 24)
+    with model.rlt.override(max_tokens=20), model.rlt.override(reference="anchor"):
+        assert model.rlt.options.rule == Budget(max_tokens=20, reference="anchor")
+        model(pixels())
+        assert model.rlt.last.num_kept == (20, 20, 20)
     fresh: Any = OwnNet()
     with pytest.raises(InvalidArgumentError, match="no clip was embedded; call the whole model"):
         rlt.patch(fresh).layers[0](torch.zeros(1, 4, WIDTH))

@@ -78,6 +78,8 @@ def patch(
     threshold: float | None = None,
     keep_ratio: float | None = None,
     max_tokens: int | None = None,
+    reference: str | None = None,
+    exposure: str | None = None,
     rule: Rule | str | None = None,
     expand: Expand | None = None,
     frames_per_clip: int | None = None,
@@ -96,6 +98,8 @@ def patch(
             given.
         keep_ratio: keep this share of each clip's tokens instead, those that differ most, see `rlt.Budget`.
         max_tokens: keep at most so many of each clip's tokens instead.
+        reference: "previous" (paper) or "anchor", what a token is compared with, see `rlt.Threshold`.
+        exposure: "none" (paper) or "gain", whether a change of exposure is undone first, see `rlt.Threshold`.
         rule: any rule instead, or the name of one, see `rlt.tokens.rules`.
         expand: see `PatchOptions`, as for what follows.
         frames_per_clip: for image models.
@@ -110,7 +114,14 @@ def patch(
         MissingDependencyError: if the installed transformers is too old.
     """
     kind = _adapter_of(model)
-    chosen = choose_rule(rule, threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens)
+    chosen = choose_rule(
+        rule,
+        threshold=threshold,
+        keep_ratio=keep_ratio,
+        max_tokens=max_tokens,
+        reference=reference,
+        exposure=exposure,
+    )
     options = PatchOptions(chosen, expand, frames_per_clip, pixel_mean, pixel_std)
     unpatch(model)
     kind(model, options).attach()

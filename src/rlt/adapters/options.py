@@ -12,11 +12,10 @@ from rlt.checks import Renamed, at_least, one_of
 from rlt.errors import InvalidArgumentError
 from rlt.structures import RGB, token_at_place
 from rlt.tokens import Rule, Threshold, choose_rule
+from rlt.tokens.rules import PLAIN, change_rule
 from rlt.tokens.tokenize import POLICY
 
 Expand = Literal["fill"]
-PLAIN = ("threshold", "keep_ratio", "max_tokens")
-"""What says which rule to take where none is given; see `rlt.tokens.choose_rule`."""
 MOVED = {"policy": POLICY, "seed": "give rule=rlt.Random(seed=...)"}
 """Options of earlier versions, and what is written instead."""
 
@@ -51,15 +50,15 @@ class PatchOptions:
             raise InvalidArgumentError(f"{reason}, but tokens of {self.rule} stand for no others; use another rule")
 
     def changed(self, **changes: Any) -> PatchOptions:
-        """The same with other values; `threshold`, `keep_ratio` and `max_tokens` say what `rule` is."""
+        """The same with other values; those that spell out a rule change `rule` as `rlt.tokens.change_rule` says."""
         allowed = [*PLAIN, *(field.name for field in fields(self))]
         for name in changes:
             if name in MOVED:
                 raise InvalidArgumentError(f"{name} is no option any more; {MOVED[name]}")
             one_of(allowed, option=name)
-        asked = {name: changes.pop(name) for name in (*PLAIN, "rule") if name in changes}
-        if any(value is not None for value in asked.values()):
-            changes["rule"] = choose_rule(**asked)
+        plain = {name: changes.pop(name) for name in PLAIN if name in changes}
+        rule = changes.pop("rule", None)
+        changes["rule"] = change_rule(self.rule, **plain) if rule is None else choose_rule(rule, **plain)
         return replace(self, **changes)
 
 
