@@ -81,6 +81,7 @@ def patch(
     reference: str | None = None,
     exposure: str | None = None,
     rule: Rule | str | None = None,
+    run_lengths: str | None = None,
     expand: Expand | None = None,
     frames_per_clip: int | None = None,
     pixel_mean: RGB | None = None,
@@ -101,7 +102,9 @@ def patch(
         reference: "previous" (paper) or "anchor", what a token is compared with, see `rlt.Threshold`.
         exposure: "none" (paper) or "gain", whether a change of exposure is undone first, see `rlt.Threshold`.
         rule: any rule instead, or the name of one, see `rlt.tokens.rules`.
-        expand: see `PatchOptions`, as for what follows.
+        run_lengths: "aware" lets a kept token count as often as it stood, "ignored" once (paper); see `PatchOptions`,
+            as for what follows.
+        expand: whether outputs per token go back on the full grid.
         frames_per_clip: for image models.
         pixel_mean: where the processor beside the checkpoint is not the one that `pixel_values` come from.
         pixel_std: as above.
@@ -122,9 +125,10 @@ def patch(
         reference=reference,
         exposure=exposure,
     )
-    options = PatchOptions(chosen, expand, frames_per_clip, pixel_mean, pixel_std)
+    options = PatchOptions(chosen, expand, frames_per_clip, pixel_mean, pixel_std, run_lengths)
+    adapter = kind(model, options)  # which may refuse, and leaves a patch from before as it was
     unpatch(model)
-    kind(model, options).attach()
+    adapter.attach()
     return model
 
 
