@@ -287,6 +287,15 @@ def test_a_layer_that_evades_packed_attention_is_an_error_not_a_wrong_answer() -
         output_of(model, clips())
 
 
+def test_options_of_override_are_held_against_the_model_too() -> None:
+    model = rlt.patch(videomae(), threshold=0.3)
+    with pytest.raises(InvalidArgumentError, match=r"frames_per_clip is 4; VideoMAEForVideoClassification takes clips"):
+        model.rlt.override(frames_per_clip=4).__enter__()
+    with pytest.raises(InvalidArgumentError, match="frames_per_clip is 4"):
+        rlt.patch(model, frames_per_clip=4)
+    assert model.rlt.options.rule == Threshold(0.3)  # what is refused leaves the patch that is on
+
+
 def test_every_field_that_spells_out_a_rule_is_a_keyword() -> None:
     assert set(PLAIN) <= set(inspect.signature(rlt.patch).parameters)
     model = rlt.patch(videomae(), reference="anchor", exposure="gain")

@@ -42,7 +42,7 @@ class VideoMAEAdapter(InterfacePatch):
             raise InvalidArgumentError("bool_masked_pos is given, but a patched model chooses tokens; rlt.unpatch it")
         embeddings = self.encoder.embeddings
         x_TD = embed_patches(self.begin(pixel_values), embeddings.patch_embeddings.projection)
-        positions_LD = embeddings.position_embeddings[0].to(x_TD.device)  # float32 whatever the model is
+        positions_LD = embeddings.position_embeddings[0].to(x_TD.device)  # which the model does not move
         return (x_TD + self.call.positions(positions_LD).to(x_TD.dtype))[None]
 
     @override
