@@ -16,6 +16,7 @@ from rlt.video.clips import (
     require_motion,
 )
 from rlt.video.decoders import DECODERS, Decoder
+from rlt.video.shrinking import shrink_video
 from rlt.video.spec import ClipSpec
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "read_spread",
     "read_views",
     "require_motion",
+    "shrink_video",
 ]
