@@ -61,6 +61,7 @@ _QUIET = (
     r"(Experiment logs|Checkpoint) directory .* exists and is not empty",  # a run that is continued
     r"The '\w+' does not have many workers",
     r"`torch.jit.script_method` is deprecated",
+    r"Total length of `list` across ranks is zero",  # without a validation manifest
 )
 """Warnings of Lightning that a user of `rlt train` can do nothing about."""
 
