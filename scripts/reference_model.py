@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +33,10 @@ SHORT_SIDE = 144
 """Of the copies that training reads, in pixels."""
 PARTS = ("fit", "choice", "test")
 """Videos to train on, to choose settings by, and to report; "train" is the first two together."""
+
+
+TESTED = {"fit": ("choice", "test"), "train": ("test",)}
+"""Part to train on -> parts to evaluate."""
 
 
 class Stage(NamedTuple):
@@ -80,17 +84,23 @@ def main() -> None:
     for part in arguments.parts:
         network = name if part == "train" else f"{name}-{part}"
         manifest = output / "manifests" / "small" / f"{part}.parquet"
-        runs = train_stages(output / network, manifest, arguments.seed)
-        tested = ("choice", "test") if part == "fit" else ("test",)
-        result = {
-            "datasets": arguments.datasets,
-            "seed": arguments.seed,
-            "videos": len(read_manifest(manifest)),
-            "stages": {run.name: _summary(run) for run in runs},
-            "accuracy": evaluate_parts(runs[-1], output / "manifests", tested, arguments.datasets),
-            "machine": machine_info(),
-        }
-        write_json(ROOT / "docs" / "results" / f"reference-{network}.json", result)
+        tested = [f"{each}-{dataset}" for each in TESTED[part] for dataset in arguments.datasets]
+        stages: dict[str, Any] = {}
+        for run_dir in train_stages(output / network, manifest, arguments.seed, until=arguments.until):
+            accuracy = {
+                part_of: count_right(run_dir, output / "manifests" / f"{part_of}.parquet") for part_of in tested
+            }
+            stages[run_dir.name] = {**_summary(run_dir), "accuracy": accuracy}
+            print(f"{run_dir}: {accuracy}", flush=True)
+            result = {
+                "datasets": arguments.datasets,
+                "part": part,
+                "seed": arguments.seed,
+                "videos": len(read_manifest(manifest)),
+                "stages": stages,
+                "machine": machine_info(),
+            }
+            write_json(ROOT / "docs" / "results" / f"reference-{network}.json", result)
 
 
 def write_manifests(data: Path, datasets: Sequence[str], output: Path) -> None:
@@ -131,31 +141,27 @@ def is_for_choice(name: str) -> bool:
     return number is not None and int(number[1]) > 57
 
 
-def train_stages(folder: Path, manifest: Path, seed: int) -> list[Path]:
-    """Train a network stage by stage, each from the weights of the one before, and give the folders of the runs."""
-    runs: list[Path] = []
+def train_stages(folder: Path, manifest: Path, seed: int, *, until: str) -> Iterator[Path]:
+    """Train a network stage by stage, each from the weights of the one before, and give the folder of each run."""
+    start: list[str] = []
     for stage in STAGES:
         run_dir = folder / stage.name
         if not (run_dir / "summary.json").exists():
             overrides = ["experiment=reference_small", f"data.train={manifest}", f"seed={seed}", *stage.overrides]
-            overrides += [f"run_dir={run_dir}", "resume=auto", *(f"checkpoint={run / 'model'}" for run in runs[-1:])]
+            overrides += [f"run_dir={run_dir}", "resume=auto", *start]
             print(f"training {run_dir}", flush=True)
             train(compose(overrides), overrides=overrides, say=lambda text: print(text, flush=True), progress=False)
-        runs.append(run_dir)
-    return runs
+        yield run_dir
+        if stage.name == until:
+            return
+        start = [f"checkpoint={run_dir / 'model'}"]
 
 
-def evaluate_parts(run_dir: Path, manifests: Path, parts: Sequence[str], datasets: Sequence[str]) -> dict[str, Any]:
-    """Right and all videos of each part and data set, with every token, one clip in the middle of each video."""
-    found: dict[str, Any] = {}
-    for part in parts:
-        for dataset in datasets:
-            overrides = [f"checkpoint={run_dir}", f"data.test={manifests / f'{part}-{dataset}.parquet'}"]
-            result = evaluate_config(evaluation_config([*overrides, "tokenizer=none", "device=cpu"])).result
-            right = sum(video.correct for video in result.predictions)
-            found[f"{part}-{dataset}"] = {"right": right, "videos": result.num_videos}
-            print(f"{run_dir}, {part} of {dataset}: {right} of {result.num_videos}", flush=True)
-    return found
+def count_right(run_dir: Path, manifest: Path) -> dict[str, int]:
+    """Right and all videos of a manifest, with every token of one clip in the middle of each video."""
+    overrides = [f"checkpoint={run_dir}", f"data.test={manifest}", "tokenizer=none", "device=cpu"]
+    result = evaluate_config(evaluation_config(overrides)).result
+    return {"right": sum(video.correct for video in result.predictions), "videos": result.num_videos}
 
 
 def _summary(run_dir: Path) -> dict[str, Any]:
@@ -187,6 +193,8 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--parts", nargs="+", choices=("fit", "train"), default=["fit", "train"], help="to train on")
+    names = [stage.name for stage in STAGES]
+    parser.add_argument("--until", choices=names, default=names[-1], help="last stage to train")
     return parser.parse_args()
 
 

@@ -20,6 +20,7 @@ from performance_tables import (
     summary_table,
     targets_table,
 )
+from reference_tables import reference_tables, trials_table
 from small_tables import small_tables
 
 PAGES = (
@@ -27,6 +28,7 @@ PAGES = (
     ROOT / "docs" / "performance.md",
     ROOT / "docs" / "results.md",
     ROOT / "docs" / "adapters.md",
+    ROOT / "docs" / "reference-model.md",
 )
 TABLES = {
     "compare": compare_table,
@@ -41,6 +43,8 @@ TABLES = {
     "headline": headline_table,
     "adapters": adapters_table,
     "small": small_tables,
+    "reference": reference_tables,
+    "trials": trials_table,
 }
 
 

@@ -104,10 +104,10 @@ def test_networks_are_trained_stage_by_stage_and_not_twice(
     assert (without["videos"], whole["videos"]) == (4, 8)
     assert [stage["steps"] for stage in whole["stages"].values()] == [1, 1, 1]
     assert whole["stages"]["few-tokens"]["tokens_kept"] < 0.5 < whole["stages"]["dense"]["tokens_kept"]
-    assert set(without["accuracy"]) == {
-        f"{part}-{name}" for part in ("choice", "test") for name in ("ucf6", "surveillance")
-    }
-    assert all(count["videos"] == 2 and 0 <= count["right"] <= 2 for count in whole["accuracy"].values())
+    for result, parts in ((without, ("choice", "test")), (whole, ("test",))):
+        for stage in result["stages"].values():
+            assert set(stage["accuracy"]) == {f"{part}-{name}" for part in parts for name in ("ucf6", "surveillance")}
+            assert all(count["videos"] == 2 and 0 <= count["right"] <= 2 for count in stage["accuracy"].values())
     folder = tmp_path / "made" / "joint"
     first, last = (rlt.VisionTransformer.from_pretrained(folder / stage / "model") for stage in ("few-tokens", "dense"))
     moved = (first.head.weight - last.head.weight).abs().max()
@@ -119,3 +119,7 @@ def test_networks_are_trained_stage_by_stage_and_not_twice(
 
     monkeypatch.setitem(script, "train", fail)
     script["main"]()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--until", "few-tokens", "--parts", "train"])
+    script["main"]()
+    whole = json.loads((tmp_path / "docs" / "results" / "reference-joint.json").read_text())
+    assert list(whole["stages"]) == ["mixed", "few-tokens"]
