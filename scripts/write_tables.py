@@ -21,6 +21,7 @@ from performance_tables import (
     summary_table,
     targets_table,
 )
+from reference_tables import reference_tables, trials_table
 from small_tables import small_tables
 
 PAGES = (
@@ -29,6 +30,7 @@ PAGES = (
     ROOT / "docs" / "results.md",
     ROOT / "docs" / "adapters.md",
     ROOT / "docs" / "fidelity.md",
+    ROOT / "docs" / "reference-model.md",
 )
 TABLES = {
     "compare": compare_table,
@@ -47,6 +49,8 @@ TABLES = {
     "fidelity": fidelity_tables,
     "paired": paired_tables,
     "motion": motion_tables,
+    "reference": reference_tables,
+    "trials": trials_table,
 }
 
 

@@ -29,7 +29,10 @@ HALF = (0.5, 0.5, 0.5)
 RULES = [
     Threshold(0.1),
     Threshold(0.3),
+    Threshold(0.1, reference="anchor"),
+    Threshold(0.1, exposure="gain"),
     Budget(keep_ratio=0.5),
+    Budget(keep_ratio=0.4, reference="anchor", exposure="gain"),
     Budget(max_tokens=47),
     Everything(),
     Random(),

@@ -23,8 +23,8 @@ def shrink_video(source: Source, target: str | Path, *, short_side: int) -> tupl
 
     Of a variable rate these are the frames that its average rate meets. The pixels lie in the file as they are (YUV
     4:2:0 in Matroska), which is large and asks for no decoding: two seconds of 160x120 pixels at 25 frames a second are
-    1.4 MB, and a training clip is read in a tenth to a third of the time. Sides are rounded to even numbers, a video
-    that is smaller already keeps its size, and rotation is applied.
+    1.4 MB, and a training clip is read in a tenth to four tenths of the time. Sides are rounded to even numbers, a
+    video that is smaller already keeps its size, and rotation is applied.
 
     Args:
         source: as for `rlt.read_clip`.
