@@ -87,6 +87,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
     return {
         "models": ["models"],
         "compare": ["compare", clip, *small],
+        "calibrate": ["calibrate", clip, "--target-keep", "0.5", "--output", str(folder / "rule.json")],
         "prepare as CSV": [*prepare, str(folder / "videos.csv")],
         "benchmark": ["benchmark", "attention", "--clips", "1", "--rounds", "1", *small],
         "prepare as Parquet": [*prepare, str(folder / "videos.parquet")],

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -63,6 +64,35 @@ def inspect(added: tuple[str, ...], video: str = "0.mp4") -> object:
         for video in numbers.get("videos", [])
     ]
     return code, videos, Path("other").exists(), Path("elsewhere.json").exists()
+
+
+def calibrate(added: tuple[str, ...], asked: tuple[str, ...] = ("--target-keep", "0.6")) -> object:
+    """The threshold and what it does, what the network said of every video, and which files there are."""
+    for folder in ("pictures", "rule.json.cache"):
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in ("rule.json", "other.json"):
+        Path(name).unlink(missing_ok=True)
+    code, numbers = run("calibrate", "0.mp4", "1.mp4", "--output", "rule.json", *asked, *clip(added), *added)
+    found = {key: numbers.get(key) for key in ("tokens_kept", "disagreement", "certain", "curve", "failed")}
+    files = [np.load(path) for path in sorted(Path("rule.json.cache").rglob("*.npz"))]
+    said = [file[name].tolist() for file in files for name in sorted(file.files)]
+    written = [name for name in ("rule.json", "other.json", "elsewhere.json", "pictures") if Path(name).exists()]
+    return code, numbers.get("rule", {}).get("threshold"), found, said, written
+
+
+def of_eight_frames(added: tuple[str, ...]) -> object:
+    """`calibrate` where brightness has time to change."""
+    return calibrate(("--frames", "8", *added))
+
+
+def by_network(added: tuple[str, ...]) -> object:
+    """`calibrate` by the answers of a network, if one is added."""
+    return calibrate(added, ("--max-disagreement", "0.9"))
+
+
+def by_run(added: tuple[str, ...]) -> object:
+    """`calibrate` by the answers of a run."""
+    return by_network(("--checkpoint", "run", *added))
 
 
 def benchmark(added: tuple[str, ...], video: str = "0.mp4") -> object:
@@ -151,6 +181,19 @@ INSPECT = {
     "--exposure": (exposed(inspect), "--exposure", "gain"),
     "--output": (inspect, "--output", "other"),
     "--patch-size": (inspect, "--patch-size", "8"),
+}
+CALIBRATE = {
+    **{option: (calibrate, *case[1:]) for option, case in COMPARE.items() if option in command_options("calibrate")},
+    "--output": (calibrate, "--output", "other.json"),
+    "--exposure": (of_eight_frames, "--exposure", "gain"),
+    "--target-keep": (calibrate, "--target-keep", "0.7"),
+    "--max-disagreement": (by_run, "--max-disagreement", "0.1"),
+    "--checkpoint": (by_network, "--checkpoint", "run"),
+    "--model": (calibrate, "--model", "vit_giant"),
+    "--run-lengths": (by_run, "--run-lengths", "aware"),
+    "--device": (by_run, "--device", "meta"),
+    "--dtype": (by_run, "--dtype", "bfloat16"),
+    "--pictures": (calibrate, "--pictures", "pictures"),
 }
 BENCHMARK = {
     **{option: (benchmark, *case[1:]) for option, case in COMPARE.items() if option in command_options("benchmark")},

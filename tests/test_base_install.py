@@ -41,7 +41,7 @@ def test_every_module_is_imported_but_those_that_need_more(base: dict[str, Any])
         assert package in failed[module]
 
 
-@pytest.mark.parametrize("name", ["models", "compare", "prepare as CSV", "benchmark"])
+@pytest.mark.parametrize("name", ["models", "compare", "calibrate", "prepare as CSV", "benchmark"])
 def test_commands_that_need_no_extra_run(base: dict[str, Any], name: str) -> None:
     found = base["commands"][name]
     assert found["code"] == 0, found["errors"]

@@ -24,6 +24,7 @@ LAYERS = [
     {"conf"},
     {"compare", "benchmark", "inspection", "training", "evaluation"},
     {"frontier"},
+    {"calibrate"},
     {"cli"},
 ]
 """From low to high. A module may import its own layer and those before it."""

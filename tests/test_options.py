@@ -311,6 +311,7 @@ DOORS: dict[str, tuple[Callable[[], Sequence[str]], Mapping[str, Case]]] = {
     "frontier": (lambda: config_keys("frontier"), FRONTIER),
     "compare": (lambda: command_options.command_options("compare"), cases(command_options.COMPARE)),
     "inspect": (lambda: command_options.command_options("inspect"), cases(command_options.INSPECT)),
+    "calibrate": (lambda: command_options.command_options("calibrate"), cases(command_options.CALIBRATE)),
     "benchmark": (lambda: command_options.command_options("benchmark"), cases(command_options.BENCHMARK)),
     "patch": (command_options.patch_options, cases(command_options.PATCH)),
 }

@@ -8,6 +8,7 @@ from fractions import Fraction
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from rlt.evaluation.statistics import (
     Interval,
     PairedCounts,
     accuracy_difference,
+    bootstrap_means,
     mcnemar_exact,
     wilson_interval,
 )
@@ -124,6 +126,17 @@ def test_the_mean_over_seeds() -> None:
     half = 4.30265 * 0.1 / math.sqrt(3)
     assert (found.value, found.low, found.high) == pytest.approx((0.8, 0.8 - half, 0.8 + half), rel=1e-5)
     assert mean_interval([0.7]) == Interval(0.7, -math.inf, math.inf)
+
+
+def test_the_bootstrap_of_a_mean() -> None:
+    values = np.stack([np.random.default_rng(1).normal(3, 2, 400), np.full(400, 0.3), np.arange(400) % 2], axis=1)
+    normal, constant, coin = bootstrap_means(values)
+    half = 1.96 * values[:, 0].std() / 20
+    assert (normal.low, normal.high) == pytest.approx((normal.value - half, normal.value + half), abs=0.03)
+    assert (constant.value, constant.low, constant.high) == pytest.approx((0.3, 0.3, 0.3))
+    assert (coin.low, coin.high) == pytest.approx((0.451, 0.549), abs=0.006)
+    assert bootstrap_means(values) == [normal, constant, coin]
+    assert bootstrap_means(values[:, 2:], confidence=0.5)[0].high == pytest.approx(0.5 + 0.674 / 40, abs=0.004)
 
 
 def test_bad_input_is_refused() -> None:

@@ -14,7 +14,7 @@ import typer
 from rlt.cli import experiments
 from rlt.cli.console import messages, output, progress, say, show
 from rlt.cli.prepare import prepare_app
-from rlt.errors import RltError, VideoError
+from rlt.errors import InvalidArgumentError, RltError, VideoError
 from rlt.files import write_json
 
 if TYPE_CHECKING:
@@ -105,6 +105,15 @@ Exposure = Annotated[
         show_default=False,
     ),
 ]
+RunLengths = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORD",
+        help="Whether a token counts as long as it stood: aware, ignored (the paper), or parts, such as "
+        "pooling+attention; the checkpoint's own if not given.",
+        show_default=False,
+    ),
+]
 NumFrames = Annotated[int, typer.Option("--frames", help="Frames per clip.")]
 FrameStride = Annotated[
     int | None,
@@ -156,15 +165,7 @@ def compare(
     fps: FramesPerSecond = None,
     size: SizeText = "224",
     decoder: DecoderName = "pyav",
-    run_lengths: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WORD",
-            help="Whether a token counts as long as it stood: aware, ignored (the paper), or parts, such as "
-            "pooling+attention; the checkpoint's own if not given.",
-            show_default=False,
-        ),
-    ] = None,
+    run_lengths: RunLengths = None,
     clips: Annotated[int, typer.Option(help="Clips per video, spread evenly.")] = 1,
     repeats: Annotated[
         int | None, typer.Option(help="Counted runs. 5 for one clip, fewer for many, if not given.")
@@ -300,6 +301,105 @@ def benchmark(
     output.print(reports.benchmark_report(result))
     if json is not None:
         write_json(json, result.to_json())
+
+
+@app.command()
+def calibrate(
+    data: Annotated[
+        list[Path], typer.Argument(help="A manifest of `rlt prepare`, or videos and folders.", show_default=False)
+    ],
+    rule_file: Annotated[
+        Path,
+        typer.Option("--output", help="File to write the rule to, such as rule.json, for --rule and tokenizer.rule."),
+    ],
+    target_keep: Annotated[
+        float | None, typer.Option(help="Share of the tokens that shall be kept, above 0 and up to 1; or")
+    ] = None,
+    max_disagreement: Annotated[
+        float | None,
+        typer.Option(help="share of the clips at most whose top-1 class may differ from the dense network's."),
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="That network: the folder of a run, a file or a hub id. A run says how clips are taken, too."
+        ),
+    ] = None,
+    model: Model = "vit_base",
+    run_lengths: RunLengths = None,
+    reference: Reference = None,
+    exposure: Exposure = None,
+    frames: Annotated[
+        int | None, typer.Option("--frames", help="Frames per clip; 16 if no run says otherwise.", show_default=False)
+    ] = None,
+    stride: FrameStride = None,
+    fps: FramesPerSecond = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PIXELS|HxW",
+            help="Clips are scaled and cropped to this size; 224 if no run says otherwise.",
+            show_default=False,
+        ),
+    ] = None,
+    decoder: DecoderName = "pyav",
+    clips: Annotated[int, typer.Option(help="Clips per video, spread evenly.")] = 1,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float32,
+    json: JsonFile = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder for the curve of what is kept against the threshold.")
+    ] = None,
+) -> None:
+    """Find the threshold for a data set: by the share of tokens that it keeps, or by how often the answer changes."""
+    from rlt import calibrate as jobs
+    from rlt.checkpoints import model_config
+    from rlt.checks import exclusive
+    from rlt.cli import show as reports
+    from rlt.plots import require_viz
+    from rlt.tokens.rule_files import check_rule_file
+
+    exclusive(**{"target-keep": target_keep, "max-disagreement": max_disagreement})
+    check_rule_file(rule_file)
+    if pictures is not None:
+        require_viz()
+    settings = jobs.CalibrateSettings(
+        rule=_rule("rlt", None, None, None, reference, exposure),
+        clip=jobs.clip_settings(
+            checkpoint,
+            num_frames=frames,
+            frame_stride=stride,
+            fps=fps,
+            size=None if size is None else _parse_size(size),
+        ),
+        num_clips=clips,
+        decoder=decoder,
+        spec=model_config(model).patches,
+    )
+    with progress("Calibrating") as update:
+        if max_disagreement is not None:
+            result = jobs.calibrate_agreement(
+                data,
+                max_disagreement,
+                jobs.load_network(checkpoint, model, run_lengths),
+                settings,
+                device=device,
+                dtype=dtype.value,
+                cache=f"{rule_file}.cache",
+                on_progress=update,
+            )
+        elif target_keep is not None:
+            exclusive(**{"target-keep": target_keep, "run-lengths": run_lengths})
+            result = jobs.calibrate_tokens(data, target_keep, settings, on_progress=update)
+        else:
+            raise InvalidArgumentError("neither --target-keep nor --max-disagreement is given; give one of them")
+    result.write_rule(rule_file)
+    output.print(reports.calibration_report(result))
+    show(f"Written: {rule_file}, for --rule {rule_file} and tokenizer.rule={rule_file}")
+    if json is not None:
+        write_json(json, result.to_json())
+    if pictures is not None:
+        jobs.write_calibration_plot(result, pictures / "calibration.png")
 
 
 @app.command()

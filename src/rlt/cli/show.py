@@ -20,6 +20,7 @@ from rlt.video.geometry import Size
 
 if TYPE_CHECKING:  # what they need is not always installed
     from rlt.benchmark import BenchmarkResult
+    from rlt.calibrate import Calibration
     from rlt.evaluation.comparison import PairedComparison
     from rlt.evaluation.results import EvaluationResult
     from rlt.evaluation.statistics import Interval
@@ -130,6 +131,42 @@ def frontier_report(result: FrontierResult) -> RenderableType:
     if result.failed:
         parts.append(Text(f"Not measured: {len(result.failed)}, the first: {': '.join(result.failed[0])}", style="red"))
     return Group(*parts)
+
+
+def calibration_report(result: Calibration) -> RenderableType:
+    """What was asked for, what was found, and whether the data set is large enough to say so."""
+    (name, target), found, clip = *result.asked.items(), result.found, result.settings.clip
+    table = _table("", " ", show_header=False)
+    table.add_row("asked for", f"{name.replace('_', ' ')} {target:g}")
+    table.add_row("rule", rule_line(result.rule))
+    table.add_row("tokens kept (95 % interval)", _percent(found.tokens_kept))
+    if found.disagreement is not None:
+        table.add_row("other class than dense (95 % interval)", _percent(found.disagreement))
+    pace = f"stride {clip.frame_stride}" if clip.fps is None else f"{clip.fps:g} a second"
+    clips = f"{result.settings.num_clips} clip{'s'[: result.settings.num_clips != 1]}"
+    title = (
+        f"{result.num_videos:,} videos, {clips} each of {clip.num_frames} frames ({pace}) at {format_size(clip.size)}"
+    )
+    parts: list[RenderableType] = [Text(title, style="bold"), table]
+    if found.disagreement is not None:
+        parts.append(_ladder(result))
+        if not result.is_certain:
+            doubt = (
+                f"Too few videos to be sure: the class may differ in up to {found.disagreement.high:.1%} of clips; "
+                f"{result.videos_needed:,} videos without a single difference would tell"
+            )
+            parts.append(Text(doubt, style="yellow"))
+    if result.failed:
+        parts.append(Text(f"Not measured: {len(result.failed)}, the first: {': '.join(result.failed[0])}", style="red"))
+    return Group(*parts)
+
+
+def _ladder(result: Calibration) -> Table:
+    table = _table("threshold", "tokens kept", "other class than dense")
+    for step in result.curve:
+        other = "" if step.disagreement is None else _percent(step.disagreement)
+        table.add_row(f"{step.threshold:g}", f"{step.tokens_kept.value:.1%}", other)
+    return table
 
 
 def paired_report(result: PairedComparison) -> RenderableType:

@@ -1,6 +1,6 @@
 """How sure a difference is: intervals for accuracies, and a paired test of two runs.
 
-Plain functions of counts and numbers, exact where that is possible; nothing here is drawn at random.
+Plain functions of counts and numbers, exact where that is possible; the bootstrap draws the same samples every time.
 """
 
 from __future__ import annotations
@@ -9,7 +9,12 @@ import math
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rlt.errors import InvalidArgumentError
+
+_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,11 @@ class Interval:
         return asdict(self)
 
 
-def wilson_interval(successes: int, total: int, *, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a proportion: it keeps its coverage for few videos and near 0 and 1."""
+def wilson_interval(successes: float, total: int, *, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a proportion: it keeps its coverage for few videos and near 0 and 1.
+
+    Successes may be parts of one: a video that half of its clips speak for.
+    """
     if not 0 <= successes <= total or total < 1:
         raise InvalidArgumentError(f"{successes} successes of {total}; at least 1 trial and 0 to all successes needed")
     if not 0 < confidence < 1:
@@ -37,6 +45,15 @@ def wilson_interval(successes: int, total: int, *, confidence: float = 0.95) -> 
     half = math.sqrt(z2 * (share * (1 - share) / total + z2 / (4 * total**2))) / (1 + z2 / total)
     # At 0 and 1 the ends are exact, whatever rounding says.
     return Interval(share, 0.0 if successes == 0 else centre - half, 1.0 if successes == total else centre + half)
+
+
+def bootstrap_means(values_NK: NDArray[np.float64], *, confidence: float = 0.95) -> list[Interval]:
+    """The mean of each of K columns over N videos, with the middle 95 % of the means of 2000 resamples."""
+    draws, count = np.random.default_rng(0), len(values_NK)
+    shares = (np.bincount(draws.integers(count, size=count), minlength=count) / count for _ in range(_RESAMPLES))
+    means = np.stack([share @ values_NK for share in shares])
+    ends = np.quantile(means, ((1 - confidence) / 2, (1 + confidence) / 2), axis=0)
+    return [Interval(*ours) for ours in zip(values_NK.mean(0).tolist(), *ends.tolist(), strict=True)]
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:

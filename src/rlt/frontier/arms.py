@@ -13,7 +13,7 @@ from rlt.tokens import Budget, Everything, Random, Rule, Threshold, UniformFrame
 
 ArmName = Literal[
     "paper", "aware", "pooling", "pooling+position", "anchor", "gain", "anchor+gain", "random", "random with runs",
-    "fewer frames", "fewer frames with runs", "token merging",
+    "fewer frames", "fewer frames with runs", "token merging", "calibrated",
 ]  # fmt: skip
 """Families of arms: each is one line of a plot, from few tokens to many."""
 BASELINES: tuple[ArmName, ...] = (

@@ -131,6 +131,29 @@ class PatchView:
         gain, offset = (x[:, :, :, None, None] for x in (found.gain, found.offset))
         return self._smaller(last, (first, first * gain + offset), found.is_cut[..., None, None], floor_B)
 
+    def pair_differences(self, exposure: ExposureName = "none") -> Tensor:
+        """Each token against every earlier one at its place: float [B, T', T', H', W'], entry [:, t, a] of t against a.
+
+        Only a < t is filled, the rest is 0. It holds what `differ` with `reference="anchor"` goes by at any threshold:
+        the last frame of tubelet t against the first frame of tubelet a.
+        """
+        time = self.grid.time
+        if exposure == "none" and not self.frames.is_floating_point():
+            return torch.stack([_clip_pair_differences(clip, self.spec) for clip in self.frames])
+        first, last = self._edges()
+        gains = _pair_exposures(first, last, self.spec) if exposure == "gain" else None
+        floor_B = noise_floor(first, self.spec.patch_size)
+        found = first.new_zeros(len(self), time, time, *self.grid[1:])
+        for t in range(1, time):
+            for a in range(t):
+                if gains is None:
+                    found[:, t, a] = _mean_over_cells((last[:, t] - first[:, a]).abs(), self.spec.patch_size).mean(1)
+                    continue
+                gain, offset = (x[:, t, a, :, None, None] for x in gains[:2])
+                is_cut = gains.is_cut[:, t, a, None, None]
+                found[:, t, a] = self._smaller(last[:, t], (first[:, a], first[:, a] * gain + offset), is_cut, floor_B)
+        return found
+
     def _smaller(self, last: Tensor, pictures: tuple[Tensor, Tensor], is_cut: Tensor, floor_B: Tensor) -> Tensor:
         """The smaller difference of each token from two pictures [B, ..., 3, H, W] above a floor; infinite at cuts."""
         parts = [_mean_over_cells((last - picture).abs(), self.spec.patch_size).mean(-3) for picture in pictures]
@@ -171,6 +194,19 @@ class PatchView:
             anchor = torch.where(_to_pixels(mask[:, t, None], patch), first[:, t], anchor)
             step = torch.where(mask[:, t], t, step)
         return mask
+
+
+@torch.no_grad()
+def _clip_pair_differences(clip: Tensor, spec: PatchSpec) -> Tensor:
+    """`PatchView.pair_differences` of uint8 [T, H, W, 3], exactly as `anchored_mask` has them: float64."""
+    time, height, width = spec.grid(clip.shape)
+    scale = torch.tensor([255.0 * channel for channel in IMAGENET_STD], dtype=torch.float64, device=clip.device)
+    first, last = clip[:: spec.tubelet_size], clip[spec.tubelet_size - 1 :: spec.tubelet_size]
+    found = torch.zeros(time, time, height, width, dtype=torch.float64, device=clip.device)
+    for a in range(time - 1):
+        sums = difference_sums(last[a + 1 :], first[a : a + 1], spec.patch_size)
+        found[a + 1 :, a] = (sums / scale).sum(-1) / (3 * spec.patch_size**2)
+    return found
 
 
 def _mean_over_cells(images: Tensor, side: int) -> Tensor:

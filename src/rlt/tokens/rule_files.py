@@ -35,6 +35,16 @@ def read_rule_file(path: str | Path) -> dict[str, Any]:
     return rule
 
 
+def check_rule_file(path: str | Path) -> None:
+    """Hold that a file of this name would be taken for a rule, before the work and not after it.
+
+    Raises:
+        InvalidArgumentError: naming the ending that is needed.
+    """
+    if not is_rule_file(str(path)):
+        raise InvalidArgumentError(f"{path}: a rule file ends in {RULE_FILE_ENDING}; rename it")
+
+
 def write_rule_file(path: str | Path, options: dict[str, object], **about: object) -> None:
     """Write a rule as `rlt.tokens.rule_options` gives it, and how it was found; the file is whole or not there."""
     write_json(Path(path), {"rule": options, **about})

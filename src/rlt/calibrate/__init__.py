@@ -1,0 +1,17 @@
+"""The threshold for a data set: the one that keeps a given share of its tokens, or the largest that answers alike."""
+
+from rlt.calibrate.plot import write_calibration_plot
+from rlt.calibrate.results import CalibrateSettings, Calibration, Step
+from rlt.calibrate.run import LADDER, calibrate_agreement, calibrate_tokens, clip_settings, load_network
+
+__all__ = [
+    "LADDER",
+    "CalibrateSettings",
+    "Calibration",
+    "Step",
+    "calibrate_agreement",
+    "calibrate_tokens",
+    "clip_settings",
+    "load_network",
+    "write_calibration_plot",
+]
