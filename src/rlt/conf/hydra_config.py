@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from itertools import chain
@@ -19,6 +19,8 @@ from rlt.conf.schema import Config, DataConfig, LoggerConfig, ModelConfig, Token
 from rlt.data.augment import AugmentConfig
 from rlt.data.clips import ViewConfig
 from rlt.errors import InvalidArgumentError, MissingDependencyError, RltError
+from rlt.tokens import rule_options
+from rlt.tokens.rule_files import is_rule_file
 from rlt.video import ClipSpec
 
 try:
@@ -75,14 +77,25 @@ def compose(overrides: Sequence[str], run: Mapping[str, Any]) -> Config:
     try:
         with hydra.initialize_config_dir(str(Path(__file__).parent), version_base="1.3"):
             composed = hydra.compose("config", [*_undone(given), *overrides])
-        found = OmegaConf.to_object(composed)
+        found: Any = OmegaConf.to_object(composed)
     except RltError:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if isinstance(error.__cause__, RltError):
             raise error.__cause__ from error
         raise InvalidArgumentError(_one_line(error)) from error
+    found.tokenizer = _unfolded(found.tokenizer, presets["tokenizer"])
     return Config(**{part.name: getattr(found, part.name) for part in fields(Config)})
+
+
+def _unfolded(tokenizer: TokenizerConfig, presets: Mapping[str, TokenizerConfig]) -> TokenizerConfig:
+    """What stands in a rule file, in place of its name: a run does not depend on the file staying as it is."""
+    if not is_rule_file(tokenizer.rule):
+        return tokenizer
+    options = rule_options(tokenizer.build())
+    preset = presets[str(options["rule"])]
+    given: dict[str, Any] = {part.name: options[part.name] for part in fields(preset) if part.name in options}
+    return replace(preset, **given)
 
 
 def typed(overrides: Sequence[str]) -> dict[str, object]:
@@ -146,6 +159,8 @@ def _parsed(override: str) -> tuple[str, object]:
 def _beneath(run: Mapping[str, Any], given: Mapping[str, object]) -> dict[str, Any]:
     """What stays of a run's configuration below what is typed."""
     chosen = {name for name in _presets() if name in given}
+    if is_rule_file(str(given.get("tokenizer.rule", ""))):  # which has all options of its rule
+        chosen.add("tokenizer")
     if "experiment" in chosen:
         chosen |= {name for name in run if name not in _NOT_OF_AN_EXPERIMENT}
     kept = {name: value for name, value in run.items() if name not in chosen}
