@@ -19,7 +19,7 @@ HEAD = """# Configuration
 `python scripts/write_reference.py`.
 
 Presets are chosen by name: `data=kinetics400|kinetics600|kinetics700|ssv2|folder`, `model=` one of `rlt models`,
-`tokenizer=rlt|budget|none|random|uniform_frames`, `logger=default|wandb|none`, and `experiment=` one of
+`tokenizer=rlt|budget|none|random|uniform_frames|drawn`, `logger=default|wandb|none`, and `experiment=` one of
 
 EXPERIMENTS
 

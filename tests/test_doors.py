@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import rlt
-from rlt import Budget, Clip, Everything, PatchSpec, Random, Rule, Threshold, UniformFrames, assets, cli
+from rlt import Budget, Clip, Drawn, Everything, PatchSpec, Random, Rule, Threshold, UniformFrames, assets, cli
 from rlt.benchmark.harness import BenchmarkSettings, packed_by
 from rlt.data.augment import AugmentConfig
 from rlt.data.batch import Collate
@@ -38,8 +38,9 @@ RULES = [
     Random(),
     Random(like=Budget(keep_ratio=0.5)),
     UniformFrames(like=Threshold(0.2)),
+    Drawn(),
 ]
-OWN = ("seed", "keep_first")
+OWN = ("seed", "keep_first", "lowest", "highest", "over")
 """Fields that a rule takes and no door spells out."""
 
 
@@ -86,7 +87,7 @@ def test_python_and_training_and_evaluation(rule: Rule, clip: Clip, video: Path,
     assert torch.equal(mask_of(tiny().tokenize(clip, rule=rule)), mask)
     assert torch.equal(mask_of(tiny(HALF).tokenize(clip.frames[None], **plain(rule))), mask)
     assert torch.equal(mask_of(packed_by(rule, clip.frames[None], BenchmarkSettings(()))), mask)
-    if isinstance(rule, Random):  # drawn from the run's seed and the position there
+    if isinstance(rule, Random | Drawn):  # drawn from the run's seed and the position there
         return
     sample = TrainingSample(clip.frames, 0, str(video), (), 0)
     collate = Collate(rule, AugmentConfig(mixup_alpha=0, cutmix_alpha=0), 3, SPEC)

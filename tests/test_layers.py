@@ -98,6 +98,7 @@ def test_public_names() -> None:
         [
             "Budget",
             "Clip",
+            "Drawn",
             "Everything",
             "PackedTokens",
             "PatchSpec",

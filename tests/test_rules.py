@@ -11,7 +11,18 @@ import pytest
 import torch
 
 import rlt
-from rlt import Budget, Everything, PatchSpec, Random, Rule, RunLengthTokens, Threshold, UniformFrames, register_rule
+from rlt import (
+    Budget,
+    Drawn,
+    Everything,
+    PatchSpec,
+    Random,
+    Rule,
+    RunLengthTokens,
+    Threshold,
+    UniformFrames,
+    register_rule,
+)
 from rlt.errors import InvalidArgumentError
 from rlt.tokens import PatchView, change_rule, choose_rule, make_rule, rule_name, rule_options, tokenize_batch
 from rlt.tokens.rule_files import write_rule_file
@@ -140,10 +151,15 @@ def test_a_budget_of_equal_differences_keeps_the_earlier() -> None:
         ({"rule": "random", "threshold": 0.2}, Random(like=Threshold(0.2))),
         ({"rule": "uniform_frames", "keep_ratio": 0.5}, UniformFrames(like=Budget(keep_ratio=0.5))),
         ({"rule": Random(seed=3)}, Random(seed=3)),
+        ({"rule": "drawn"}, Drawn(0.05, 0.8)),
+        ({"rule": "drawn", "reference": "anchor"}, Drawn(reference="anchor")),
+        ({"rule": Random(like=Drawn(0.2, 0.4, "keep_ratio"))}, Random(like=Drawn(0.2, 0.4, "keep_ratio"))),
     ],
 )
 def test_the_plain_spelling(given: dict[str, Any], rule: Rule) -> None:
     assert choose_rule(**given) == rule
+    if isinstance(getattr(rule, "like", None), Drawn):  # which no plain options stand for
+        return
     options = rule_options(rule)
     assert make_rule(str(options.pop("rule")), **options) == rule
 
@@ -155,7 +171,7 @@ def test_names_of_rules() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"rule": "best"}, "rule is 'best'; allowed are rlt, budget, none, random, uniform_frames"),
+        ({"rule": "best"}, "rule is 'best'; allowed are rlt, budget, none, random, uniform_frames, drawn"),
         ({"rule": "radnom"}, "did you mean 'random'"),
         ({"rule": "tome"}, "model.merge_per_block=N"),
         ({"rule": Random}, r"rule is the class Random; give a value of it: Random\(\)"),
@@ -172,6 +188,7 @@ def test_names_of_rules() -> None:
         ({"keep_ratio": 0.5, "max_tokens": 10}, "keep_ratio is 0.5 and max_tokens is 10; give one of them"),
         ({"threshold": 0.1, "max_tokens": 10}, "threshold is 0.1 and max_tokens is 10; give one of them"),
         ({"max_tokens": 0}, "max_tokens is 0; at least 1"),
+        ({"rule": "drawn", "threshold": 0.1}, "rule 'drawn' has no such option; allowed are lowest, highest, over"),
     ],
 )
 def test_bad_rules(given: dict[str, Any], message: str) -> None:
@@ -213,6 +230,59 @@ def test_chance_that_keeps_the_first_time_step_has_run_lengths() -> None:
         tokens.validate()
     assert not torch.equal(drawn[0].coords, rlt.tokenize(frames())[0].coords)
     assert [len(tokens) for tokens in select(frames(), Random(like=Budget(max_tokens=5), keep_first=True))] == [24] * 3
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Drawn(),
+        Drawn(0.2, 1.5, reference="anchor"),
+        Drawn(0.02, 0.9, "keep_ratio"),
+        Drawn(0.3, 0.3, "keep_ratio", exposure="gain"),
+    ],
+    ids=repr,
+)
+def test_a_drawn_rule_is_a_plain_one_for_every_clip(rule: Drawn) -> None:
+    seeds = [3, 10**18, 5]
+    drawn = select(frames(), rule, seeds)
+    for clip, seed, tokens in zip(frames(), seeds, drawn, strict=True):
+        plain = rule.at(seed)
+        value = plain.keep_ratio if isinstance(plain, Budget) else getattr(plain, "threshold", None)
+        assert value is not None
+        assert rule.lowest <= value <= rule.highest
+        assert (plain.reference, plain.exposure) == (rule.reference, rule.exposure)  # type: ignore[attr-defined]
+        assert torch.equal(tokens.coords, select(clip[None], plain)[0].coords)
+    again = select(frames()[1:2], rule, seeds[1:2])[0]  # whatever else is in the batch, and whatever was drawn before
+    assert torch.equal(again.coords, drawn[1].coords)
+
+
+def test_what_is_drawn_is_spread_over_the_range() -> None:
+    thresholds = torch.tensor([Drawn(0.01, 1.0).at(seed).threshold for seed in range(2000)])  # type: ignore[attr-defined]
+    shares = torch.tensor([Drawn(0.2, 0.6, "keep_ratio").at(seed).keep_ratio for seed in range(2000)])  # type: ignore[attr-defined]
+    for values, low, high in ((thresholds.log10(), -2, 0), (shares, 0.2, 0.6)):
+        levels = torch.linspace(low, high, 9)
+        counts = torch.histogram(values, levels).hist
+        assert counts.sum() == 2000
+        assert (counts - 250).abs().max() < 60  # four standard deviations
+    state = torch.random.get_rng_state()
+    Drawn().at(7)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lowest": 0.0}, r"lowest is 0.0 and highest is 0.8; above 0 and rising is needed"),
+        ({"lowest": 0.9}, r"lowest is 0.9 and highest is 0.8; above 0 and rising is needed"),
+        ({"lowest": float("nan")}, r"above 0 and rising is needed"),
+        ({"highest": 1.5, "over": "keep_ratio"}, r"above 0 and rising, up to 1 is needed"),
+        ({"over": "tokens"}, r"over is 'tokens'; allowed are threshold, keep_ratio"),
+        ({"reference": "next"}, r"reference is 'next'"),
+    ],
+)
+def test_bad_ranges(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        Drawn(**fields)
 
 
 def test_a_rule_from_outside_the_package() -> None:
@@ -271,6 +341,7 @@ def test_floats_are_in_the_same_units_whatever_they_were_divided_by() -> None:
         Everything(),
         Random(like=Budget(keep_ratio=0.5), seed=3, keep_first=True),
         UniformFrames(like=Threshold(0.4)),
+        Drawn(0.1, 0.6, "keep_ratio", reference="anchor"),
     ],
 )
 def test_a_rule_file_is_the_rule(rule: Rule, tmp_path: Path) -> None:

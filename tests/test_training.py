@@ -25,7 +25,7 @@ pytest.importorskip("lightning")
 import rlt
 from rlt.conf import compose, experiments, typed
 from rlt.conf.schema import Config, OptimizerConfig
-from rlt.data.manifest import Manifest, VideoEntry, write_manifest
+from rlt.data.manifest import Manifest, VideoEntry, read_manifest, write_manifest
 from rlt.errors import InvalidArgumentError, TrainingError
 from rlt.network.blocks import drop_path
 from rlt.structures import Segments
@@ -182,7 +182,7 @@ def test_length_encoding_starts_neutral() -> None:
     assert model.length_embed.grad[:7].abs().sum() == 0  # every run is 8 long
 
 
-@pytest.mark.parametrize("tokenizer", ["none", "rlt", "budget", "random", "uniform_frames", "merging"])
+@pytest.mark.parametrize("tokenizer", ["none", "rlt", "budget", "random", "uniform_frames", "drawn", "merging"])
 def test_every_tokenizer_trains(manifest: Path, tmp_path: Path, tokenizer: str) -> None:
     more = {"budget": ["tokenizer.keep_ratio=0.75"], "merging": ["model.merge_per_block=1"]}.get(tokenizer, [])
     rule = tokenizer.replace("merging", "none")
@@ -196,6 +196,25 @@ def test_every_tokenizer_trains(manifest: Path, tmp_path: Path, tokenizer: str) 
     assert (kept["tokenizer"]["rule"], kept["data"]["clip"]["size"]) == (rule, 32)
     config = rlt.VisionTransformer.from_pretrained(tmp_path / "run" / "model").config
     assert (config.labels, config.num_frames, config.image_size) == (("dark", "bright"), 4, 32)
+
+
+def test_one_run_for_a_range_of_thresholds(manifest: Path, tmp_path: Path) -> None:
+    from rlt.evaluation.run import evaluation_config
+
+    more = ["tokenizer=drawn", "tokenizer.lowest=0.2", "tokenizer.highest=0.7", "tokenizer.over=keep_ratio"]
+    run(manifest, tmp_path / "run", "trainer.max_steps=1", *more)
+    drawn = rlt.Drawn(0.2, 0.7, "keep_ratio")
+    assert evaluation_config([f"checkpoint={tmp_path / 'run'}"]).tokenizer.build() == drawn
+    plain = evaluation_config([f"checkpoint={tmp_path / 'run'}", "tokenizer=rlt", "tokenizer.threshold=0.3"])
+    assert plain.tokenizer.build() == rlt.Threshold(0.3)
+    data, config = read_manifest(manifest), compose(settings(manifest, tmp_path, *more))
+    loaders = TrainingData(config, data, None, build_model(config, data).config)
+    batches = iter(loaders.train_dataloader())
+    counts = [len(clip) for batch in (next(batches), next(batches)) for clip in batch.packed.unpack()]
+    assert len(set(counts)) > 2
+    assert all(round(0.2 * 8) <= count <= round(0.7 * 8) for count in counts)
+    with_budget = compose(settings(manifest, tmp_path, *more, "trainer.batch_size=2", "trainer.token_budget=9"))
+    assert TrainingData(with_budget, data, None, loaders.model).expected_tokens == [4.0] * len(data)  # 0.45 of 8
 
 
 def test_seeded_runs_repeat_exactly(manifest: Path, tmp_path: Path) -> None:

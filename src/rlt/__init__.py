@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rlt.structures import Clip, PackedTokens, PatchSpec, RunLengthTokens, Segments, TokenGrid, pack
     from rlt.tokens import (
         Budget,
+        Drawn,
         Everything,
         Random,
         Rule,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Budget",
     "Clip",
+    "Drawn",
     "Everything",
     "PackedTokens",
     "PatchSpec",

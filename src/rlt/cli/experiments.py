@@ -32,8 +32,8 @@ class WithOptions(TyperCommand):
 def train(overrides: Overrides = None) -> None:
     """Fine-tune a model, or train it from scratch: rlt train experiment=NAME data.train=FILE run_dir=DIR.
 
-    Presets: experiment, data, model, tokenizer (rlt, budget, none, random, uniform_frames), logger. resume=auto goes
-    on with a run that was cut off.
+    Presets: experiment, data, model, tokenizer (rlt, budget, none, random, uniform_frames, drawn), logger.
+    resume=auto goes on with a run that was cut off.
     """
     _require("lightning", "hydra", "kornia", "pyarrow")
     from rlt.conf import compose

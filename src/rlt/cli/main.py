@@ -71,7 +71,7 @@ RuleName = Annotated[
     typer.Option(
         "--rule",
         metavar="NAME|FILE",
-        help="Which patches are kept: rlt, budget, none, random, uniform_frames, or a file of `rlt calibrate`.",
+        help="Which patches are kept: rlt, budget, none, random, uniform_frames, drawn, or a file of `rlt calibrate`.",
     ),
 ]
 Threshold = Annotated[

@@ -53,8 +53,10 @@ class TokenizerConfig:
 
     rule: str = "rlt"
     """Name of the rule, set by `tokenizer=NAME`: "rlt" drops repeats, "budget" keeps those that differ most, "none"
-    keeps all tokens, "random" a random subset, "uniform_frames" all tokens of evenly spread time steps; the last two
-    keep as many as "rlt" or "budget" with the options below would. Or a file that `rlt calibrate` wrote."""
+    keeps all tokens, "random" a random subset, "uniform_frames" all tokens of evenly spread time steps, both as many
+    as "rlt" or "budget" with the options below would. "drawn" trains one network for a range: it draws the threshold of
+    each clip from `tokenizer.lowest` to `tokenizer.highest`, or the share with `tokenizer.over=keep_ratio`. Or a file
+    that `rlt calibrate` wrote."""
     threshold: float | None = None
     """For "rlt", "random" and "uniform_frames": see `rlt.keep_mask`; 0 or more, 0.1 if nothing is given."""
     keep_ratio: float | None = None

@@ -4,6 +4,7 @@ from rlt.tokens.differences import PatchView, token_differences
 from rlt.tokens.rules import (
     RULES,
     Budget,
+    Drawn,
     Everything,
     Random,
     Rule,
@@ -22,6 +23,7 @@ from rlt.tokens.tokenize import Frames, keep_mask, run_lengths, select_tokens, t
 __all__ = [
     "RULES",
     "Budget",
+    "Drawn",
     "Everything",
     "Frames",
     "PatchView",

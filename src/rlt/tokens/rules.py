@@ -8,6 +8,7 @@ and evaluation, `--rule` of the commands. A claim about quality needs `Random` a
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, get_args
@@ -260,6 +261,54 @@ class UniformFrames(Rule):
         for clip, count in zip(mask, _counts(self.like, frames, seeds), strict=True):
             clip[even_steps(frames.grid.time, max(round(count / tokens_per_step), 1))] = True
         return mask
+
+
+@register_rule("drawn")
+@dataclass(frozen=True)
+class Drawn(Compared):
+    """Draw a threshold or a share anew for every clip, so that one network learns to serve them all.
+
+    For training. Where a network is measured or used, `Threshold` and `Budget` name one of them.
+    """
+
+    lowest: float = 0.05
+    """End of the range that is drawn from, above 0;"""
+    highest: float = 0.8
+    """its other end, at least `lowest`; up to 1 for shares."""
+    over: str = "threshold"
+    """"threshold" draws thresholds, each factor as likely as another (log-uniform). "keep_ratio" draws shares of the
+    tokens of a clip, uniform, see `Budget`."""
+    reference: ReferenceName = "previous"
+    """See `Threshold`."""
+    exposure: ExposureName = "none"
+    """See `Threshold`."""
+
+    @property
+    @override
+    def drops_places(self) -> bool:
+        return self.over == "keep_ratio"
+
+    def __post_init__(self) -> None:
+        self.check_names()
+        one_of(("threshold", "keep_ratio"), over=self.over)
+        most = 1.0 if self.over == "keep_ratio" else math.inf
+        if not 0 < self.lowest <= self.highest <= most:
+            limits = "above 0 and rising" + (", up to 1" if self.over == "keep_ratio" else "")
+            raise InvalidArgumentError(f"lowest is {self.lowest} and highest is {self.highest}; {limits} is needed")
+
+    def at(self, seed: int) -> Rule:
+        """The rule of the clip with this number."""
+        part = float(torch.rand((), generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+        if self.over == "keep_ratio":
+            share_kept = self.lowest + part * (self.highest - self.lowest)
+            return Budget(keep_ratio=share_kept, reference=self.reference, exposure=self.exposure)
+        threshold = self.lowest * (self.highest / self.lowest) ** part
+        return Threshold(threshold, self.reference, self.exposure)
+
+    @override
+    def __call__(self, frames: PatchView, *, seeds: Sequence[int]) -> Tensor:
+        clips = zip(frames.clips(), seeds, strict=True)
+        return torch.cat([self.at(seed)(clip, seeds=[seed]) for clip, seed in clips])
 
 
 PLAIN = ("threshold", "keep_ratio", "max_tokens", "reference", "exposure")

@@ -15,7 +15,7 @@ from rlt.data.manifest import Manifest
 from rlt.data.sampler import StepSampler
 from rlt.errors import InvalidArgumentError
 from rlt.network.vit import ViTConfig
-from rlt.tokens import Budget, Everything
+from rlt.tokens import Budget, Drawn, Everything
 
 
 class TrainingData(LightningDataModule):
@@ -112,6 +112,8 @@ class TrainingData(LightningDataModule):
         clip, rule = self.config.data.clip, self.config.tokenizer.build()
         grid = self.model.patches.grid((clip.num_frames, *clip.frame_size, 3))
         like = getattr(rule, "like", rule)
+        if isinstance(like, Drawn) and like.over == "keep_ratio":
+            like = Budget(keep_ratio=(like.lowest + like.highest) / 2)  # on average
         if isinstance(like, Budget | Everything):
             return [float(like.count(grid) if isinstance(like, Budget) else grid.num_tokens)] * len(self.training)
         unknown = [entry.path for entry in self.training if entry.tokens_kept is None]
