@@ -1,35 +1,45 @@
-"""The main job: the same clips through the same network, dense and with run-length tokenization, side by side."""
+"""The main job: the same clips through the same network, dense and with run-length tokenization, side by side.
+
+Further arms look at more frames of the same moments, which is what saved tokens can be spent on.
+"""
 
 from __future__ import annotations
 
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from rlt.checkpoints import create_model, model_config
 from rlt.checks import at_least, one_of
-from rlt.errors import TruncatedVideoWarning, VideoError
+from rlt.errors import InvalidArgumentError, TruncatedVideoWarning, VideoError
 from rlt.measure import MeasureSettings, Timing, check_device, interleave, machine_info
 from rlt.network.attention import choose_backend
 from rlt.network.flops import count_forward_flops
 from rlt.network.vit import VisionTransformer
 from rlt.structures import Clip, PackedTokens
-from rlt.tokens import Everything
-from rlt.video import DECODERS, probe, read_spread, require_motion
+from rlt.tokens import Everything, Rule
+from rlt.video import DECODERS, ClipSpec, probe, read_spread, require_motion
 
-Arm = Literal["dense", "rlt"]
-"""The two ways that are compared: all tokens, or only those that run-length tokenization keeps."""
-
-ARMS: tuple[Arm, ...] = ("dense", "rlt")
+ARMS = ("dense", "rlt")
+"""The two ways that are always compared: all tokens, or only those that run-length tokenization keeps. Further ones are
+called after their frames, such as "rlt_32"."""
 _RATIOS = ("tokens_kept", "speedup_forward", "speedup_end_to_end", "speedup_flops", "top1_agreement", "feature_cosine")
+
+
+class Arm(NamedTuple):
+    """What goes through the network."""
+
+    clip: ClipSpec
+    rule: Rule
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,42 @@ class CompareSettings(MeasureSettings):
     """Where run lengths count, see `rlt.network.run_lengths`; None as the checkpoint says."""
     repeats: int | None = None
     """Counted runs of everything; None takes 5 for one clip and fewer for many, at least 2."""
+    more_frames: tuple[int, ...] = ()
+    """For each number an arm with so many times as many frames of the same span of time, under the same rule. With
+    `Budget(max_tokens=...)` all of them cost the same."""
+
+    @property
+    def arms(self) -> dict[str, Arm]:
+        """What is compared, by name: "dense", "rlt", and those with more frames.
+
+        Raises:
+            InvalidArgumentError: if frames cannot lie so much closer.
+        """
+        closer = [_same_span(self.clip, times) for times in self.more_frames]
+        more = {f"rlt_{clip.num_frames}": Arm(clip, self.rule) for clip in closer}
+        return {"dense": Arm(self.clip, Everything()), "rlt": Arm(self.clip, self.rule), **more}
+
+    @override
+    def to_json(self) -> dict[str, object]:
+        found = super().to_json()
+        return found if self.more_frames else {key: value for key, value in found.items() if key != "more_frames"}
+
+
+def _same_span(clip: ClipSpec, times: int) -> ClipSpec:
+    """The clip with so many times as many frames, as much closer to each other."""
+    at_least(1, more_frames=times)
+    frames = clip.num_frames * times
+    if clip.sampling == "uniform":
+        return replace(clip, num_frames=frames)
+    if clip.fps is not None:
+        return replace(clip, num_frames=frames, fps=clip.fps * times)
+    assert clip.frame_stride is not None  # one of both is set
+    if clip.frame_stride % times:
+        raise InvalidArgumentError(
+            f"frame_stride is {clip.frame_stride}; {times} times as many frames of the same span need a multiple of "
+            f"{times}, or fps"
+        )
+    return replace(clip, num_frames=frames, frame_stride=clip.frame_stride // times)
 
 
 @dataclass(frozen=True)
@@ -54,16 +100,17 @@ class VideoComparison:
 
     source: str
     """Path of the video."""
-    tokens: dict[Arm, int]
+    tokens: dict[str, int]
     """Tokens of all its clips."""
-    flops: dict[Arm, int]
+    flops: dict[str, int]
     """FLOPs of the forward pass over all its clips."""
     seconds: dict[str, Timing]
-    """Per stage: "decode", "tokenize_dense", "tokenize_rlt", "forward_dense", "forward_rlt"."""
-    probabilities: dict[Arm, Tensor]
+    """Per stage: "decode", "tokenize_dense", "tokenize_rlt", "forward_dense", "forward_rlt"; of an arm with more frames
+    "decode_", "tokenize_" and "forward_" with its name."""
+    probabilities: dict[str, Tensor]
     """float32 [clips, classes]."""
-    feature_cosine: list[float]
-    """Cosine of the pooled features of both arms, per clip, -1..1."""
+    cosines: dict[str, list[float]]
+    """Cosine of the pooled features of every other arm and the dense one, per clip, -1..1."""
     clip_starts: list[float]
     """Time of the first frame of each clip in seconds."""
 
@@ -79,11 +126,20 @@ class VideoComparison:
 
     @property
     def same_top1(self) -> list[bool]:
-        """Per clip, whether both arms put the same class first."""
-        dense, rlt = (self.probabilities[arm].argmax(1) for arm in ARMS)
-        return (dense == rlt).tolist()
+        """Per clip, whether dense and RLT put the same class first."""
+        return self.same_as_dense("rlt")
 
-    def top(self, arm: Arm, count: int = 5) -> list[list[tuple[int, float]]]:
+    @property
+    def feature_cosine(self) -> list[float]:
+        """Cosine of the pooled features of dense and RLT, per clip, -1..1."""
+        return self.cosines["rlt"]
+
+    def same_as_dense(self, arm: str) -> list[bool]:
+        """Per clip, whether an arm puts the class first that the dense network does."""
+        dense, ours = (self.probabilities[name].argmax(1) for name in ("dense", arm))
+        return (dense == ours).tolist()
+
+    def top(self, arm: str, count: int = 5) -> list[list[tuple[int, float]]]:
         """Per clip, the classes with the highest probabilities: (class, probability)."""
         best = self.probabilities[arm].topk(min(count, self.probabilities[arm].shape[1]))
         clips = zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -99,7 +155,7 @@ class VideoComparison:
             name: getattr(self, name)
             for name in ("source", "clip_starts", "tokens_kept", "same_top1", "feature_cosine")
         }
-        return {**own, "top5": {arm: [named(clip) for clip in self.top(arm)] for arm in ARMS}}
+        return {**own, "top5": {arm: [named(clip) for clip in self.top(arm)] for arm in self.tokens}}
 
 
 @dataclass(frozen=True)
@@ -128,15 +184,15 @@ class Comparison:
         rounds = zip(*(video.seconds[stage].seconds for video in self.videos), strict=True)
         return Timing(tuple(sum(seconds) for seconds in rounds))
 
-    def end_to_end(self, arm: Arm) -> Timing:
+    def end_to_end(self, arm: str) -> Timing:
         """Time from file to logits over all videos."""
-        return self.seconds("decode") + self.seconds(f"tokenize_{arm}") + self.seconds(f"forward_{arm}")
+        return self.seconds(decoding(arm)) + self.seconds(f"tokenize_{arm}") + self.seconds(f"forward_{arm}")
 
-    def total_tokens(self, arm: Arm) -> int:
+    def total_tokens(self, arm: str) -> int:
         """Tokens of all videos."""
         return sum(video.tokens[arm] for video in self.videos)
 
-    def total_flops(self, arm: Arm) -> int:
+    def total_flops(self, arm: str) -> int:
         """FLOPs of the forward passes over all videos."""
         return sum(video.flops[arm] for video in self.videos)
 
@@ -162,26 +218,55 @@ class Comparison:
 
     @property
     def top1_agreement(self) -> float:
-        """Share of the clips for which both arms put the same class first."""
-        return statistics.fmean(same for video in self.videos for same in video.same_top1)
+        """Share of the clips for which dense and RLT put the same class first."""
+        return self.agreement("rlt")
 
     @property
     def feature_cosine(self) -> float:
-        """Mean cosine of the pooled features of both arms."""
-        return statistics.fmean(cosine for video in self.videos for cosine in video.feature_cosine)
+        """Mean cosine of the pooled features of dense and RLT."""
+        return self.cosine("rlt")
+
+    def agreement(self, arm: str) -> float:
+        """Share of the clips for which an arm puts the class first that the dense network does."""
+        return statistics.fmean(same for video in self.videos for same in video.same_as_dense(arm))
+
+    def cosine(self, arm: str) -> float:
+        """Mean cosine of the pooled features of an arm and the dense one; 1 for the dense one itself."""
+        return statistics.fmean(cosine for video in self.videos for cosine in video.cosines.get(arm, [1.0]))
+
+    def arms_to_json(self) -> dict[str, object]:
+        """What each arm takes, costs and answers, ready for JSON."""
+        return {
+            name: {
+                "num_frames": arm.clip.num_frames,
+                "frame_stride": arm.clip.frame_stride,
+                "fps": arm.clip.fps,
+                "tokens": self.total_tokens(name),
+                "flops": self.total_flops(name),
+                "forward_seconds": self.seconds(f"forward_{name}").median,
+                "end_to_end_seconds": self.end_to_end(name).median,
+                "speedup_forward": self.seconds("forward_dense").over(self.seconds(f"forward_{name}")),
+                "speedup_end_to_end": self.end_to_end("dense").over(self.end_to_end(name)),
+                "top1_agreement": self.agreement(name),
+                "feature_cosine": self.cosine(name),
+            }
+            for name, arm in self.settings.arms.items()
+        }
 
     def to_json(self) -> dict[str, object]:
         """All numbers as JSON values; fractions are 0..1, times in seconds."""
         timings = {stage: self.seconds(stage) for stage in self.videos[0].seconds}
-        timings |= {f"end_to_end_{arm}": self.end_to_end(arm) for arm in ARMS}
+        arms = self.settings.arms
+        timings |= {f"end_to_end_{arm}": self.end_to_end(arm) for arm in arms}
         used = {name: getattr(self, name) for name in ("repeats", "attention", "run_lengths")}
         return {
             **{name: getattr(self, name) for name in _RATIOS},
             "weights": self.settings.checkpoint or "random",
             "machine": machine_info(self.settings.device),
             "settings": {**self.settings.to_json(), **used},
-            "tokens": {arm: self.total_tokens(arm) for arm in ARMS},
-            "flops": {arm: self.total_flops(arm) for arm in ARMS},
+            "tokens": {arm: self.total_tokens(arm) for arm in arms},
+            "flops": {arm: self.total_flops(arm) for arm in arms},
+            **({"arms": self.arms_to_json()} if self.settings.more_frames else {}),
             "seconds": {stage: {"median": timing.median, "spread": timing.spread} for stage, timing in timings.items()},
             "videos": [video.to_json(self.label) for video in self.videos],
             "failed": [{"source": source, "error": error} for source, error in self.failed],
@@ -190,6 +275,11 @@ class Comparison:
     def label(self, index: int) -> str | None:
         """Name of a class, None where it is not known."""
         return self.labels[index] if self.labels else None
+
+
+def decoding(arm: str) -> str:
+    """The stage that decodes the clips of an arm: "dense" and "rlt" look at the same ones."""
+    return "decode" if arm in ARMS else f"decode_{arm}"
 
 
 def compare(
@@ -208,8 +298,9 @@ def compare(
     one_of(DECODERS, decoder=settings.decoder)
     check_device(settings.device)
     patches = model_config(settings.model).patches
-    if settings.clip.size is not None:
-        patches.grid((settings.clip.num_frames, *settings.clip.frame_size, 3))
+    for arm in settings.arms.values():
+        if arm.clip.size is not None:
+            patches.grid((arm.clip.num_frames, *arm.clip.frame_size, 3))
     repeats = settings.repeats or min(5, max(2, -(-8 // (len(sources) * settings.num_clips))))
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)  # random weights are the same ones every time
@@ -254,12 +345,16 @@ def _compare_video(
 ) -> VideoComparison:
     require_motion(probe(source))
 
-    def decode() -> list[Clip]:
-        return read_spread(source, settings.clip, settings.num_clips, decoder=settings.decoder)
+    def decode(spec: ClipSpec) -> list[Clip]:
+        return read_spread(source, spec, settings.num_clips, decoder=settings.decoder)
 
-    clips = decode()
-    frames = torch.stack([clip.frames for clip in clips])
-    packed = {arm: _tokenize(frames, arm, model, settings) for arm in ARMS}
+    arms = settings.arms
+    clips = {decoding(name): decode(arm.clip) for name, arm in arms.items() if name != "dense"}
+    frames = {stage: torch.stack([clip.frames for clip in found]) for stage, found in clips.items()}
+    tokenize = {
+        name: partial(_tokenize, frames[decoding(name)], arm.rule, model, settings) for name, arm in arms.items()
+    }
+    packed = {name: work() for name, work in tokenize.items()}
     steps = count(1)
 
     def on_round() -> None:
@@ -268,30 +363,36 @@ def _compare_video(
     on_round()
     with torch.inference_mode():
         # The network dominates; file and tokens are quick, so that they are timed in rounds of their own.
-        stages: dict[str, Callable[[], object]] = {"decode": decode}
-        for arm in ARMS:
-            stages[f"tokenize_{arm}"] = partial(_tokenize, frames, arm, model, settings)
+        stages: dict[str, Callable[[], object]] = {
+            **{decoding(name): partial(decode, arm.clip) for name, arm in arms.items()},
+            **{f"tokenize_{name}": work for name, work in tokenize.items()},
+        }
         seconds = interleave(stages, rounds=repeats, device=settings.device)
-        outputs: dict[Arm, tuple[Tensor, Tensor]] = {}
+        outputs: dict[str, tuple[Tensor, Tensor]] = {}
 
-        def forward(arm: Arm) -> None:
+        def forward(arm: str) -> None:
             features = model.forward_features(packed[arm])
             outputs[arm] = (features, model.head(features))
 
-        stages = {f"forward_{arm}": partial(forward, arm) for arm in ARMS}
+        stages = {f"forward_{name}": partial(forward, name) for name in arms}
         seconds |= interleave(stages, rounds=repeats, warmup=warmup, device=settings.device, on_round=on_round)
-    cosine = torch.cosine_similarity(outputs["dense"][0].float(), outputs["rlt"][0].float(), dim=1)
+    dense = outputs["dense"][0].float()
+    cosines = {
+        name: torch.cosine_similarity(dense, features.float(), dim=1).tolist()
+        for name, (features, _) in outputs.items()
+        if name != "dense"
+    }
     return VideoComparison(
         source=str(source),
         tokens={arm: tokens.num_tokens for arm, tokens in packed.items()},
         flops={arm: count_forward_flops(model.config, tokens) for arm, tokens in packed.items()},
         seconds=seconds,
         probabilities={arm: logits.float().softmax(1).cpu() for arm, (_, logits) in outputs.items()},
-        feature_cosine=cosine.tolist(),
-        clip_starts=[float(clip.times[0]) for clip in clips],
+        cosines=cosines,
+        clip_starts=[float(clip.times[0]) for clip in clips["decode"]],
     )
 
 
-def _tokenize(frames: Tensor, arm: Arm, model: VisionTransformer, settings: CompareSettings) -> PackedTokens:
+def _tokenize(frames: Tensor, rule: Rule, model: VisionTransformer, settings: CompareSettings) -> PackedTokens:
     """Tokens on the device of the network, which is also where they are found."""
-    return model.tokenize(frames.to(settings.device), rule=Everything() if arm == "dense" else settings.rule)
+    return model.tokenize(frames.to(settings.device), rule=rule)

@@ -160,6 +160,15 @@ def compare(
     reference: Reference = None,
     exposure: Exposure = None,
     rule: RuleName = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Keep so many patches of a clip at most, and also of 2 and 4 times as many frames of the same span of "
+            "time, beside the dense clip.",
+            show_default=False,
+        ),
+    ] = None,
     frames: NumFrames = 16,
     stride: FrameStride = None,
     fps: FramesPerSecond = None,
@@ -177,15 +186,24 @@ def compare(
     """Run the same clips dense and with run-length tokenization, and show what is saved and what changes."""
     import torch
 
+    from rlt.checks import exclusive
     from rlt.cli import show as reports
     from rlt.compare import CompareSettings
     from rlt.compare import compare as compare_videos
     from rlt.video import ClipSpec, list_videos
 
+    for name, value in {
+        "rule": rule,
+        "threshold": threshold,
+        "keep_ratio": keep_ratio,
+        "max_tokens": max_tokens,
+    }.items():
+        exclusive(budget=budget, **{name: value})
     settings = CompareSettings(
         model=model,
         checkpoint=checkpoint,
-        rule=_rule(rule, threshold, keep_ratio, max_tokens, reference, exposure),
+        rule=_rule(rule, threshold, keep_ratio, max_tokens if budget is None else budget, reference, exposure),
+        more_frames=() if budget is None else (2, 4),
         clip=ClipSpec(frames, stride, fps, _parse_size(size)),
         num_clips=clips,
         decoder=decoder,

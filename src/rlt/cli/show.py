@@ -34,6 +34,8 @@ _MAX_FAILED = 10
 def comparison_report(result: Comparison) -> RenderableType:
     """Everything that `rlt compare` says: what was saved, what it predicted, and on which weights and machine."""
     parts: list[RenderableType] = [Text(_settings_line(result), style="bold"), _stage_table(result)]
+    if result.settings.more_frames:
+        parts[1] = _arms_table(result)
     clips = result.num_clips
     if clips <= _MAX_CLIPS_IN_DETAIL:
         for video in result.videos:
@@ -252,6 +254,36 @@ def _stage_table(result: Comparison) -> Table:
         table.add_row(name, *(format_seconds(seconds(arm).median) for arm in ARMS), speedup)
     flops = (f"{result.total_flops(arm) / 1e9:,.1f} G" for arm in ARMS)
     table.add_row("FLOPs of forward", *flops, f"{result.speedup_flops:.2f}x allowed")
+    return table
+
+
+def _arms_table(result: Comparison) -> Table:
+    """A row for each arm, where there are more than dense and RLT."""
+    table = _table(
+        "",
+        "frames",
+        "tokens",
+        "FLOPs",
+        "forward",
+        "end to end",
+        "same top-1",
+        caption=f"median of {result.repeats} runs",
+    )
+    for name, arm in result.settings.arms.items():
+        forward, whole = result.seconds(f"forward_{name}"), result.end_to_end(name)
+        speedups = result.seconds("forward_dense").over(forward), result.end_to_end("dense").over(whole)
+        times = [
+            f"{format_seconds(time.median)} ({x:.2f}x)" for time, x in zip((forward, whole), speedups, strict=True)
+        ]
+        same = f"{round(result.agreement(name) * result.num_clips)} of {result.num_clips}"
+        table.add_row(
+            "dense" if name == "dense" else "RLT",
+            str(arm.clip.num_frames),
+            f"{result.total_tokens(name):,}",
+            f"{result.total_flops(name) / 1e9:,.1f} G",
+            *times,
+            "" if name == "dense" else same,
+        )
     return table
 
 
