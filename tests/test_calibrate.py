@@ -144,12 +144,20 @@ def test_a_manifest_and_bad_videos(folder: Path, tmp_path: Path) -> None:
         calibrate_tokens([tmp_path / "bad.mp4"], 0.5, settings)
 
 
+def undecided_model() -> rlt.VisionTransformer:
+    """Many classes that lie close together, so that a few tokens decide between them."""
+    model = tiny_model(patch_size=8, num_classes=200)
+    torch.manual_seed(1)
+    torch.nn.init.normal_(model.head.weight)
+    return model
+
+
 def test_the_answers_of_a_network(folder: Path, tmp_path: Path) -> None:
-    model = tiny_model(patch_size=8)
+    model = undecided_model()
     settings = CalibrateSettings(clip=ClipSpec(4, 2, size=32), num_clips=2)
     thresholds = (0.4, 0.02, 0.1, 0.2, 1.5)
     model.run_lengths = "aware"
-    result = calibrate_agreement([folder], 0.5, model, settings, thresholds=thresholds, cache=tmp_path / "cache")
+    result = calibrate_agreement([folder], 0.2, model, settings, thresholds=thresholds, cache=tmp_path / "cache")
     arms = [FrontierArm("calibrated", Threshold(threshold), "aware") for threshold in sorted(thresholds)]
     entries = tuple(VideoEntry(str(path), 0, "a") for path in sorted(folder.glob("*.mp4")))
     how = EvaluationSettings(clip=settings.clip, views=ViewConfig(2, 1))
@@ -158,12 +166,13 @@ def test_the_answers_of_a_network(folder: Path, tmp_path: Path) -> None:
     assert [step.threshold for step in result.curve] == sorted(thresholds)
     assert [step.disagreement.value for step in result.curve if step.disagreement] == pytest.approx(other)
     assert [step.tokens_kept.value for step in result.curve] == pytest.approx([p.means["tokens_kept"] for p in points])
-    fitting = [*(value <= 0.5 for value in other), False].index(False)
+    fitting = [*(value <= 0.2 for value in other), False].index(False)
+    assert 0 < fitting < len(arms)
     assert result.found == result.curve[fitting - 1]
     assert result.rule == Threshold(result.found.threshold)
     assert result.found.disagreement is not None
-    assert result.is_certain == (result.found.disagreement.high <= 0.5)
-    again = calibrate_agreement([folder], 0.5, model, settings, thresholds=thresholds, cache=tmp_path / "cache")
+    assert result.is_certain == (result.found.disagreement.high <= 0.2)
+    again = calibrate_agreement([folder], 0.2, model, settings, thresholds=thresholds, cache=tmp_path / "cache")
     assert again.curve == result.curve
     assert any((tmp_path / "cache").rglob("*.npz"))
 
@@ -189,7 +198,10 @@ def test_too_few_videos_are_said_to_be(folder: Path, capsys: pytest.CaptureFixtu
     assert "Too few videos to be sure" in capsys.readouterr().out
 
 
-def test_an_answer_that_changes_at_once() -> None:
+def test_an_answer_that_changes_at_once(folder: Path) -> None:
+    model, settings = undecided_model(), CalibrateSettings(clip=ClipSpec(4, 2, size=32), num_clips=2)
+    with pytest.raises(InvalidArgumentError, match=r"already at threshold 1.5 the class differs in .*--rule none"):
+        calibrate_agreement([folder], 0.01, model, settings, thresholds=[2, 1.5])
     with pytest.raises(InvalidArgumentError, match="thresholds are none"):
         calibrate_agreement([], 0.5, tiny_model(), thresholds=[])
     with pytest.raises(InvalidArgumentError, match="max_disagreement is 0"):

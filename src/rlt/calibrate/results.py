@@ -90,8 +90,8 @@ class Calibration:
     """Videos that were measured."""
     failed: tuple[tuple[str, str], ...] = ()
     """(path, reason) of those that could not be."""
-    network: dict[str, str] = field(default_factory=dict)
-    """The network that was asked: "run_lengths", "device", "dtype"."""
+    network: dict[str, str | None] = field(default_factory=dict)
+    """The network that was asked: "checkpoint", "run_lengths", "device", "dtype"."""
 
     @property
     def is_certain(self) -> bool:

@@ -97,6 +97,7 @@ def calibrate_agreement(
     thresholds: Sequence[float] = LADDER,
     device: str = "cpu",
     dtype: str = "float32",
+    checkpoint: str | None = None,
     cache: str | Path | None = None,
     on_progress: Progress | None = None,
 ) -> Calibration:
@@ -113,6 +114,7 @@ def calibrate_agreement(
         thresholds: what is tried, see `LADDER`.
         device: where the network runs.
         dtype: "float32", "bfloat16" or "float16".
+        checkpoint: where the network comes from, for the record.
         cache: folder for the numbers of single videos, see `rlt.frontier.measure_frontier`.
         on_progress: called after every video.
 
@@ -154,7 +156,7 @@ def calibrate_agreement(
         settings=settings,
         num_videos=count,
         failed=result.failed,
-        network={"run_lengths": model.run_lengths, "device": device, "dtype": dtype},
+        network={"checkpoint": checkpoint, "run_lengths": model.run_lengths, "device": device, "dtype": dtype},
     )
 
 

@@ -403,6 +403,7 @@ def calibrate(
                 settings,
                 device=device,
                 dtype=dtype.value,
+                checkpoint=checkpoint,
                 cache=f"{rule_file}.cache",
                 on_progress=update,
             )

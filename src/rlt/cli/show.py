@@ -152,6 +152,8 @@ def calibration_report(result: Calibration) -> RenderableType:
     parts: list[RenderableType] = [Text(title, style="bold"), table]
     if found.disagreement is not None:
         parts.append(_ladder(result))
+        if found == result.curve[-1]:
+            parts.append(Text("It is the largest threshold that was tried.", style="yellow"))
         if not result.is_certain:
             doubt = (
                 f"Too few videos to be sure: the class may differ in up to {found.disagreement.high:.1%} of clips; "
