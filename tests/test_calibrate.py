@@ -112,7 +112,7 @@ def test_differences_of_one_size_are_kept_or_dropped_together(tmp_path: Path) ->
         result = calibrate_tokens([video], target, settings)
         assert result.found.tokens_kept.value == share
         assert len(rlt.tokenize(read_spread(video, settings.clip)[0], rule=result.rule)) == 32 * share
-    with pytest.raises(InvalidArgumentError, match=r"threshold 0, which drops exact repeats only, keeps 50.0%"):
+    with pytest.raises(InvalidArgumentError, match=r"threshold 0, which drops repeats only, keeps 50.0%"):
         calibrate_tokens([video], 0.6, settings)
     with pytest.raises(InvalidArgumentError, match=r"12.5% of its tokens; take 20 frames or more, or --rule budget"):
         calibrate_tokens([tmp_path / "not-even-opened.mp4"], 0.1, settings)

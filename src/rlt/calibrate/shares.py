@@ -124,7 +124,7 @@ def _refuse_what_no_threshold_keeps(target: float, wanted: int, most: float, lea
     """Targets above what exact repeats leave, or below what scenes that are kept whole leave, to the token."""
     if wanted < round((1 - most) * total):
         raise InvalidArgumentError(
-            f"target_keep is {target:g}, but threshold 0, which drops exact repeats only, keeps {most:.1%} of these "
+            f"target_keep is {target:g}, but threshold 0, which drops repeats only, keeps {most:.1%} of these "
             f"tokens; give at most that, or take --rule none"
         )
     if wanted > round((1 - least) * total):
