@@ -131,17 +131,34 @@ def patch_options() -> list[str]:
 
 def patch(added: tuple[str, ...]) -> object:
     """What a patched VideoMAE keeps and says of a uint8 clip in which a part stands still."""
+    clip = torch.randint(100, 140, (1, 8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    clip[:, 2:, :, :16] = clip[:, :1, :, :16]
+    return _patched(clip, added)
+
+
+def _patched(clip: torch.Tensor, added: tuple[str, ...]) -> object:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config = transformers.VideoMAEConfig(image_size=32, num_frames=8, **sizes)
     model = transformers.VideoMAEForVideoClassification(config).eval()
-    clip = torch.randint(100, 140, (1, 8, 3, 32, 32), dtype=torch.uint8)
-    clip[:, 2:, :, :16] = clip[:, :1, :, :16]
     options = {name: json.loads(value) for name, _, value in (text.partition("=") for text in added)}
     with torch.no_grad():
         logits = rlt.patch(model, **options)(clip).logits
     return model.rlt.last.mask.tolist(), hashlib.sha256(logits.numpy().tobytes()).hexdigest()
+
+
+def drifting_patch(added: tuple[str, ...]) -> object:
+    """The same of a clip whose grey rises by two levels a frame, which no step shows."""
+    levels = torch.arange(8, dtype=torch.uint8).view(1, 8, 1, 1, 1) * 2 + 100
+    return _patched(levels.expand(1, 8, 3, 32, 32).contiguous(), added)
+
+
+def exposed_patch(added: tuple[str, ...]) -> object:
+    """The same of a picture whose brightness flickers."""
+    gain = 1 + 0.2 * (torch.arange(8) // 2 % 2).view(1, 8, 1, 1, 1)
+    picture = torch.rand(1, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 40 + 100
+    return _patched((picture * gain).to(torch.uint8), added)
 
 
 def drifting(look: Any) -> Any:
@@ -174,7 +191,7 @@ COMPARE = {
     "--fps": (compare, "--fps", "5"),
     "--size": (compare, "--size", "48x64"),
     "--decoder": (compare, "--decoder", "standing"),
-    "--run-lengths": (compare, "--run-lengths", "aware"),
+    "--run-lengths": (compare, "--run-lengths", "ignored"),
     "--clips": (compare, "--clips", "2"),
     "--repeats": (compare, "--repeats", "1"),
     "--device": (compare, "--device", "meta"),
@@ -215,7 +232,10 @@ PATCH = {
     "threshold": (patch, "threshold=5"),
     "keep_ratio": (patch, "keep_ratio=1"),
     "max_tokens": (patch, "max_tokens=6"),
+    "reference": (drifting_patch, 'reference="anchor"'),
+    "exposure": (exposed_patch, 'exposure="gain"'),
     "rule": (patch, 'rule="none"'),
+    "run_lengths": (patch, 'run_lengths="aware"'),
     "expand": (patch, 'expand="fill"'),
     "frames_per_clip": (patch, "frames_per_clip=2"),
     "pixel_mean": (patch, "pixel_mean=[0.1, 0.2, 0.3]"),

@@ -178,6 +178,18 @@ def clip_settings(
     return ClipSpec(**{**clip, **{name: value for name, value in given.items() if value is not None}})
 
 
+def check_run(checkpoint: str | None) -> None:
+    """Hold that a checkpoint says how clips are cut: nothing else of it counts where only tokens are counted.
+
+    Raises:
+        InvalidArgumentError: for anything but a run.
+    """
+    if checkpoint is not None and not config_of_run(checkpoint):
+        raise InvalidArgumentError(
+            f"{checkpoint} is not the folder of a run, and a network plays no part in --target-keep; leave it out"
+        )
+
+
 def load_network(checkpoint: str | None, model: str = "vit_base", run_lengths: str | None = None) -> VisionTransformer:
     """The network at `checkpoint`, the folder of a run or whatever `rlt.create_model` takes.
 

@@ -409,6 +409,7 @@ def calibrate(
             )
         elif target_keep is not None:
             exclusive(**{"target-keep": target_keep, "run-lengths": run_lengths})
+            jobs.check_run(checkpoint)
             result = jobs.calibrate_tokens(data, target_keep, settings, on_progress=update)
         else:
             raise InvalidArgumentError("neither --target-keep nor --max-disagreement is given; give one of them")
