@@ -24,12 +24,14 @@ pytest.importorskip("lightning")
 from rlt.checkpoints import convert
 from rlt.conf import compose
 from rlt.conf.reference import sections
+from rlt.conf.saved import training_config
 from rlt.conf.schema import Config, is_read_by
 from rlt.data.manifest import Manifest, VideoEntry, read_manifest, write_manifest
 from rlt.errors import RltError
 from rlt.evaluation.run import evaluate_config, evaluation_config
 from rlt.frontier import frontier_config
 from rlt.training.checkpointing import newest_checkpoint
+from rlt.training.folder import check_same_run
 from rlt.training.loaders import TrainingData
 from rlt.training.optimizer import lr_factor, make_optimizer
 from rlt.training.run import build_model, count_steps, make_trainer, resume_point, train
@@ -129,6 +131,11 @@ def resumed(overrides: tuple[str, ...]) -> object:
     """Where a run goes on, and what is said about it."""
     said: list[str] = []
     return resume_point(compose([*SMALL, *overrides]), said.append), said
+
+
+def gone_on(overrides: tuple[str, ...]) -> object:
+    """What differs from the run so far."""
+    return check_same_run(training_config([*SMALL, "run_dir=run", "resume=auto", *overrides]), {})
 
 
 def evaluation(overrides: tuple[str, ...]) -> object:
@@ -243,6 +250,7 @@ TRAIN: dict[str, Case] = {
     "checkpoint": Case("checkpoint=weights.pth", network),
     "run_dir": Case("run_dir=elsewhere", trainer),
     "resume": Case("resume=auto", resumed, ("run_dir=run",)),
+    "change": Case("change=true", gone_on, ("seed=1",)),
     "seed": Case("seed=1", batch),
 }
 
@@ -345,7 +353,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         overrides = [*SMALL, "run_dir=run"]
-        train(compose(overrides), overrides=overrides, say=lambda _: None, progress=False)
+        train(compose(overrides), overrides=overrides, say=lambda _: None)
         assert newest_checkpoint("run") is not None
         convert("run/model", "weights.pth", to="videomae")
         evaluate_config(evaluation_config([*OF_RUN, "predictions=earlier.parquet"]))

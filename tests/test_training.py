@@ -79,7 +79,7 @@ def settings(manifest: Path, run_dir: Path, *more: str) -> list[str]:
 
 def run(manifest: Path, run_dir: Path, *more: str) -> TrainingSummary:
     overrides = settings(manifest, run_dir, *more)
-    return train(compose(overrides), overrides=overrides, say=lambda _: None, progress=False)
+    return train(compose(overrides), overrides=overrides, say=lambda _: None)
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -241,7 +241,7 @@ def test_a_corrupt_checkpoint_falls_back_to_the_one_before(manifest: Path, tmp_p
     newest.write_bytes(newest.read_bytes()[:1000])
     said: list[str] = []
     overrides = settings(manifest, tmp_path / "run", "trainer.max_steps=6", "resume=auto")
-    summary = train(compose(overrides), overrides=overrides, say=said.append, progress=False)
+    summary = train(compose(overrides), overrides=overrides, say=said.append)
     assert summary.resumed_at == 2
     assert "step=4.ckpt" in said[0]
     assert "step=2.ckpt" in said[1]

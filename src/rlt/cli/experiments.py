@@ -36,13 +36,14 @@ def train(overrides: Overrides = None) -> None:
     on with a run that was cut off.
     """
     _require("lightning", "hydra", "kornia", "pyarrow")
-    from rlt.conf import compose
+    from rlt.conf.saved import training_config
     from rlt.training.run import train as run_training
 
     given = overrides or []
-    config = compose(given)
+    config = training_config(given)
     _say_what_is_not_read("train", given)
-    summary = run_training(config, overrides=given, say=say)
+    with progress("Training") as update:
+        summary = run_training(config, overrides=given, say=say, on_progress=update)
     kept = f"{summary.tokens_kept:.1%} of the tokens kept"
     accuracy = "" if summary.val_top1 is None else f", validation top-1 {summary.val_top1:.1%}"
     show(f"{summary.run_dir}: step {summary.steps}, {summary.train_seconds:.1f} s of training, {kept}{accuracy}")

@@ -259,7 +259,10 @@ class Config:
     run_dir: str = "runs/default"
     """Folder of the run."""
     resume: str | None = None
-    """auto goes on from the run's newest readable checkpoint, if there is one; a path from that one."""
+    """auto goes on from the run's newest readable checkpoint, if there is one; a path from that one. What is not typed
+    is as the run had it."""
+    change: bool = False
+    """With resume: what is typed differs from how the run was trained so far, and this is meant."""
     seed: int = 0
     """Everything random is a function of it."""
     device: str = "auto"
@@ -282,7 +285,7 @@ class Config:
 
 
 _TRAINING = ("data.train", "data.augment", "model.drop_path", "model.length_encoding", "model.new_head", "optimizer",
-             "trainer", "logger", "run_dir", "resume")  # fmt: skip
+             "trainer", "logger", "run_dir", "resume", "change")  # fmt: skip
 _FILES_OF_EVALUATION = ("batch_videos", "predictions", "compare_with")
 NOT_READ_BY = {
     "train": ("data.test", "data.views", "device", "max_videos", "pictures", "json", "frontier", *_FILES_OF_EVALUATION),
