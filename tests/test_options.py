@@ -21,6 +21,8 @@ import video_factory
 
 pytest.importorskip("lightning")
 
+from lightning.pytorch.callbacks import ModelCheckpoint
+
 from rlt.checkpoints import convert
 from rlt.conf import compose
 from rlt.conf.reference import sections
@@ -119,8 +121,10 @@ def trainer(overrides: tuple[str, ...]) -> object:
     made = make_trainer(config, 10)
     loggers = [(type(logger).__name__, logger.name, getattr(logger, "_offline", None)) for logger in made.loggers]
     kept = [
-        (callback.dirpath, callback.save_top_k, callback._every_n_train_steps) for callback in made.checkpoint_callbacks
-    ]  # type: ignore[attr-defined]
+        (callback.dirpath, callback.save_top_k, callback._every_n_train_steps)
+        for callback in made.checkpoint_callbacks
+        if isinstance(callback, ModelCheckpoint)
+    ]
     names = [type(callback).__name__ for callback in made.callbacks]
     strategy = type(made.strategy).__name__, made.num_devices, made.num_nodes, type(made.accelerator).__name__
     pace = made.accumulate_grad_batches, made.val_check_batch, made.val_check_interval, made.log_every_n_steps
