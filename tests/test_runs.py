@@ -25,6 +25,7 @@ from rlt import cli
 from rlt.conf.saved import training_config
 from rlt.data.manifest import Manifest, VideoEntry, write_manifest
 from rlt.errors import InvalidArgumentError, TrainingError
+from rlt.evaluation.run import evaluation_config
 from rlt.training.module import VideoClassifier
 from rlt.training.run import TrainingSummary, train
 
@@ -228,7 +229,129 @@ def test_logs_of_before_stay(manifest: Path, tmp_path: Path) -> None:
     with (run_dir / "logs" / "metrics.csv").open("a") as stream:
         stream.write("0.1,")  # half a row
     start([f"run_dir={run_dir}", "resume=auto", "trainer.max_steps=4"])
+    found = rows(run_dir)
+    assert [int(row["step"]) for row in found if row["train/loss"]] == [0, 1, 2, 3]
+    assert [int(row["step"]) for row in found if row["val/top1"]] == [3]
+
+
+def rows(run_dir: Path) -> list[dict[str, str]]:
     with (run_dir / "logs" / "metrics.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
-    assert [int(row["step"]) for row in rows if row["train/loss"]] == [0, 1, 2, 3]
-    assert [int(row["step"]) for row in rows if row["val/top1"]] == [3]
+        return list(csv.DictReader(stream))
+
+
+def test_the_end_is_validated_the_best_is_kept_and_rates_are_logged(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = iter([0.25, 0.75, 0.5])
+
+    def validation_step(self: VideoClassifier, batch: object, batch_idx: int) -> None:
+        self.log("val/top1", next(accuracies), batch_size=1)
+
+    monkeypatch.setattr(VideoClassifier, "validation_step", validation_step)
+    told: list[tuple[int, int, str]] = []
+    more = ["trainer.max_steps=5", "trainer.validate_every=2", "trainer.limit_val_batches=1", "trainer.ema_decay=0.5"]
+    overrides = typed(manifest, tmp_path, *more, f"data.val={manifest}", "logger.csv=true", "trainer.save_every=1")
+    overrides += ["trainer.keep_checkpoints=5", "trainer.log_every=3"]
+    summary = train(
+        training_config(overrides), overrides=overrides, say=lambda _: None, on_progress=lambda *now: told.append(now)
+    )
+    assert (summary.val_top1, summary.best_val_top1) == (0.5, 0.75)
+    assert [(int(row["step"]), float(row["val/top1"])) for row in rows(tmp_path) if row["val/top1"]] == [
+        (1, 0.25), (3, 0.75), (4, 0.5),
+    ]  # fmt: skip
+    averaged = torch.load(tmp_path / "checkpoints" / "step=4.ckpt", weights_only=True)["state_dict"]
+    best = rlt.VisionTransformer.from_pretrained(tmp_path / "best").state_dict()
+    assert all(torch.equal(value, averaged[f"model.{name}"]) for name, value in best.items())
+    assert evaluation_config([f"checkpoint={tmp_path / 'best'}"]).data.clip.size == 32
+
+    logged = [row for row in rows(tmp_path) if row["train/loss"]]
+    assert [int(row["step"]) for row in logged] == [0, 2]  # the first, and every third
+    for row in logged:
+        assert float(row["train/tokens_per_second"]) > float(row["train/clips_per_second"]) > 0
+        assert 0 < float(row["train/waiting_for_data"]) < 1
+    assert [now[:2] for now in told] == [(step, 5) for step in range(1, 6)]
+    assert "clips/s" in told[-1][2]
+
+
+def test_stopping_early_keeps_what_was_reached(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VideoClassifier, "validation_step", lambda self, *_: self.log("val/top1", 0.5, batch_size=1))
+    stopping = typed(manifest, tmp_path, "trainer.max_steps=9", "trainer.early_stopping=1")
+    for missing in (["trainer.validate_every=1"], [f"data.val={manifest}"]):
+        with pytest.raises(InvalidArgumentError, match=r"early_stopping is 1, but .* is not set"):
+            start([*stopping, *missing])
+    summary = start([*stopping, "trainer.validate_every=1", f"data.val={manifest}"])
+    assert (summary.steps, summary.val_top1) == (2, 0.5)
+    assert (tmp_path / "checkpoints" / "step=2.ckpt").exists()
+
+
+def test_trials_see_few_batches(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, ...]] = []
+    before = VideoClassifier.training_step
+    monkeypatch.setattr(
+        VideoClassifier, "training_step", lambda self, batch, i: (seen.append(batch.paths), before(self, batch, i))[1]
+    )
+    trial = ["trainer.max_steps=3", "trainer.overfit_batches=1", "trainer.profiler=simple"]
+    assert start(typed(manifest, tmp_path, *trial, f"data.val={manifest}")).steps == 3
+    assert len(seen) == 3
+    assert len(set(seen)) == 1
+    assert "run_training_batch" in (tmp_path / "fit-profile.txt").read_text()
+    with pytest.raises(InvalidArgumentError, match="overfit_batches is 1, which is for trials"):
+        start([f"run_dir={tmp_path}", "resume=auto", "trainer.max_steps=4"])
+
+
+def test_fine_tuning_needs_weights_or_a_word(manifest: Path, tmp_path: Path) -> None:
+    preset = ["experiment=k400_vit_base_train", *typed(manifest, tmp_path, "trainer.max_steps=1")]
+    preset += ["trainer.max_epochs=null", "trainer.precision=float32", "data.num_workers=0"]
+    with pytest.raises(InvalidArgumentError, match=r"checkpoint is not set, but model.new_head is.*checkpoint=none"):
+        start(preset)
+    assert start([*preset, "checkpoint=none"]).steps == 1
+
+
+def test_loggers_know_the_configuration(manifest: Path, tmp_path: Path) -> None:
+    start(typed(manifest, tmp_path, "trainer.max_steps=1", "logger=default", "tokenizer.threshold=0.3"))
+    for logger in ("logs", "tensorboard"):
+        assert "threshold: 0.3" in (tmp_path / logger / "hparams.yaml").read_text()
+
+
+def test_the_configuration_is_shown_and_nothing_is_done(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(typed(manifest, tmp_path, "trainer.max_steps=1"))
+    kept = json.loads((tmp_path / "config.json").read_text())
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--print-config", f"run_dir={tmp_path}", "resume=auto"])
+    assert not stop.value.code
+    assert json.loads(capsys.readouterr().out) == {**kept, "resume": "auto"}
+
+
+def test_a_run_is_tested_by_one_flag(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", *typed(manifest, tmp_path / "run", "trainer.max_steps=1"), "--test"]
+    for added, code in ([], 2), ([f"data.test={manifest}"], 0):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*command, *added])
+        assert (stop.value.code or 0) == code
+        assert ("--test needs a manifest" in capsys.readouterr().err) == (code == 2)
+    assert json.loads((tmp_path / "run" / "test.json").read_text())["num_videos"] == 6
+
+
+def test_evaluate_takes_json_like_every_command(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(typed(manifest, tmp_path / "run", "trainer.max_steps=1"))
+    command = [
+        "evaluate",
+        f"checkpoint={tmp_path / 'run'}",
+        f"data.test={manifest}",
+        "--json",
+        str(tmp_path / "a.json"),
+    ]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(command)
+    assert not stop.value.code
+    assert json.loads((tmp_path / "a.json").read_text())["num_videos"] == 6
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command, "json=b.json"])
+    assert stop.value.code == 2
+    assert "give one of them" in capsys.readouterr().err

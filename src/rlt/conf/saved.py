@@ -16,7 +16,7 @@ _OF_ONE_COMMAND = ("resume", "change", "run_dir")
 _MAY_CHANGE = (
     *_OF_ONE_COMMAND, "logger", "data.num_workers", "trainer.accelerator", "trainer.strategy", "trainer.validate_every",
     "trainer.save_every", "trainer.keep_checkpoints", "trainer.log_every", "trainer.compile",
-    "trainer.activation_checkpointing",
+    "trainer.activation_checkpointing", "trainer.early_stopping", "trainer.limit_val_batches", "trainer.profiler",
 )  # fmt: skip
 """Options and sections of `rlt train` that do not decide which weights a run comes to."""
 LENGTH = ("trainer.max_steps", "trainer.max_epochs")

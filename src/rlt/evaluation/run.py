@@ -51,8 +51,12 @@ def evaluation_config(overrides: Sequence[str]) -> Config:
 
 
 def config_of_run(checkpoint: str) -> dict[str, Any]:
-    """The configuration of a run, nested as `Config` is, without what names files; empty for anything but a run."""
-    content = saved_config(checkpoint)
+    """The configuration of a run, nested as `Config` is, without what names files; empty for anything but a run.
+
+    `checkpoint` is the run's folder, or its model/ or best/.
+    """
+    folder = Path(checkpoint)
+    content = saved_config(folder.parent if folder.name in ("model", "best") else folder)
     return {name: content[name] for name in _SAME_IN_EVALUATION if name in content}
 
 

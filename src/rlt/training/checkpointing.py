@@ -18,6 +18,7 @@ from typing_extensions import override
 from rlt.errors import TrainingError
 from rlt.files import replacing
 
+BEST_BY = "val/top1"
 _STEP = re.compile(r"step=(\d+)\.ckpt")
 _REQUEUED = re.compile(r"hpc_ckpt_(\d+)\.ckpt")  # in the run's folder, by Lightning when SLURM sends its signal
 
@@ -49,8 +50,23 @@ def step_checkpoints(run_dir: str | Path, every_steps: int, keep: int = 2) -> Mo
     )
 
 
+def best_checkpoint(run_dir: str | Path) -> ModelCheckpoint:
+    """Lightning's callback, saving what validates best: best.ckpt.
+
+    Whole ones, not the weights alone, which would not be the averaged ones under `AveragedWeights`.
+    """
+    return ModelCheckpoint(
+        dirpath=checkpoint_folder(run_dir),
+        filename="best",
+        monitor=BEST_BY,
+        mode="max",
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
+    )
+
+
 class SaveWhenStopped(Checkpoint):
-    """Saves the last step of a run, so that a longer one can go on from it, and the step at which SIGTERM stops it."""
+    """Saves the last step of a run, so that a longer one can go on from it, and the step at which it is stopped."""
 
     def __init__(self, run_dir: str | Path, total_steps: int) -> None:
         self.folder = checkpoint_folder(run_dir)
@@ -62,6 +78,11 @@ class SaveWhenStopped(Checkpoint):
     ) -> None:
         if trainer.global_step == self.total_steps:
             trainer.val_check_batch = 1  # the end is validated, whatever trainer.validate_every is
+            self._save(trainer)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.should_stop:
             self._save(trainer)
 
     @override

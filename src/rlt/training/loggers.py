@@ -30,7 +30,14 @@ def make_loggers(config: Config, start_step: int = 0) -> list[Logger]:
     if logger.wandb:
         Path(run_dir).mkdir(parents=True, exist_ok=True)
         chosen.append(
-            WandbLogger(project=logger.project, name=Path(run_dir).name, save_dir=run_dir, offline=logger.offline)
+            WandbLogger(
+                project=logger.project,
+                name=logger.name or Path(run_dir).name,
+                tags=logger.tags or None,
+                group=logger.group,
+                save_dir=run_dir,
+                offline=logger.offline,
+            )
         )
     return chosen
 

@@ -15,22 +15,26 @@ from pathlib import Path
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch import Callback, Trainer, profilers
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
 from rlt.checkpoints import create_model, model_config
-from rlt.conf.schema import PRECISIONS, Config
+from rlt.conf.schema import NO_CHECKPOINT, PRECISIONS, PROFILERS, Config
 from rlt.data.manifest import Manifest, read_manifest
 from rlt.errors import InvalidArgumentError, TrainingError, one_line
 from rlt.files import write_json
 from rlt.measure import machine_info
 from rlt.network.vit import VisionTransformer
 from rlt.training.checkpointing import (
+    BEST_BY,
     AtomicCheckpointIO,
     AveragedWeights,
     SaveWhenStopped,
+    best_checkpoint,
     is_requeued,
     newest_checkpoint,
     read_step,
@@ -61,6 +65,8 @@ class TrainingSummary:
     """Tokens of the busiest device over the mean of all, averaged over the steps; None with one device."""
     val_top1: float | None
     """Top-1 accuracy on the validation manifest at the end, 0..1."""
+    best_val_top1: float | None
+    """The best of all validations, whose weights lie in best/; None where the only one is that at the end."""
     failed: dict[str, str]
     """Videos that were replaced: path -> error."""
 
@@ -108,16 +114,31 @@ def train(
     """
     if config.data.train is None:
         raise InvalidArgumentError("data.train is not set; give a manifest that `rlt prepare` wrote: data.train=FILE")
+    if config.model.new_head and config.checkpoint is None:
+        raise InvalidArgumentError(
+            "checkpoint is not set, but model.new_head is, as in presets for fine-tuning; give the weights to start "
+            "from: checkpoint=FILE, or say that random ones are meant: checkpoint=none"
+        )
+    for name in ("limit_train_batches", "overfit_batches"):
+        if config.resume is not None and (value := getattr(config.trainer, name)) is not None:
+            raise InvalidArgumentError(
+                f"trainer.{name} is {value}, which is for trials that are not gone on with; leave it or resume out"
+            )
     manifests = {
         f"data.{name}": None if path is None else read_manifest(path)
         for name, path in (("train", config.data.train), ("val", config.data.val))
     }
     with ExitStack() as stack:
-        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        if is_first_process():
             stack.enter_context(locked(config.run_dir))  # for all processes of the run, which Lightning starts
         else:
             say = _say_nothing
         return _train(config, manifests, overrides, say, on_progress)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of a run that writes and speaks; Lightning starts the others with the same line."""
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
 def _train(
@@ -158,7 +179,7 @@ def _train(
         for message in _QUIET:
             warnings.filterwarnings("ignore", message)
         if resume and start >= total_steps:  # cut off between its last step and its end
-            _finish_fit(trainer, module, data, timer, resume[0])
+            _finish_fit(trainer, module, data, resume[0])
         else:
             _fit(trainer, module, data, resume[0] if resume else None, say)
     return _finish(config, trainer, module, timer, start, max(trainer.global_step, start))
@@ -190,12 +211,14 @@ def _is_finished(run_dir: Path, total_steps: int) -> bool:
     return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("steps", 0) >= total_steps
 
 
-def _finish_fit(trainer: Trainer, module: VideoClassifier, data: TrainingData, timer: Timer, last: Path) -> None:
+def _finish_fit(trainer: Trainer, module: VideoClassifier, data: TrainingData, last: Path) -> None:
     """What is left of a run whose last step was saved, and that was then cut off: the weights and the validation."""
     content = torch.load(last, map_location="cpu", weights_only=True)
     module.load_state_dict(content["state_dict"])  # the averaged weights, where they are averaged
     module.on_load_checkpoint(content)
-    timer.load_state_dict(content["callbacks"][timer.state_key])
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Timer | ModelCheckpoint) and callback.state_key in content["callbacks"]:
+            callback.load_state_dict(content["callbacks"][callback.state_key])
     if data.validation:
         trainer.validate(module, datamodule=data, verbose=False)
 
@@ -209,7 +232,7 @@ def build_model(config: Config, manifest: Manifest) -> VisionTransformer:
     clip, names, network = config.data.clip, manifest.class_names, config.model
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(config.seed)
-        if config.checkpoint is None:
+        if config.checkpoint is None or config.checkpoint == NO_CHECKPOINT:
             sizes = model_config(network.name, network.num_heads)
             sizes = sizes.replace(num_classes=len(names), num_frames=clip.num_frames, image_size=min(clip.frame_size))
             model = VisionTransformer(sizes)
@@ -273,6 +296,18 @@ def make_trainer(
         step_checkpoints(config.run_dir, trainer.save_every, trainer.keep_checkpoints),
         SaveWhenStopped(config.run_dir, total_steps),
     ]
+    if config.data.val is not None and trainer.validate_every is not None:
+        callbacks.append(best_checkpoint(config.run_dir))
+    if trainer.early_stopping is not None:
+        for name, value in (("data.val", config.data.val), ("trainer.validate_every", trainer.validate_every)):
+            if value is None:
+                raise InvalidArgumentError(
+                    f"trainer.early_stopping is {trainer.early_stopping}, but {name} is not set; without it nothing is "
+                    "validated before the end"
+                )
+        callbacks.append(
+            EarlyStopping(BEST_BY, mode="max", patience=trainer.early_stopping, check_on_train_epoch_end=False)
+        )
     if trainer.ema_decay is not None:
         callbacks.append(AveragedWeights(decay=trainer.ema_decay))
     every = trainer.validate_every or total_steps
@@ -291,6 +326,10 @@ def make_trainer(
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             log_every_n_steps=trainer.log_every,
+            limit_train_batches=trainer.limit_train_batches,
+            limit_val_batches=trainer.limit_val_batches,
+            overfit_batches=trainer.overfit_batches or 0,
+            profiler=None if trainer.profiler is None else _profiler(trainer.profiler, config.run_dir),
             logger=loggers or False,
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO()],
@@ -304,11 +343,17 @@ def make_trainer(
         raise InvalidArgumentError(f"{given}: {one_line(error)}") from error
 
 
+def _profiler(name: str, run_dir: str) -> Profiler:
+    profiler: Profiler = getattr(profilers, PROFILERS[name])(dirpath=run_dir, filename="profile")
+    return profiler
+
+
 def _finish(
     config: Config, trainer: Trainer, module: VideoClassifier, timer: Timer, resumed_at: int, steps: int
 ) -> TrainingSummary:
     run_dir = Path(config.run_dir)
     top1 = trainer.callback_metrics.get("val/top1")
+    best = _best(trainer, module)
     summary = TrainingSummary(
         run_dir=run_dir,
         steps=steps,
@@ -317,9 +362,26 @@ def _finish(
         tokens_kept=module.tokens_seen / max(module.tokens_possible, 1),
         tokens_max_over_mean=statistics.fmean(module.imbalance) if module.imbalance else None,
         val_top1=None if top1 is None else float(top1),
+        best_val_top1=None if best is None else best[0],
         failed=module.failed,
     )
     if trainer.is_global_zero:
         module.model.save_pretrained(run_dir / "model")
+        if best is not None:
+            module.load_state_dict(best[1])
+            module.model.save_pretrained(run_dir / "best")
         write_json(run_dir / "summary.json", summary.to_json())
     return summary
+
+
+def _best(trainer: Trainer, module: VideoClassifier) -> tuple[float, dict[str, Tensor]] | None:
+    """Accuracy and weights of the best validation, the one at the end among them."""
+    last = trainer.callback_metrics.get(BEST_BY)
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor == BEST_BY:
+            score = -1.0 if callback.best_model_score is None else float(callback.best_model_score)
+            if last is not None and float(last) > score:  # validated after a stop, which Lightning keeps no best of
+                return float(last), module.state_dict()
+            content = torch.load(callback.best_model_path, map_location=module.device, weights_only=True)
+            return score, content["state_dict"]
+    return None
