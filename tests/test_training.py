@@ -442,3 +442,65 @@ def test_what_is_typed_is_read_as_hydra_reads_it() -> None:
         "tokenizer": "rlt",
         "data.test": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["tokenizer.keep_ratio=0.5"], ("budget", None, 0.5, None)),
+        (["tokenizer.threshold=0.2", "tokenizer.max_tokens=9"], ("budget", None, None, 9)),
+        (["tokenizer.max_tokens=9", "tokenizer.threshold=0.2"], ("rlt", 0.2, None, None)),
+        (["tokenizer=random", "tokenizer.keep_ratio=0.5", "tokenizer.threshold=0.2"], ("random", 0.2, None, None)),
+        (["tokenizer={threshold: 0.2}", "tokenizer.keep_ratio=0.5"], ("budget", None, 0.5, None)),
+        (["tokenizer=FILE"], ("rlt", 0.4, None, None)),
+        (["tokenizer.rule=FILE"], ("rlt", 0.4, None, None)),
+        (["tokenizer=FILE", "tokenizer.keep_ratio=0.5"], ("budget", None, 0.5, None)),
+        (["tokenizer=FILE", "tokenizer.threshold=0.5"], ("rlt", 0.5, None, None)),
+        (["tokenizer.keep_ratio=0.5", "tokenizer=FILE"], ("rlt", 0.4, None, None)),
+    ],
+)
+def test_the_last_of_threshold_and_budgets_counts(
+    tmp_path: Path, overrides: list[str], expected: tuple[object, ...]
+) -> None:
+    rlt.files.write_json(tmp_path / "rule.json", {"rule": {"rule": "rlt", "threshold": 0.4}})
+    given = [override.replace("FILE", str(tmp_path / "rule.json")) for override in overrides]
+    for run in ({}, {"rule": "rlt", "threshold": 0.3}, {"rule": "budget", "max_tokens": 3}):
+        found = compose(given, run={"tokenizer": run} if run else {}).tokenizer
+        assert (found.rule, found.threshold, found.keep_ratio, found.max_tokens) == expected
+
+
+def test_a_rule_that_is_named_keeps_its_options() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"keep_ratio is 0.5, but rule 'rlt' has no such option"):
+        compose(["tokenizer=rlt", "tokenizer.keep_ratio=0.5"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ours"),
+    [
+        (
+            ["experiment=val_vit_mae.yaml"],
+            "rlt evaluate experiment=k400_vit_base_eval tokenizer=none data.test=... checkpoint=...",
+        ),
+        (
+            ["experiment=val_vit_mae", "model.tokenizer_cfg.drop_policy='rlt'", "model.pretrain=a.pth"],
+            "rlt evaluate experiment=k400_vit_base_eval tokenizer=rlt checkpoint=a.pth data.test=...",
+        ),
+        (
+            ["experiment=val_vitl_mae", "+model.tokenizer_cfg={drop_policy: random, drop_param: 0.4}"],
+            "rlt evaluate experiment=k400_vit_large_eval tokenizer=random tokenizer.keep_ratio=0.4 "
+            "data.test=... checkpoint=...",
+        ),
+        (
+            ["experiment=train_vit_mae", "model.tokenizer_cfg.encode_length=True", "trainer.devices=4"],
+            "rlt train experiment=k400_vit_base_train tokenizer=rlt model.length_encoding=learned trainer.devices=4 "
+            "data.train=... data.val=... checkpoint=...",
+        ),
+        (["model.tokenizer_cfg.drop_param=0.2", "seed=1"], "tokenizer=rlt tokenizer.threshold=0.2 seed=1"),
+    ],
+)
+def test_commands_of_the_original_say_what_they_are_here(overrides: list[str], ours: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="this is a command of the original code; here it is: ") as error:
+        compose(overrides)
+    assert str(error.value).endswith(f"here it is: {ours}")
+    given = [word for word in ours.split() if "=" in word and not word.endswith("=...")]
+    assert isinstance(compose(given), Config)  # and it is one

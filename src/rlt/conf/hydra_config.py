@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
@@ -14,11 +15,13 @@ from typing import Any, get_args, get_type_hints
 from rlt.checkpoints.models import MODELS
 from rlt.checks import exclusive, one_of
 from rlt.conf import experiments
+from rlt.conf.original import in_our_words
 from rlt.conf.reference import sections
 from rlt.conf.schema import Config, DataConfig, LoggerConfig, ModelConfig, TokenizerConfig
 from rlt.data.augment import AugmentConfig
 from rlt.data.clips import ViewConfig
 from rlt.errors import InvalidArgumentError, MissingDependencyError, RltError
+from rlt.tokens.rule_files import is_rule_file, read_rule_file
 from rlt.video import ClipSpec
 
 try:
@@ -35,6 +38,9 @@ except ImportError as error:
 
 _MANIFESTS = ("train", "val", "test")
 _NOT_OF_AN_EXPERIMENT = ("tokenizer", "seed")
+_RULE = ("tokenizer", "tokenizer.rule")
+_SHARES = ("tokenizer.threshold", "tokenizer.keep_ratio", "tokenizer.max_tokens")
+"""What says how many tokens stay; the last that is given counts."""
 _PACES = ("data.clip.frame_stride", "data.clip.fps")
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
 _MOVED = {
@@ -55,6 +61,7 @@ class _Root(Config):
 def compose(overrides: Sequence[str], run: Mapping[str, Any]) -> Config:
     """See `rlt.conf.compose`."""
     given = typed(overrides)
+    opened, by_file = _opened(overrides)
     beneath, presets = _beneath(run, given), _presets()
     rule = beneath.get("tokenizer", {}).get("rule", "rlt")
     one_of(presets["tokenizer"], tokenizer=rule)
@@ -74,7 +81,7 @@ def compose(overrides: Sequence[str], run: Mapping[str, Any]) -> Config:
         store.store(group="tokenizer", name=name, node=node)
     try:
         with hydra.initialize_config_dir(str(Path(__file__).parent), version_base="1.3"):
-            composed = hydra.compose("config", [*_undone(given), *overrides])
+            composed = hydra.compose("config", [*_undone(given), *opened, *_replaced(opened, by_file, rule)])
         found = OmegaConf.to_object(composed)
     except RltError:
         raise
@@ -88,18 +95,62 @@ def compose(overrides: Sequence[str], run: Mapping[str, Any]) -> Config:
 def typed(overrides: Sequence[str]) -> dict[str, object]:
     """See `rlt.conf.typed`."""
     presets, keys, values = _presets(), _keys(), {}
-    for override in overrides:
-        if "=" not in override:
-            raise InvalidArgumentError(f"{override!r} is no option; options are written key=value")
-        name, value = _parsed(override)
+    asked = [_parsed(override) for override in overrides]
+    if theirs := in_our_words(dict(asked)):
+        raise InvalidArgumentError(f"this is a command of the original code; here it is: {theirs}")
+    for override, (name, value) in zip(overrides, asked, strict=True):
         if now := _MOVED.get(name) or _MOVED.get(f"{name}={value}"):
             raise InvalidArgumentError(f"{override} is now written {now}")
-        if name in presets and not isinstance(value, dict):
+        if name in _RULE and is_rule_file(str(value)):
+            name = "tokenizer"  # all of it is in the file, which is read when it is composed
+        elif name in presets and not isinstance(value, dict):
             one_of(presets[name], **{name: value})
         elif name not in keys:
             raise InvalidArgumentError(f"there is no option {name}{_nearest_key(name, keys)}")
         values[name] = value
     return values
+
+
+def _opened(overrides: Sequence[str]) -> tuple[list[str], bool]:
+    """Overrides with the rule and the options of a rule file in the place of its name; whether a file has the say."""
+    opened, by_file = [], False
+    for override in overrides:
+        name, value = _parsed(override)
+        if name in _RULE and not isinstance(value, dict):
+            by_file = is_rule_file(str(value))
+            if by_file:
+                rule = read_rule_file(str(value))
+                opened.append(f"tokenizer={rule.pop('rule')}")
+                opened += [f"tokenizer.{key}={json.dumps(option)}" for key, option in rule.items()]
+                continue
+        opened.append(override)
+    return opened, by_file
+
+
+def _replaced(overrides: Sequence[str], by_file: bool, rule: str) -> list[str]:
+    """Overrides that let the last of `tokenizer.threshold`, `keep_ratio` and `max_tokens` stand alone.
+
+    The rule follows it where nothing but a file, a run or a default says which one.
+
+    Args:
+        overrides: as they are typed, rule files opened.
+        by_file: whether a file says the rule.
+        rule: that of the run or the default.
+    """
+    last, typed_rule = None, None
+    for override in overrides:
+        for key, value in _leaves(*_parsed(override)):
+            if key in _SHARES and value is not None:
+                last = key
+            elif key in _RULE:
+                typed_rule = str(value)
+    if last is None:
+        return []
+    replaced = [f"{key}=null" for key in _SHARES if key != last]
+    of_last = "rlt" if last == "tokenizer.threshold" else "budget"
+    if (typed_rule is None or by_file) and (typed_rule or rule) in ("rlt", "budget"):
+        replaced.append(f"tokenizer.rule={of_last}")
+    return replaced
 
 
 def _undone(given: Mapping[str, object]) -> list[str]:
@@ -131,6 +182,8 @@ def _writable(node: Any) -> DictConfig:
 
 
 def _parsed(override: str) -> tuple[str, object]:
+    if "=" not in override:
+        raise InvalidArgumentError(f"{override!r} is no option; options are written key=value")
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
@@ -149,6 +202,9 @@ def _beneath(run: Mapping[str, Any], given: Mapping[str, object]) -> dict[str, A
     if "experiment" in chosen:
         chosen |= {name for name in run if name not in _NOT_OF_AN_EXPERIMENT}
     kept = {name: value for name, value in run.items() if name not in chosen}
+    rule = kept.get("tokenizer", {}).get("rule", "")
+    if is_rule_file(rule):
+        kept["tokenizer"] = read_rule_file(rule)
     data = run.get("data")
     if "data" in chosen and isinstance(data, Mapping):  # no preset names files
         kept["data"] = {name: data[name] for name in _MANIFESTS if name in data}

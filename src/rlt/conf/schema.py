@@ -53,7 +53,7 @@ class DataConfig:
 @dataclass
 class TokenizerConfig:
     """Which tokens the network gets: `tokenizer=NAME` chooses a rule, these are its options. Those that are not given
-    stay as the rule has them; one at most makes sense."""
+    stay as the rule has them. Of threshold, keep_ratio and max_tokens the last that is given replaces the others."""
 
     rule: str = "rlt"
     """Name of the rule, set by `tokenizer=NAME`: "rlt" drops repeats, "budget" keeps those that differ most, "none"
