@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ pytest.importorskip("lightning")
 
 import rlt
 from rlt import cli
+from rlt.cli import console
 from rlt.conf.saved import training_config
 from rlt.data.manifest import Manifest, VideoEntry, write_manifest
 from rlt.errors import InvalidArgumentError, TrainingError
@@ -301,7 +303,7 @@ def test_trials_see_few_batches(manifest: Path, tmp_path: Path, monkeypatch: pyt
 
 def test_fine_tuning_needs_weights_or_a_word(manifest: Path, tmp_path: Path) -> None:
     preset = ["experiment=k400_vit_base_train", *typed(manifest, tmp_path, "trainer.max_steps=1")]
-    preset += ["trainer.max_epochs=null", "trainer.precision=float32", "data.num_workers=0"]
+    preset += ["trainer.precision=float32", "data.num_workers=0"]
     with pytest.raises(InvalidArgumentError, match=r"checkpoint is not set, but model.new_head is.*checkpoint=none"):
         start(preset)
     assert start([*preset, "checkpoint=none"]).steps == 1
@@ -355,3 +357,22 @@ def test_evaluate_takes_json_like_every_command(
         cli.main([*command, "json=b.json"])
     assert stop.value.code == 2
     assert "give one of them" in capsys.readouterr().err
+
+
+def test_without_a_terminal_there_are_lines(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "_SECONDS_BETWEEN_LINES", 0)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", *typed(manifest, tmp_path / "run", "trainer.max_steps=2")])
+    assert not stop.value.code
+    said = capfd.readouterr().err
+    assert re.search(r"Training: 2 of 2, loss \d\.\d{3}, \d+\.\d clips/s", said), said
+    assert "Epoch" not in said
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert not stop.value.code
+    assert capsys.readouterr().out == f"rlt {rlt.__version__}\n"

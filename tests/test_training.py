@@ -363,6 +363,9 @@ def test_presets_compose(name: str) -> None:
         assert config.data.clip.sampling == "uniform"
     if name == "k400_vit_base_eval":
         assert (config.data.views.num_clips, config.data.views.num_crops) == (4, 3)
+    if config.trainer.max_epochs is not None:
+        tried = compose([f"experiment={name}", "trainer.max_steps=1"]).trainer
+        assert (tried.max_steps, tried.max_epochs) == (1, None)
     if "stride1" in name:
         assert (config.data.clip.num_frames, config.data.clip.frame_stride) == (64, 1)
 
@@ -379,6 +382,12 @@ def test_presets_compose(name: str) -> None:
         (["logger=wandbb"], "logger is 'wandbb'; allowed are default, wandb, none; did you mean 'wandb'?"),
         (["tokenizer.threshold=-1"], "threshold is -1.0; 0 or more"),
         (["trainer.precision=int8"], "trainer.precision is 'int8'; allowed are float32"),
+        (["tokenizer.treshold=1"], "there is no option tokenizer.treshold; did you mean tokenizer.threshold?"),
+        (["+tokenizer.treshold=1"], "there is no option tokenizer.treshold; did you mean tokenizer.threshold?"),
+        (
+            ["trainer.max_steps=1", "trainer.max_epochs=2"],
+            "max_steps is 1 and trainer.max_epochs is 2; give one of them",
+        ),
         (["tokeniser=rlt"], "there is no option tokeniser; did you mean tokenizer?"),
         (["trainer.max_step=3"], "there is no option trainer.max_step; did you mean trainer.max_steps?"),
         (["max_steps=3"], "there is no option max_steps; did you mean trainer.max_steps?"),

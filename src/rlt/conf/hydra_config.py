@@ -41,7 +41,8 @@ _NOT_OF_AN_EXPERIMENT = ("tokenizer", "seed")
 _RULE = ("tokenizer", "tokenizer.rule")
 _SHARES = ("tokenizer.threshold", "tokenizer.keep_ratio", "tokenizer.max_tokens")
 """What says how many tokens stay; the last that is given counts."""
-_PACES = ("data.clip.frame_stride", "data.clip.fps")
+_COUNTERPARTS = (("data.clip.frame_stride", "data.clip.fps"), ("trainer.max_steps", "trainer.max_epochs"))
+"""Options of which one is given; typing it takes back what a preset or a run says of the other."""
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
 _MOVED = {
     "tokenizer.policy": "tokenizer=NAME",
@@ -156,9 +157,13 @@ def _replaced(overrides: Sequence[str], by_file: bool, rule: str) -> list[str]:
 def _undone(given: Mapping[str, object]) -> list[str]:
     """Overrides that take back what a preset or a run says, where its counterpart is typed."""
     values = dict(chain.from_iterable(_leaves(key, value) for key, value in given.items()))
-    paces = {key: values.get(key) for key in _PACES}
-    exclusive(**paces)
-    return [f"{key}=null" for key in paces if key not in values and any(pace is not None for pace in paces.values())]
+    undone = []
+    for keys in _COUNTERPARTS:
+        pair = {key: values.get(key) for key in keys}
+        exclusive(**pair)
+        if any(value is not None for value in pair.values()):
+            undone += [f"{key}=null" for key in keys if key not in values]
+    return undone
 
 
 def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
