@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shlex
 import signal
 import statistics
 import warnings
@@ -81,6 +82,7 @@ _QUIET = (
     r"(Experiment logs|Checkpoint) directory .* exists and is not empty",  # a run that is continued
     r"The '\w+' does not have many workers",
     r"`torch.jit.script_method` is deprecated",
+    r"torch.distributed.nn.functional.all_gather is deprecated",  # which Lightning calls
     r"Total length of `list` across ranks is zero",  # without a validation manifest
 )
 """Warnings of Lightning that a user of `rlt train` can do nothing about."""
@@ -192,8 +194,8 @@ def _fit(
         trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
     except SIGTERMException:
         if trainer.is_global_zero:
-            folder = trainer.default_root_dir
-            say(f"SIGTERM: saved step {trainer.global_step}; go on with: rlt train run_dir={folder} resume=auto")
+            folder = shlex.quote(f"run_dir={trainer.default_root_dir}")
+            say(f"SIGTERM: saved step {trainer.global_step}; go on with: rlt train {folder} resume=auto")
         raise SystemExit(128 + signal.SIGTERM) from None
     except SystemExit:  # which is how Lightning ends after Ctrl-C
         if not trainer.interrupted:
@@ -382,6 +384,8 @@ def _best(trainer: Trainer, module: VideoClassifier) -> tuple[float, dict[str, T
             score = -1.0 if callback.best_model_score is None else float(callback.best_model_score)
             if last is not None and float(last) > score:  # validated after a stop, which Lightning keeps no best of
                 return float(last), module.state_dict()
+            if not callback.best_model_path:  # nothing could be validated
+                return None
             content = torch.load(callback.best_model_path, map_location=module.device, weights_only=True)
             return score, content["state_dict"]
     return None
