@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-oldest-transformers test-triton lint format figures benchmark-tables reference results-small needs-data clean
+.PHONY: help demo test test-oldest-transformers test-triton lint format figures benchmark-tables reference results-small reference-model needs-data clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -99,6 +99,10 @@ reference: $(INSTALLED)  ## Write docs/configuration.md from the code
 
 results-small: needs-data $(INSTALLED)  ## Train and evaluate on the small real data sets in DATA=FOLDER (hours), and write docs/results.md
 	$(BIN)/python scripts/results_small.py $(DATA)
+	$(BIN)/python scripts/write_tables.py
+
+reference-model: needs-data $(INSTALLED)  ## Train the reference network of docs/reference-model.md on the videos in DATA=FOLDER (about two hours on 2 cores)
+	$(BIN)/python scripts/reference_model.py $(DATA)
 	$(BIN)/python scripts/write_tables.py
 
 clean:  ## Remove the environment and everything made

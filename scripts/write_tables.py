@@ -10,6 +10,7 @@ import re
 import sys
 
 from experiment_tables import counted_memory_table, feeding_table, headline_table, memory_table
+from fidelity_tables import cost_table, fidelity_tables, motion_tables, paired_tables
 from markdown_tables import ROOT
 from performance_tables import (
     adapters_table,
@@ -20,6 +21,7 @@ from performance_tables import (
     summary_table,
     targets_table,
 )
+from reference_tables import reference_tables, trials_table
 from small_tables import small_tables
 
 PAGES = (
@@ -27,6 +29,8 @@ PAGES = (
     ROOT / "docs" / "performance.md",
     ROOT / "docs" / "results.md",
     ROOT / "docs" / "adapters.md",
+    ROOT / "docs" / "fidelity.md",
+    ROOT / "docs" / "reference-model.md",
 )
 TABLES = {
     "compare": compare_table,
@@ -41,6 +45,12 @@ TABLES = {
     "headline": headline_table,
     "adapters": adapters_table,
     "small": small_tables,
+    "cost": cost_table,
+    "fidelity": fidelity_tables,
+    "paired": paired_tables,
+    "motion": motion_tables,
+    "reference": reference_tables,
+    "trials": trials_table,
 }
 
 

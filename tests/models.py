@@ -50,6 +50,6 @@ def random_pack(seed: int, num_clips: int, most: int = 64) -> PackedTokens:
         place = torch.randperm(GRID.num_tokens, generator=generator)[:count].sort().values
         coords = torch.stack([place // 16, place // 4 % 4, place % 4], dim=1)
         patches = torch.randint(0, 256, (count, 1536), generator=generator, dtype=torch.uint8)
-        lengths = torch.randint(1, 5, (count,), generator=generator)
+        lengths = torch.minimum(torch.randint(1, 5, (count,), generator=generator), GRID.time - coords[:, 0])
         clips.append(RunLengthTokens(patches, coords, lengths, GRID))
     return rlt.pack(clips)

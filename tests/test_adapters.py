@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from collections.abc import Callable
 from itertools import pairwise
@@ -22,6 +23,7 @@ from rlt.adapters import Call, supported_models
 from rlt.errors import InvalidArgumentError
 from rlt.structures import IMAGENET_MEAN, IMAGENET_STD
 from rlt.tokens import PatchView, choose_rule
+from rlt.tokens.rules import PLAIN
 
 transformers = pytest.importorskip("transformers")
 
@@ -283,6 +285,24 @@ def test_a_layer_that_evades_packed_attention_is_an_error_not_a_wrong_answer() -
     del model.rlt.attention_modules()[0].__dict__["rlt_adapter"]
     with pytest.raises(InvalidArgumentError, match="1 of 2 layers used packed attention; transformers"):
         output_of(model, clips())
+
+
+def test_options_of_override_are_held_against_the_model_too() -> None:
+    model = rlt.patch(videomae(), threshold=0.3)
+    with pytest.raises(InvalidArgumentError, match=r"frames_per_clip is 4; VideoMAEForVideoClassification takes clips"):
+        model.rlt.override(frames_per_clip=4).__enter__()
+    with pytest.raises(InvalidArgumentError, match="frames_per_clip is 4"):
+        rlt.patch(model, frames_per_clip=4)
+    assert model.rlt.options.rule == Threshold(0.3)  # what is refused leaves the patch that is on
+
+
+def test_every_field_that_spells_out_a_rule_is_a_keyword() -> None:
+    assert set(PLAIN) <= set(inspect.signature(rlt.patch).parameters)
+    model = rlt.patch(videomae(), reference="anchor", exposure="gain")
+    assert model.rlt.options.rule == Threshold(0.1, reference="anchor", exposure="gain")
+    output_of(model, clips())
+    expected = Threshold(0.1, "anchor", "gain")(PatchView(clips(), PatchSpec(patch_size=PATCH)), seeds=range(3))
+    assert torch.equal(model.rlt.last.mask, expected)
 
 
 def test_patching_again_replaces_the_options() -> None:

@@ -20,12 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
 import rlt
-from rlt import Everything, PatchSpec, Random, adapters, assets
+from rlt import Budget, Everything, PatchSpec, Random, adapters, assets
 from rlt.adapters import Hook, Override, PackedPatch, Patch, register_adapter, tiny
 from rlt.adapters.packed import embed_patches
 from rlt.errors import InvalidArgumentError
 from rlt.network.attention import packed_attention
-from rlt.network.blocks import mean_per_clip
+from rlt.network.run_lengths import NOWHERE, RunLengthParts
 
 WIDTH, PATCH = 16, 8
 
@@ -71,6 +71,7 @@ class OwnPatch(PackedPatch):
 
     model_classes: ClassVar[tuple[str, ...]] = ("OwnNet",)
     library: ClassVar[str] = __name__
+    counted = RunLengthParts(pooling=True, attention=True, position=True)
 
     @override
     def edits(self) -> list[Override | Hook]:
@@ -95,17 +96,18 @@ class OwnPatch(PackedPatch):
 
     def embed(self, pixels: Tensor) -> Tensor:
         x_TD = embed_patches(self.begin(pixels), self.model.cut)
-        return (x_TD + self.model.position[self.call.place])[None]
+        return (x_TD + self.call.positions(self.model.position))[None]
 
     def attend(self, layer: Any, x: Tensor) -> Tensor:
         self.call.packed_calls += 1
         q_THK, k_THK, v_THK = layer.qkv(x[0])[:, None].chunk(3, dim=-1)
-        return packed_attention(q_THK, k_THK, v_THK, self.call.segments).flatten(1)[None]
+        bias_T = self.call.key_bias
+        return packed_attention(q_THK, k_THK, v_THK, self.call.segments, key_bias_T=bias_T).flatten(1)[None]
 
     def pool(self, x: Tensor) -> Tensor:
         if self.options.expand == "fill":
             return self.call.fill(x[0]).mean(1)
-        return mean_per_clip(self.remember(x)[0], self.call.segments)
+        return self.call.mean(self.remember(x)[0])
 
 
 @pytest.fixture
@@ -162,6 +164,26 @@ def test_a_registered_adapter_patches_as_the_built_in_ones_do() -> None:
 
 
 @pytest.mark.usefixtures("_own")
+@torch.no_grad()
+def test_a_users_adapter_counts_run_lengths_if_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = OwnNet()
+    model.position[16:] = model.position[:16]  # of the first time step, at both of them
+    frames = pixels()
+    for number in range(3):
+        frames[number, 1:, :, : 8 * number] = frames[number, :1, :, : 8 * number]
+    dense = model(frames)
+    rlt.patch(model, threshold=0, run_lengths="aware")
+    torch.testing.assert_close(model(frames), dense, atol=1e-5, rtol=1e-5)
+    assert model.rlt.last.num_kept == (32, 28, 24)
+    with model.rlt.override(run_lengths="ignored"):
+        assert not torch.allclose(model(frames), dense, atol=1e-3)
+    monkeypatch.setattr(OwnPatch, "counted", NOWHERE)  # as of one who leaves it out
+    with pytest.raises(InvalidArgumentError, match="but OwnNet counts them in no part; allowed are ignored"):
+        rlt.patch(model, run_lengths="aware")
+    assert rlt.patch(model).rlt.options.run_lengths == "ignored"
+
+
+@pytest.mark.usefixtures("_own")
 def test_a_layer_that_a_users_adapter_misses_is_an_error() -> None:
     model: Any = rlt.patch(OwnNet())
     del model.layers[1].__dict__["forward"]
@@ -210,6 +232,10 @@ def test_options_are_told_in_one_line() -> None:
     with model.rlt.override(keep_ratio=0.75):
         model(pixels())
         assert model.rlt.last.num_kept == (24, 24, 24)
+    with model.rlt.override(max_tokens=20), model.rlt.override(reference="anchor"):
+        assert model.rlt.options.rule == Budget(max_tokens=20, reference="anchor")
+        model(pixels())
+        assert model.rlt.last.num_kept == (20, 20, 20)
     fresh: Any = OwnNet()
     with pytest.raises(InvalidArgumentError, match="no clip was embedded; call the whole model"):
         rlt.patch(fresh).layers[0](torch.zeros(1, 4, WIDTH))
@@ -243,7 +269,7 @@ def count_waits(model: Any, frames: Tensor, monkeypatch: pytest.MonkeyPatch) -> 
         waits.counts["tolist"] += 1
         return own(self)
 
-    def attention(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
+    def attention(q: Tensor, k: Tensor, v: Tensor, *_: object, **__: object) -> Tensor:
         return F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in (q, k, v)))[0].transpose(0, 1)
 
     own, waits = Tensor.tolist, Waits()
@@ -272,6 +298,20 @@ def test_layers_do_not_wait_for_the_device(
         assert 0 < model.rlt.last.share_kept < 1
     assert found[0] == found[1]
     assert found[0]["nonzero"] == 1
+
+
+@pytest.mark.parametrize("family", ["videomae", "vivit", "vjepa2"])
+def test_counting_run_lengths_asks_the_device_no_more(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    frames = torch.randn(2, 4, 3, 32, 32)
+    frames[:, :, :, :16] = frames[:, :1, :, :16]
+    model = rlt.patch(tiny.build(family, tiny.Size(width=48, num_frames=4, image_size=32, patch_size=8)))
+    found = []
+    for text in ("ignored", "aware"):
+        with model.rlt.override(run_lengths=text):
+            found.append(count_waits(model, frames, monkeypatch))
+    assert any(model.rlt.call.parts)
+    assert found[0] == found[1]
 
 
 # What pixels were normalised by

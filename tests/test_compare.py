@@ -91,7 +91,7 @@ def test_bad_videos_do_not_stop_the_good_ones(tmp_path: Path) -> None:
         ({"clip": ClipSpec(size=70)}, "70x70 pixels are not a multiple of patch_size=16; resize or crop to 64x64"),
         ({"num_clips": 0}, "num_clips is 0"),
         ({"repeats": 0}, "repeats is 0"),
-        ({"model": "vit_enormous"}, "model is 'vit_enormous'; allowed are vit_tiny"),
+        ({"model": "vit_enormous"}, "model is 'vit_enormous'; allowed are vit_micro"),
     ],
 )
 def test_settings_are_checked_before_anything_slow(changes: dict[str, object], message: str) -> None:

@@ -29,13 +29,18 @@ HALF = (0.5, 0.5, 0.5)
 RULES = [
     Threshold(0.1),
     Threshold(0.3),
+    Threshold(0.1, reference="anchor"),
+    Threshold(0.1, exposure="gain"),
     Budget(keep_ratio=0.5),
+    Budget(keep_ratio=0.4, reference="anchor", exposure="gain"),
     Budget(max_tokens=47),
     Everything(),
     Random(),
     Random(like=Budget(keep_ratio=0.5)),
     UniformFrames(like=Threshold(0.2)),
 ]
+OWN = ("seed", "keep_first")
+"""Fields that a rule takes and no door spells out."""
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +64,7 @@ def expected(clip: Clip) -> Callable[[Rule], Tensor]:
 
 def plain(rule: Rule) -> dict[str, Any]:
     """The rule as a person writes it: its name and its options."""
-    return {
-        name: value
-        for name, value in rule_options(rule).items()
-        if name not in ("seed", "keep_first") and value is not None
-    }
+    return {name: value for name, value in rule_options(rule).items() if name not in OWN and value is not None}
 
 
 def mask_of(tokens: Any) -> Tensor:

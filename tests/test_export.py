@@ -118,10 +118,11 @@ def half_still_clips(columns: int) -> torch.Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")
+@pytest.mark.parametrize("run_lengths", ["ignored", "aware"])
 @pytest.mark.parametrize("name", ["videomae", "vivit"])
-def test_a_patched_classifier_chooses_tokens_in_the_graph(name: str, tmp_path: Path) -> None:
+def test_a_patched_classifier_chooses_tokens_in_the_graph(name: str, run_lengths: str, tmp_path: Path) -> None:
     model = classifier(name)
-    rlt.patch(model)
+    rlt.patch(model, run_lengths=run_lengths)
     program = export_patched(model, half_still_clips(16))
     assert model.rlt.last is None
     torch.export.save(program, tmp_path / "classifier.pt2")

@@ -125,14 +125,15 @@ def test_arms_of_one_level_spend_alike(result: FrontierResult) -> None:
 
 
 def test_paired_differences_are_of_the_same_videos(result: FrontierResult) -> None:
-    rows: Any = result.differences()
+    rows: Any = result.differences("aware")
     assert len(rows) == 3 * 11
     points = {
         (p.arm.family, getattr(getattr(p.arm.rule, "like", p.arm.rule), "threshold", None)): p for p in result.points
     }
     for row in rows:
-        if "threshold" in row:
-            ours, theirs = points["aware", row["threshold"]], points[row["minus"], row["threshold"]]
+        name, value = row["level"]
+        if name == "threshold":
+            ours, theirs = points["aware", value], points[row["minus"], value]
             assert row["kl"] == pytest.approx(ours.means["kl"] - theirs.means["kl"])
             assert row["kl_interval"][0] <= row["kl"] + 1e-12
             assert row["kl"] <= row["kl_interval"][1] + 1e-12

@@ -13,7 +13,7 @@ import torch
 import rlt
 from rlt import Budget, Everything, PatchSpec, Random, Rule, RunLengthTokens, Threshold, UniformFrames, register_rule
 from rlt.errors import InvalidArgumentError
-from rlt.tokens import PatchView, choose_rule, make_rule, rule_name, rule_options, tokenize_batch
+from rlt.tokens import PatchView, change_rule, choose_rule, make_rule, rule_name, rule_options, tokenize_batch
 from rlt.tokens.rule_files import write_rule_file
 
 
@@ -55,6 +55,39 @@ def test_random_keeps_as_many_as_rlt_and_depends_on_its_seed_alone() -> None:
     assert torch.equal(first[0].mask().nonzero(), first[0].coords)
     with pytest.raises(InvalidArgumentError, match="no token at t=0"):
         select(frames()[:1], Random(like=Budget(keep_ratio=0.05)), seeds=[0])[0].expand()
+
+
+ANCHOR = Threshold(0.3, reference="anchor")
+
+
+@pytest.mark.parametrize(
+    ("rule", "fields", "expected"),
+    [
+        (ANCHOR, {}, ANCHOR),
+        (ANCHOR, {"threshold": None, "exposure": None}, ANCHOR),
+        (ANCHOR, {"threshold": 0.2}, Threshold(0.2, reference="anchor")),
+        (ANCHOR, {"exposure": "gain"}, Threshold(0.3, reference="anchor", exposure="gain")),
+        (ANCHOR, {"max_tokens": 9, "reference": "previous"}, Budget(max_tokens=9)),
+        (Budget(keep_ratio=0.5, exposure="gain"), {"threshold": 0.2}, Threshold(0.2, exposure="gain")),
+        (Budget(keep_ratio=0.5), {"max_tokens": 9}, Budget(max_tokens=9)),
+        (Budget(keep_ratio=0.5), {"reference": "anchor"}, Budget(keep_ratio=0.5, reference="anchor")),
+        (Random(like=ANCHOR, seed=3), {"reference": "previous"}, Random(like=Threshold(0.3), seed=3)),
+        (Random(like=ANCHOR, seed=3), {"threshold": 0.2}, Threshold(0.2)),
+        (Everything(), {"threshold": 0.2, "reference": "anchor"}, Threshold(0.2, reference="anchor")),
+        (Everything(), {"exposure": None}, Everything()),
+    ],
+)
+def test_the_amount_that_is_given_last_replaces_the_others(rule: Rule, fields: dict[str, Any], expected: Rule) -> None:
+    assert change_rule(rule, **fields) == expected
+
+
+def test_changes_that_do_not_fit_are_told() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"reference is anchor, but Everything\(\) has no such option; give"):
+        change_rule(Everything(), reference="anchor")
+    with pytest.raises(InvalidArgumentError, match=r"threshold is 0\.1 and max_tokens is 3; give one of them"):
+        change_rule(Everything(), threshold=0.1, max_tokens=3)
+    with pytest.raises(InvalidArgumentError, match=r"reference is 'ancor'; allowed are .* did you mean 'anchor'"):
+        change_rule(Threshold(), reference="ancor")
 
 
 @pytest.mark.parametrize("ratio", [0.001, 0.25, 0.5, 1.0])

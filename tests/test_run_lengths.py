@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import get_args
 
@@ -85,7 +86,7 @@ def test_clips_of_several_sizes_and_lengths_together() -> None:
 @pytest.mark.parametrize("rule", [rlt.Everything(), rlt.Random()])
 @torch.no_grad()
 def test_lengths_of_one_change_nothing_bit_for_bit(text: str, rule: rlt.Rule) -> None:
-    model, frames = tiny_model(), torch.stack([video(1), video(2)])
+    model, frames = tiny_model(run_lengths="ignored"), torch.stack([video(1), video(2)])
     packed = rlt.pack(rlt.tokenize(frames, rule=rule, spec=SPEC))
     before = model(packed)
     model.run_lengths = text
@@ -107,10 +108,15 @@ def test_each_part_changes_something_and_all_of_them_are_aware() -> None:
 # Each part against a plain twin
 
 
+def plain_embedding(packed: PackedTokens) -> Tensor:
+    model = tiny_model(run_lengths="ignored")
+    return model.embed(packed) - model.positions(packed.place)
+
+
 @torch.no_grad()
 def test_a_token_has_the_mean_of_the_positions_over_its_run() -> None:
     model, packed = tiny_model(run_lengths="position"), dropped(video(4), 1)
-    plain = tiny_model().embed(packed) - tiny_model().positions(packed.place)
+    plain = plain_embedding(packed)
     found = model.embed(packed) - plain
     for row, (t, h, w), length in zip(found, packed.coords.tolist(), packed.lengths.tolist(), strict=True):
         places = [(later * 4 + h) * 4 + w for later in range(t, t + length)]
@@ -319,7 +325,18 @@ def test_other_words_are_one_line(text: str, hint: str) -> None:
 
 def test_it_is_saved_with_the_weights(tmp_path: Path) -> None:
     model = tiny_model()
-    assert model.run_lengths == "ignored"
-    model.run_lengths = "aware"
+    assert model.run_lengths == "aware"
+    model.run_lengths = "pooling"
     model.save_pretrained(tmp_path)
-    assert rlt.VisionTransformer.from_pretrained(tmp_path).run_lengths == "aware"
+    assert rlt.VisionTransformer.from_pretrained(tmp_path).run_lengths == "pooling"
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["run_lengths"]  # written before there was a choice
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert rlt.VisionTransformer.from_pretrained(tmp_path).run_lengths == "ignored"
+
+
+def test_named_models_take_it() -> None:
+    assert rlt.create_model("vit_tiny", run_lengths="ignored").run_lengths == "ignored"
+    assert rlt.create_model("vit_tiny").run_lengths == "aware"
+    with pytest.raises(InvalidArgumentError, match="run_lengths is 'x'"):
+        rlt.create_model("vit_tiny", run_lengths="x")

@@ -22,8 +22,13 @@ from rlt.network.tome import MergedTokens, match_tokens, merge_tokens
 from rlt.structures import PackedTokens, Segments
 
 
+def paper_model(**changes: object) -> rlt.VisionTransformer:
+    """Run lengths count nowhere: only what was merged has a size."""
+    return tiny_model(run_lengths="ignored", **changes)
+
+
 def merging_model(merge_per_block: int, **changes: object) -> rlt.VisionTransformer:
-    model = tiny_model(**changes)
+    model = paper_model(**changes)
     model.merge_per_block = merge_per_block
     return model
 
@@ -109,7 +114,7 @@ def slow_features(model: rlt.VisionTransformer, clip: rlt.RunLengthTokens, merge
 
 @pytest.mark.parametrize("merges", [1, 5, 100])
 def test_the_network_equals_its_slow_twin(merges: int) -> None:
-    model, packed = tiny_model(), packed_clips()
+    model, packed = paper_model(), packed_clips()
     merging = merging_model(merges)
     features, merged = merging.forward_features(packed), merging.forward_merged(packed)
     for clip, ours, sizes in zip(packed, features, merged.sizes.split(merged.segments.lengths), strict=True):
@@ -130,7 +135,7 @@ def test_clips_of_one_length_are_worked_on_together_with_the_same_result() -> No
 
 @pytest.mark.parametrize("length_encoding", ["none", "learned"])
 def test_merging_nothing_is_the_plain_model_bit_for_bit(length_encoding: str) -> None:
-    model, packed = tiny_model(length_encoding=length_encoding), packed_clips()
+    model, packed = paper_model(length_encoding=length_encoding), packed_clips()
     one = rlt.pack(packed.unpack()[-1])  # a single token has no partner
     expected, tokens, expected_one = model(packed), model.forward_tokens(packed), model(one)
     model.merge_per_block = 8
@@ -144,7 +149,7 @@ def test_merging_nothing_is_the_plain_model_bit_for_bit(length_encoding: str) ->
 
 
 def test_a_copy_merges_by_itself() -> None:
-    model, packed = tiny_model(), packed_clips()
+    model, packed = paper_model(), packed_clips()
     merging = copy.copy(model)
     merging.merge_per_block = 4
     assert model.merge_per_block == 0
@@ -191,7 +196,7 @@ def test_sizes_owners_and_means_conserve_every_token(lengths: list[int], merges:
 
 
 def test_features_are_the_mean_of_the_tokens_put_back() -> None:
-    model, packed = tiny_model(), packed_clips()
+    model, packed = paper_model(), packed_clips()
     merging = merging_model(7)
     tokens = merging.forward_tokens(packed)
     assert tokens.shape == model.forward_tokens(packed).shape
@@ -202,7 +207,7 @@ def test_features_are_the_mean_of_the_tokens_put_back() -> None:
 
 def test_equal_tokens_merge_without_changing_anything() -> None:
     """Proportional attention makes one token of size s act as s equal tokens."""
-    model = tiny_model()
+    model = paper_model()
     packed = rlt.pack(rlt.tokenize(torch.full((4, 32, 32, 3), 90, dtype=torch.uint8), patch_size=8, rule="none"))
     packed.coords[:] = 0  # one place for all, so that all tokens are equal
     torch.testing.assert_close(merging_model(9)(packed), model(packed), atol=1e-5, rtol=1e-5)

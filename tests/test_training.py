@@ -215,6 +215,17 @@ def test_a_longer_run_goes_on_from_a_finished_one(manifest: Path, tmp_path: Path
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_a_network_that_is_fine_tuned_is_in_training_mode(manifest: Path, tmp_path: Path) -> None:
+    run(manifest, tmp_path / "first", "trainer.max_steps=2")
+    start = [f"checkpoint={tmp_path / 'first' / 'model'}", "trainer.max_steps=2"]
+    config = compose(settings(manifest, tmp_path, *start))
+    model = build_model(config, rlt.data.manifest.read_manifest(manifest))
+    assert all(module.training for module in model.modules())
+    for name, rate in (("a", 0), ("b", 0.9)):  # stochastic depth had no effect in evaluation mode
+        run(manifest, tmp_path / name, *start, f"model.drop_path={rate}")
+    assert not torch.equal(weights(tmp_path / "a")["head.weight"], weights(tmp_path / "b")["head.weight"])
+
+
 def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(manifest: Path, tmp_path: Path) -> None:
     overrides = settings(manifest, tmp_path / "killed", "trainer.max_steps=40", "trainer.save_every=3")
     code = "import sys; from rlt.cli import main; main(['train', *sys.argv[1:]])"
@@ -375,8 +386,8 @@ def test_presets_compose(name: str) -> None:
     [
         (["tokenizer=best"], "tokenizer is 'best'; allowed are rlt, budget, none, random"),
         (["tokenizer=rtl"], "allowed are .*; did you mean 'rlt'?"),
-        (["model=vit_bas"], "model is 'vit_bas'; allowed are vit_tiny, .*; did you mean 'vit_base'?"),
-        (["model.name=vit_bas"], "model.name is 'vit_bas'; allowed are vit_tiny, .*; did you mean 'vit_base'?"),
+        (["model=vit_bas"], "model is 'vit_bas'; allowed are vit_micro, .*; did you mean 'vit_base'?"),
+        (["model.name=vit_bas"], "model.name is 'vit_bas'; allowed are vit_micro, .*; did you mean 'vit_base'?"),
         (["experiment=k400"], "experiment is 'k400'; allowed are .*; did you mean 'k400_vit_base_eval'?"),
         (["data=ssv3"], "data is 'ssv3'; allowed are kinetics400, .*; did you mean 'ssv2'?"),
         (["logger=wandbb"], "logger is 'wandbb'; allowed are default, wandb, none; did you mean 'wandb'?"),
@@ -471,7 +482,9 @@ def test_what_is_typed_is_read_as_hydra_reads_it() -> None:
 def test_the_last_of_threshold_and_budgets_counts(
     tmp_path: Path, overrides: list[str], expected: tuple[object, ...]
 ) -> None:
-    rlt.files.write_json(tmp_path / "rule.json", {"rule": {"rule": "rlt", "threshold": 0.4}})
+    rlt.files.write_json(
+        tmp_path / "rule.json", {"rule": {"rule": "rlt", "threshold": 0.4, "reference": "previous", "exposure": "none"}}
+    )
     given = [override.replace("FILE", str(tmp_path / "rule.json")) for override in overrides]
     for run in ({}, {"rule": "rlt", "threshold": 0.3}, {"rule": "budget", "max_tokens": 3}):
         found = compose(given, run={"tokenizer": run} if run else {}).tokenizer

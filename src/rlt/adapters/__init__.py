@@ -78,7 +78,10 @@ def patch(
     threshold: float | None = None,
     keep_ratio: float | None = None,
     max_tokens: int | None = None,
+    reference: str | None = None,
+    exposure: str | None = None,
     rule: Rule | str | None = None,
+    run_lengths: str | None = None,
     expand: Expand | None = None,
     frames_per_clip: int | None = None,
     pixel_mean: RGB | None = None,
@@ -96,8 +99,12 @@ def patch(
             given.
         keep_ratio: keep this share of each clip's tokens instead, those that differ most, see `rlt.Budget`.
         max_tokens: keep at most so many of each clip's tokens instead.
+        reference: "previous" (paper) or "anchor", what a token is compared with, see `rlt.Threshold`.
+        exposure: "none" (paper) or "gain", whether a change of exposure is undone first, see `rlt.Threshold`.
         rule: any rule instead, or the name of one, see `rlt.tokens.rules`.
-        expand: see `PatchOptions`, as for what follows.
+        run_lengths: "aware" lets a kept token count as often as it stood, "ignored" once (paper); see `PatchOptions`,
+            as for what follows.
+        expand: whether outputs per token go back on the full grid.
         frames_per_clip: for image models.
         pixel_mean: where the processor beside the checkpoint is not the one that `pixel_values` come from.
         pixel_std: as above.
@@ -110,10 +117,18 @@ def patch(
         MissingDependencyError: if the installed transformers is too old.
     """
     kind = _adapter_of(model)
-    chosen = choose_rule(rule, threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens)
-    options = PatchOptions(chosen, expand, frames_per_clip, pixel_mean, pixel_std)
+    chosen = choose_rule(
+        rule,
+        threshold=threshold,
+        keep_ratio=keep_ratio,
+        max_tokens=max_tokens,
+        reference=reference,
+        exposure=exposure,
+    )
+    options = PatchOptions(chosen, expand, frames_per_clip, pixel_mean, pixel_std, run_lengths)
+    adapter = kind(model, options)  # which may refuse, and leaves a patch from before as it was
     unpatch(model)
-    kind(model, options).attach()
+    adapter.attach()
     return model
 
 

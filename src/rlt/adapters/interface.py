@@ -162,6 +162,8 @@ def rlt_packed(
     """transformers' attention function for packed clips: [1, H, T, K] -> [1, T, H, K], and no attention weights."""
     adapter: InterfacePatch | None = module.__dict__.get("rlt_adapter")
     if adapter is None:  # of a patched model, but on whole clips, such as a pooler
+        if attention_mask is not None and attention_mask.is_floating_point():
+            attention_mask = attention_mask.to(query.dtype)
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
         )
@@ -174,8 +176,9 @@ def rlt_packed(
         )
     call = adapter.call
     call.packed_calls += 1
-    q_THK, k_THK, v_THK = (x[0].transpose(0, 1) for x in (query, key, value))
-    return adapter.attention(q_THK, k_THK, v_THK, call.segments)[None], None
+    # Turned by fractional positions, queries and keys of half precision come as float32.
+    q_THK, k_THK, v_THK = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
+    return adapter.attention(q_THK, k_THK, v_THK, call.segments, key_bias_T=call.key_bias)[None], None
 
 
 def register_attention() -> None:

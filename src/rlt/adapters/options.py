@@ -10,13 +10,15 @@ from torch import Tensor
 
 from rlt.checks import Renamed, at_least, one_of
 from rlt.errors import InvalidArgumentError
+from rlt.network.run_lengths import IGNORED, NOWHERE, RunLengthParts
 from rlt.structures import RGB, token_at_place
 from rlt.tokens import Rule, Threshold, choose_rule
+from rlt.tokens.rules import PLAIN, change_rule
 from rlt.tokens.tokenize import POLICY
 
 Expand = Literal["fill"]
-PLAIN = ("threshold", "keep_ratio", "max_tokens")
-"""What says which rule to take where none is given; see `rlt.tokens.choose_rule`."""
+DEFAULT_RUN_LENGTHS = IGNORED
+"""What `run_lengths` is where none is given and the model can count them."""
 MOVED = {"policy": POLICY, "seed": "give rule=rlt.Random(seed=...)"}
 """Options of earlier versions, and what is written instead."""
 
@@ -37,6 +39,10 @@ class PatchOptions:
     beside the checkpoint says, or else that of the family."""
     pixel_std: RGB | None = None
     """As above: the standard deviation of each channel on the scale 0..1."""
+    run_lengths: str | None = None
+    """Where a kept token counts as often as it stood, without training: "aware" for everywhere in the model, "ignored"
+    for nowhere (paper), or parts joined by "+", such as "pooling+attention"; see `rlt.network.run_lengths`. None, which
+    no patched model has, is `DEFAULT_RUN_LENGTHS`, and "ignored" for models that cannot count them."""
 
     def __post_init__(self) -> None:
         if self.expand not in (None, "fill"):
@@ -44,6 +50,13 @@ class PatchOptions:
         if self.expand == "fill":
             self.check_runs("expand is 'fill'")
         at_least(1, frames_per_clip=self.frames_per_clip)
+        if self.run_lengths is not None:
+            RunLengthParts.of(self.run_lengths)
+
+    @property
+    def parts(self) -> RunLengthParts:
+        """Where run lengths count; nowhere for a rule whose tokens stand for themselves alone."""
+        return NOWHERE if self.run_lengths is None or not self.rule.runs else RunLengthParts.of(self.run_lengths)
 
     def check_runs(self, reason: str) -> None:
         """Hold that every place has a token that stands for it, which rules such as `rlt.Random` do not give."""
@@ -51,15 +64,15 @@ class PatchOptions:
             raise InvalidArgumentError(f"{reason}, but tokens of {self.rule} stand for no others; use another rule")
 
     def changed(self, **changes: Any) -> PatchOptions:
-        """The same with other values; `threshold`, `keep_ratio` and `max_tokens` say what `rule` is."""
+        """The same with other values; those that spell out a rule change `rule` as `rlt.tokens.change_rule` says."""
         allowed = [*PLAIN, *(field.name for field in fields(self))]
         for name in changes:
             if name in MOVED:
                 raise InvalidArgumentError(f"{name} is no option any more; {MOVED[name]}")
             one_of(allowed, option=name)
-        asked = {name: changes.pop(name) for name in (*PLAIN, "rule") if name in changes}
-        if any(value is not None for value in asked.values()):
-            changes["rule"] = choose_rule(**asked)
+        plain = {name: changes.pop(name) for name in PLAIN if name in changes}
+        rule = changes.pop("rule", None)
+        changes["rule"] = change_rule(self.rule, **plain) if rule is None else choose_rule(rule, **plain)
         return replace(self, **changes)
 
 

@@ -22,9 +22,13 @@ from rlt.adapters.options import LastForward
 from rlt.adapters.patching import Patch
 from rlt.adapters.statistics import warn_unless_normalised
 from rlt.errors import InvalidArgumentError
+from rlt.network.blocks import mean_per_clip
+from rlt.network.positions import mean_over_runs
+from rlt.network.run_lengths import NOWHERE, RunLengthParts, key_bias, pooling_weights
 from rlt.structures import Segments
 from rlt.tokens import PatchView
 from rlt.tokens.rules import apply_rule
+from rlt.tokens.tokenize import length_at_place
 
 
 @dataclass(eq=False)
@@ -46,21 +50,43 @@ class Call:
     """Where each clip, or each frame that has tokens, begins and ends in the packed sequence."""
     extra: int = 0
     """Tokens that each segment has in front of those of patches."""
+    parts: RunLengthParts = NOWHERE
+    """Where run lengths count in this call: nowhere if all are 1, so that nothing changes bit for bit."""
+    runs: Tensor | None = None
+    """int64 [kept tokens]: for how many time steps each stands; None where they count nowhere."""
+    key_bias: Tensor | None = None
+    """float32 [T]: what attention adds to the logits of each key; None where run lengths do not count in it."""
     packed_calls: int = 0
     """Layers that have run packed attention so far."""
 
     @classmethod
-    def of(cls, mask: Tensor, extra: int = 0, *, by_frame: bool = False) -> Call:
-        """Begin with which tokens to keep, bool [B, T', H', W']; segments are clips, or frames."""
+    def of(cls, mask: Tensor, extra: int = 0, *, by_frame: bool = False, parts: RunLengthParts = NOWHERE) -> Call:
+        """Begin with which tokens to keep, bool [B, T', H', W']; segments are clips, or frames.
+
+        `parts` says where run lengths shall count, for segments that are clips.
+        """
         counts_S = (mask.flatten(0, 1) if by_frame else mask).flatten(1).sum(1)
+        exporting = torch.compiler.is_exporting()
+        length_at = length_at_place(mask) if any(parts) else None
+        if length_at is None or exporting:
+            counts = counts_S.tolist()
+        else:
+            *counts, longer = torch.cat([counts_S, ((length_at > 1) & mask).sum()[None]]).tolist()
+            if not longer:
+                parts, length_at = NOWHERE, None
         # Without extra tokens a frame that repeats the one before has nothing to run.
-        num_kept = tuple(count for count in counts_S.tolist() if not by_frame or count + extra)
-        if torch.compiler.is_exporting():  # a graph knows no lengths, and its attention asks for offsets alone
+        num_kept = tuple(count for count in counts if not by_frame or count + extra)
+        if exporting:  # a graph knows no lengths, and its attention asks for offsets alone
             offsets = F.pad((counts_S + extra).cumsum(0), (1, 0)).to(torch.int32)
             segments = Segments(offsets, bound=mask[0].numel() + extra)
         else:
             segments = Segments.from_lengths([count + extra for count in num_kept], device=mask.device)
-        return cls(LastForward(mask), mask.nonzero(), counts_S, num_kept, segments, extra)
+        coords = mask.nonzero()
+        runs = None if length_at is None else length_at[coords.unbind(1)]
+        call = cls(LastForward(mask), coords, counts_S, num_kept, segments, extra, parts, runs)
+        if parts.attention:
+            call.key_bias = key_bias(call.lengths)
+        return call
 
     @property
     def place(self) -> Tensor:
@@ -96,12 +122,41 @@ class Call:
         """E + L keys of each segment."""
         return Segments.from_lengths([self.rows.shape[1]] * len(self.segments), device=self.rows.device)
 
+    @property
+    def lengths(self) -> Tensor:
+        """int64 [T]: how often each token counts, 1 for extra ones, and for all where run lengths count nowhere."""
+        runs_N = torch.ones_like(self.coords[:, 0]) if self.runs is None else self.runs
+        return self.behind(runs_N.new_ones(self.extra), runs_N)
+
+    @property
+    def pooling_weights(self) -> Tensor | None:
+        """float32 [T], 1 in the mean of each segment; None where run lengths do not count in pooling."""
+        return pooling_weights(self.lengths, self.segments) if self.parts.pooling else None
+
+    @property
+    def time(self) -> Tensor:
+        """[kept tokens]: the time step of each, int64, or where run lengths count in positions the middle of its run,
+        float32."""
+        first_N = self.coords[:, 1]
+        return first_N + (self.runs - 1).float() / 2 if self.parts.position and self.runs is not None else first_N
+
     def positions(self, table_LD: Tensor) -> Tensor:
-        """Rows of a table with one per place of a grid -> those of the kept tokens, [kept tokens, D]."""
-        return table_LD.index_select(0, self.place)
+        """Rows of a table with one per place of a grid -> those of the kept tokens, [kept tokens, D].
+
+        Where run lengths count in positions, they are means over the rows of each token's run.
+        """
+        if not self.parts.position or self.runs is None:
+            return table_LD.index_select(0, self.place)
+        _, time, height, width = self.kept.mask.shape
+        return mean_over_runs(table_LD, self.place, self.runs, height * width, longest=time)
+
+    def mean(self, x_TD: Tensor) -> Tensor:
+        """Mean of the tokens of each segment, by `pooling_weights` if there are any: [T, D] -> [segments, D]."""
+        weights_T = self.pooling_weights
+        return mean_per_clip(x_TD if weights_T is None else x_TD * weights_T[:, None].to(x_TD.dtype), self.segments)
 
     def behind(self, extra_ED: Tensor, x_ND: Tensor) -> Tensor:
-        """Put the same extra tokens in front of each segment's kept ones -> [T, D]."""
+        """Put the same extra tokens in front of each segment's kept ones -> [T, D]; the same for numbers, [T]."""
         return torch.cat([part for x_nD in x_ND.split(self.num_kept) for part in (extra_ED, x_nD)])
 
     def fill(self, x_TD: Tensor) -> Tensor:
@@ -165,7 +220,8 @@ class PackedPatch(Patch):
         """
         tubelet_size, patch_size = self.token_size()
         self._check_shape(pixel_values)
-        self._call = call = Call.of(self.choose(pixel_values), self.extra_tokens, by_frame=self.by_frame)
+        mask, parts = self.choose(pixel_values), self.options.parts
+        self._call = call = Call.of(mask, self.extra_tokens, by_frame=self.by_frame, parts=parts)
         self.last = call.kept
         places = pixel_values.unflatten(4, (-1, patch_size)).unflatten(3, (-1, patch_size))
         places = places.unflatten(1, (-1, tubelet_size)).permute(0, 1, 4, 6, 3, 2, 5, 7)

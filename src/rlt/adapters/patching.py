@@ -5,14 +5,16 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
 
-from rlt.adapters.options import LastForward, PatchOptions
+from rlt.adapters.options import DEFAULT_RUN_LENGTHS, LastForward, PatchOptions
 from rlt.adapters.statistics import Statistics, checkpoint_statistics
 from rlt.errors import InvalidArgumentError
+from rlt.network.run_lengths import AWARE, IGNORED, NOWHERE, RunLengthParts
 from rlt.structures import IMAGENET_MEAN, IMAGENET_STD, PatchSpec
 
 
@@ -50,14 +52,12 @@ class Patch(abc.ABC):
     """Top-level package that the classes come from."""
     takes_images: ClassVar[bool] = False
     """Whether a call takes frames as a batch of images."""
+    counts_once: ClassVar[str] = ""
+    """Why run lengths do not count in other parts than `counted` has, for messages."""
 
     def __init__(self, model: nn.Module, options: PatchOptions) -> None:
-        if options.frames_per_clip is not None and not self.takes_images:
-            raise InvalidArgumentError(
-                f"frames_per_clip is {options.frames_per_clip}; {type(model).__name__} takes clips, leave it out"
-            )
         self.model: Any = model  # classes of other libraries, whose attributes no type checker knows
-        self.options = options
+        self.options = self.settle(options)
         self._trained_with = checkpoint_statistics(model) or self.default_statistics()
         self.last: LastForward | None = None
         """What the last call kept; None before the first."""
@@ -81,6 +81,34 @@ class Patch(abc.ABC):
         """How the model cuts frames into tokens, and what their pixels are normalised by."""
         mean, std = self._trained_with
         return PatchSpec(*self.token_size(), self.options.pixel_mean or mean, self.options.pixel_std or std)
+
+    @property
+    def counted(self) -> RunLengthParts:
+        """Where run lengths can count in this model, if they are asked to."""
+        return NOWHERE
+
+    def settle(self, options: PatchOptions) -> PatchOptions:
+        """Options as this model takes them, with nothing left open.
+
+        Raises:
+            InvalidArgumentError: for what it cannot do.
+        """
+        name = type(self.model).__name__
+        if options.frames_per_clip is not None and not self.takes_images:
+            raise InvalidArgumentError(
+                f"frames_per_clip is {options.frames_per_clip}; {name} takes clips, leave it out"
+            )
+        counted = self.counted
+        text = options.run_lengths or (DEFAULT_RUN_LENGTHS if any(counted) else IGNORED)
+        asked = RunLengthParts.of(text).names if text != AWARE else counted.names or (AWARE,)
+        if not set(asked) <= set(counted.names):
+            where = " and ".join(counted.names) or "no part"
+            allowed = ", ".join([AWARE, IGNORED, *counted.names] if any(counted) else [IGNORED])
+            why = f" ({self.counts_once})" if self.counts_once else ""
+            raise InvalidArgumentError(
+                f"run_lengths is {text!r}, but {name} counts them in {where}{why}; allowed are {allowed}"
+            )
+        return replace(options, run_lengths=text)
 
     @abc.abstractmethod
     def edits(self) -> Sequence[Override | Hook]:
@@ -135,7 +163,7 @@ class Patch(abc.ABC):
             InvalidArgumentError: for values out of range, or a name that is no option.
         """
         before = self.options
-        self.options = before.changed(**changes)
+        self.options = self.settle(before.changed(**changes))
         try:
             yield
         finally:

@@ -40,6 +40,7 @@ class TimmViTAdapter(PackedPatch):
     any_number_of_frames = True
     takes_images: ClassVar[bool] = True
     by_frame: ClassVar[bool] = True
+    counts_once: ClassVar[str] = "a frame sees a whole picture, in which every token stands once"
     attention = staticmethod(packed_cross_attention)
     """What runs within; another function of the same signature to compare with."""
 
@@ -47,7 +48,11 @@ class TimmViTAdapter(PackedPatch):
         super().__init__(model, options)
         _check_supported(self.model)
         self.extra_tokens = self.model.num_prefix_tokens
+
+    @override
+    def settle(self, options: PatchOptions) -> PatchOptions:
         options.check_runs("frames see a whole picture")
+        return super().settle(options)
 
     @override
     def default_statistics(self) -> Statistics:
@@ -87,7 +92,6 @@ class TimmViTAdapter(PackedPatch):
 
     def embed(self, images: Tensor) -> Tensor:
         """Pixels [F, C, H, W], normalised float or uint8 -> embeddings of the kept patches [1, N, D]."""
-        self.options.check_runs("frames see a whole picture")
         drops = (getattr(getattr(module, "attn_drop", None), "p", 0) for module in self.attention_modules())
         if self.model.training and any(drops):
             raise InvalidArgumentError(

@@ -13,7 +13,7 @@ from typing_extensions import override
 from rlt.adapters.interface import InterfacePatch
 from rlt.adapters.packed import embed_patches
 from rlt.errors import InvalidArgumentError
-from rlt.network.blocks import mean_per_clip
+from rlt.network.run_lengths import RunLengthParts
 
 
 class VideoMAEAdapter(InterfacePatch):
@@ -26,6 +26,12 @@ class VideoMAEAdapter(InterfacePatch):
     def last_module(self) -> nn.Module:
         return self.encoder.encoder
 
+    @property
+    @override
+    def counted(self) -> RunLengthParts:
+        pools = self.encoder is not self.model and self.model.config.use_mean_pooling
+        return RunLengthParts(pooling=pools, attention=True, position=True)
+
     @override
     def attention_modules(self) -> list[nn.Module]:
         return [layer.attention.attention for layer in self.encoder.encoder.layer]
@@ -36,10 +42,9 @@ class VideoMAEAdapter(InterfacePatch):
             raise InvalidArgumentError("bool_masked_pos is given, but a patched model chooses tokens; rlt.unpatch it")
         embeddings = self.encoder.embeddings
         x_TD = embed_patches(self.begin(pixel_values), embeddings.patch_embeddings.projection)
-        return (x_TD + self.call.positions(embeddings.position_embeddings[0].to(x_TD)))[None]
+        positions_LD = embeddings.position_embeddings[0].to(x_TD.device)  # which the model does not move
+        return (x_TD + self.call.positions(positions_LD).to(x_TD.dtype))[None]
 
     @override
     def pool_clips(self, x_TD: Tensor) -> Tensor:
-        return (
-            mean_per_clip(x_TD, self.call.segments) if self.model.config.use_mean_pooling else super().pool_clips(x_TD)
-        )
+        return self.call.mean(x_TD) if self.model.config.use_mean_pooling else super().pool_clips(x_TD)

@@ -15,6 +15,7 @@ from rlt.adapters.packed import embed_patches
 from rlt.adapters.patching import square_side
 from rlt.adapters.statistics import Statistics
 from rlt.errors import InvalidArgumentError
+from rlt.network.run_lengths import RunLengthParts
 
 
 class ViViTAdapter(InterfacePatch):
@@ -22,6 +23,11 @@ class ViViTAdapter(InterfacePatch):
 
     model_classes: ClassVar[tuple[str, ...]] = ("VivitForVideoClassification", "VivitModel")
     extra_tokens = 1
+
+    @property
+    @override
+    def counted(self) -> RunLengthParts:
+        return RunLengthParts(pooling=False, attention=True, position=True)
 
     @override
     def attention_modules(self) -> list[nn.Module]:

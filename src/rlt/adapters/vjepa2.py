@@ -5,6 +5,8 @@ Shape legend: B clips, T kept tokens of all clips, L tokens of a clip before dro
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +16,7 @@ from typing_extensions import override
 from rlt.adapters.interface import InterfacePatch
 from rlt.adapters.packed import embed_patches
 from rlt.adapters.patching import Hook, Override
+from rlt.network.run_lengths import RunLengthParts, key_bias
 
 
 class VJEPA2Adapter(InterfacePatch):
@@ -40,6 +43,11 @@ class VJEPA2Adapter(InterfacePatch):
             found.append(Override(self.model.pooler, "forward", self.pool))
         return found
 
+    @property
+    @override
+    def counted(self) -> RunLengthParts:
+        return RunLengthParts(pooling=hasattr(self.model, "pooler"), attention=True, position=True)
+
     @override
     def attention_modules(self) -> list[nn.Module]:
         return [layer.attention for layer in self.encoder.layer]
@@ -58,15 +66,42 @@ class VJEPA2Adapter(InterfacePatch):
         return embed_patches(self.begin(pixel_values_videos), self.encoder.embeddings.patch_embeddings.proj)[None]
 
     def positions(self, x: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Time, row and column of each kept token, int64 [T] each: what the rotary embedding turns by."""
+        """Time, row and column of each kept token, [T] each: what the rotary embedding turns by."""
         del x, masks
-        _, time, row, column = self.call.coords.unbind(1)
-        return time, row, column
+        _, _, row, column = self.call.coords.unbind(1)
+        return self.call.time, row, column
 
     def pool(self, hidden_state: Tensor) -> Tensor:
         """Pool [B, L, D] -> [B, D], clip by clip over the kept tokens, or over the filled grid if that is asked for."""
-        forward, pooler = type(self.model.pooler).forward, self.model.pooler
+        call, pooler = self.call, self.model.pooler
+        forward = type(pooler).forward
         if self.options.expand == "fill":
             return forward(pooler, hidden_state)
-        kept_clips = zip(hidden_state, self.call.kept.mask.flatten(1), strict=True)
-        return torch.cat([forward(pooler, clip[kept][None]) for clip, kept in kept_clips])
+        clips = [clip[kept][None] for clip, kept in zip(hidden_state, call.kept.mask.flatten(1), strict=True)]
+        if not call.parts.pooling:
+            return torch.cat([forward(pooler, clip) for clip in clips])
+        biases = key_bias(call.lengths).split(call.num_kept)
+        return torch.cat([forward(_with_bias(pooler, bias), clip) for clip, bias in zip(clips, biases, strict=True)])
+
+
+def _with_bias(pooler: Any, key_bias_n: Tensor) -> Any:
+    """What the pooler's own `forward` needs of it, with a bias of the keys [n] as the mask of its layers.
+
+    Layers get it as an argument, so that it is still theirs when checkpointing runs them anew.
+    """
+    mask_111n = key_bias_n[None, None, None]
+    return SimpleNamespace(
+        query_tokens=pooler.query_tokens,
+        self_attention_layers=[_masked(layer, mask_111n) for layer in pooler.self_attention_layers],
+        cross_attention_layer=_masked(pooler.cross_attention_layer, mask_111n),
+    )
+
+
+def _masked(layer: Any, mask_111n: Tensor) -> Callable[..., Any]:
+    """The layer with this mask in place of the None that the pooler gives it."""
+
+    def run(*hidden_states: Tensor, attention_mask: None = None) -> Any:
+        del attention_mask
+        return layer(*hidden_states, attention_mask=mask_111n)
+
+    return run

@@ -6,6 +6,7 @@ from rlt.checks import one_of
 from rlt.network.vit import ViTConfig
 
 MODELS: dict[str, ViTConfig] = {
+    "vit_micro": ViTConfig(width=192, depth=6, num_heads=3, mlp_width=768),
     "vit_tiny": ViTConfig(width=192, depth=12, num_heads=3, mlp_width=768),
     "vit_small": ViTConfig(width=384, depth=12, num_heads=6, mlp_width=1536),
     "vit_base": ViTConfig(width=768, depth=12, num_heads=12, mlp_width=3072),
@@ -13,7 +14,7 @@ MODELS: dict[str, ViTConfig] = {
     "vit_huge": ViTConfig(width=1280, depth=32, num_heads=16, mlp_width=5120),
     "vit_giant": ViTConfig(width=1408, depth=40, num_heads=16, mlp_width=6144, patch_size=14),
 }
-"""Sizes of VideoMAE and VideoMAEv2 at 16 frames of 224x224 pixels."""
+"""Sizes of VideoMAE and VideoMAEv2 at 16 frames of 224x224 pixels, and vit_micro, which a CPU trains."""
 NUM_HEADS = {config.width: config.num_heads for config in MODELS.values()}
 """Width -> attention heads of the published models. No tensor tells the number, and a wrong one fits silently."""
 

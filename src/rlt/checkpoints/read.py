@@ -30,6 +30,7 @@ from rlt.checkpoints.state_maps import (
 from rlt.checks import some
 from rlt.errors import CheckpointError
 from rlt.network.positions import sinusoid_table
+from rlt.network.run_lengths import IGNORED
 from rlt.network.vit import MODEL_TYPE, VisionTransformer, ViTConfig
 
 _WRAPPERS = ("module", "model", "state_dict")
@@ -110,7 +111,7 @@ def create_model(
         new_head: see `read_checkpoint`.
         num_heads: attention heads where they are not those of the named size.
         run_lengths: where run lengths count, "aware", "ignored" or parts (`rlt.network.run_lengths`); None as the
-            checkpoint says, "ignored" without one.
+            checkpoint says; "aware" without one, and for networks that were trained on all tokens.
 
     Returns:
         The model; `model.config.labels` holds class names where the checkpoint has them.
@@ -347,7 +348,9 @@ def _config_of_tensors(
     )
     if "length_embed" in state:
         time_steps = state["length_embed"].numel() // width
-        return config.replace(length_encoding="learned", num_frames=time_steps * patches.tubelet_size)
+        # It was trained with run lengths as a learned embedding, and without counting them.
+        frames = time_steps * patches.tubelet_size
+        return config.replace(length_encoding="learned", run_lengths=IGNORED, num_frames=frames)
     places_per_step = (config.image_size // patches.patch_size) ** 2
     if opened.num_positions and opened.num_positions % places_per_step == 0:
         return config.replace(num_frames=opened.num_positions // places_per_step * patches.tubelet_size)

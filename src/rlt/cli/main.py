@@ -63,7 +63,7 @@ Model = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="Size of the network: vit_tiny, vit_small, vit_base, vit_large, vit_huge or vit_giant.",
+        help="Size of the network: vit_micro, vit_tiny, vit_small, vit_base, vit_large, vit_huge or vit_giant.",
     ),
 ]
 RuleName = Annotated[

@@ -102,26 +102,31 @@ def evaluation_report(result: EvaluationResult) -> RenderableType:
 
 def frontier_report(result: FrontierResult) -> RenderableType:
     """A row for each arm, level by level, and what counting run lengths changes against the paper's way."""
-    table = _table("arm", "rule", "tokens", "FLOPs", "same top-1", "KL to dense", "cosine", "accuracy")
+    table = _table("arm", "at", "tokens", "FLOPs", "same top-1", "KL to dense", "accuracy")
     for point in result.points:
         means = point.means
         table.add_row(
             point.arm.family,
-            rule_line(point.arm.rule),
+            f"{point.arm.level[1]:g}",
             f"{means['tokens_kept']:.1%}",
             f"{means['flops_share']:.1%}",
-            _percent(point.agreement),
+            f"{means['agrees']:.1%}",
             f"{means['kl']:.4f}",
-            f"{means['cosine']:.4f}",
-            _percent(point.accuracy),
+            f"{means['correct']:.1%}",
         )
     title = f"{len(result.videos):,} videos, dense accuracy {result.dense_accuracy:.1%}; 95 % intervals over videos"
     parts: list[RenderableType] = [Text(title, style="bold"), table]
-    for row in result.differences():
+    for row in result.differences("aware"):
         if row["minus"] == "paper":
+            name, value = row["level"]
             low, high = row["kl_interval"]
-            level = ", ".join(f"{name} {row[name]:g}" for name in ("threshold", "keep_ratio") if name in row)
-            parts.append(Text(f"{level}: KL of aware minus the paper's {row['kl']:+.4f} ({low:+.4f} to {high:+.4f})"))
+            agree, (least, most) = row["top1_agreement"], row["top1_agreement_interval"]
+            parts.append(
+                Text(
+                    f"{name} {value:g}: aware minus paper: KL {row['kl']:+.4f} ({low:+.4f} to {high:+.4f}), same top-1 "
+                    f"{100 * agree:+.1f} points ({100 * least:+.1f} to {100 * most:+.1f})"
+                )
+            )
     if result.failed:
         parts.append(Text(f"Not measured: {len(result.failed)}, the first: {': '.join(result.failed[0])}", style="red"))
     return Group(*parts)

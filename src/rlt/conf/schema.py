@@ -118,7 +118,8 @@ class ModelConfig:
     """Tokens that each block merges away (ToMe), 0 or more; best with tokenizer=none."""
     run_lengths: str | None = None
     """Where run lengths count: "aware" everywhere, "ignored" nowhere (the paper), or parts, such as
-    "pooling+attention"; as the checkpoint says if not given."""
+    "pooling+attention". If not given, evaluation does as the checkpoint says, which is "aware" for networks that were
+    trained on all tokens, and training ignores them unless the checkpoint is one of ours that says otherwise."""
 
     def __post_init__(self) -> None:
         one_of(MODELS, **{"model.name": self.name})

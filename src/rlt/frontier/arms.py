@@ -45,6 +45,15 @@ class FrontierArm:
         return f"{self.family}|{self.rule!r}|{self.run_lengths}"
 
     @property
+    def level(self) -> tuple[str, float]:
+        """Threshold or share, its own or that of the rule whose count it meets: arms are compared at the same level."""
+        rule = getattr(self.rule, "like", self.rule)
+        for name in ("threshold", "keep_ratio", "max_tokens"):
+            if (value := getattr(rule, name, None)) is not None:
+                return name, float(value)
+        return "rule", 0.0
+
+    @property
     def merges(self) -> bool:
         """Whether all tokens go in, and so many are merged in every block that FLOPs are those of `rule`."""
         return self.family == "token merging"

@@ -19,6 +19,8 @@ COLUMNS = ("agrees", "kl", "cosine", "correct", "tokens_kept", "flops", "flops_s
 """Of one view under one arm: whether its most probable class is the dense network's; the Kullback-Leibler divergence of
 its probabilities from the dense ones, in nats; cosine of the features; whether the class is right; tokens and FLOPs."""
 _SETTINGS = ("clip", "views", "device", "dtype", "seed", "decoder")
+_HELD_AGAINST = ("aware", "anchor", "anchor+gain")
+"""Families that the others are subtracted from."""
 _RESAMPLES = 2000
 _MOTION_GROUPS = ("still", "some motion", "much motion")
 
@@ -95,16 +97,16 @@ class FrontierResult:
             if len(part)
         }
 
-    def differences(self, family: str = "aware") -> list[dict[str, Any]]:
+    def differences(self, family: str) -> list[dict[str, Any]]:
         """`family` minus every other arm with the same threshold or share, video by video, with paired intervals."""
         weights, found = _bootstrap_weights(len(self.videos)), []
-        ours = {_level(arm): members for members in self._groups for arm in members[:1] if arm.family == family}
+        ours = {arm.level: members for members in self._groups for arm in members[:1] if arm.family == family}
         for members in self._groups:
             arm = members[0]
-            if arm.family == family or _level(arm) not in ours:
+            if arm.family == family or arm.level not in ours:
                 continue
-            change = self._table(ours[_level(arm)]) - self._table(members)
-            row: dict[str, Any] = {"arm": family, "minus": arm.family, **dict([_level(arm)])}
+            change = self._table(ours[arm.level]) - self._table(members)
+            row: dict[str, Any] = {"arm": family, "minus": arm.family, "level": list(arm.level)}
             for name, column in (("top1_agreement", "agrees"), ("kl", "kl"), ("accuracy", "correct")):
                 interval = _interval(change[:, COLUMNS.index(column)], weights)
                 row |= {name: interval.value, f"{name}_interval": [interval.low, interval.high]}
@@ -122,7 +124,7 @@ class FrontierResult:
             "views_per_video": len(next(iter(self.videos[0].values.values()))),
             "dense_accuracy": self.dense_accuracy,
             "points": [point.to_json() for point in self.points],
-            "aware_minus": self.differences(),
+            "differences": [row for family in _HELD_AGAINST for row in self.differences(family)],
             "by_motion": groups,
             "failed": [{"path": path, "reason": reason} for path, reason in self.failed],
             "settings": {name: value for name, value in asdict(self.settings).items() if name in _SETTINGS},
@@ -134,7 +136,7 @@ class FrontierResult:
         """Arms that differ in their seed alone, together."""
         groups: dict[object, list[FrontierArm]] = defaultdict(list)
         for arm in self.arms:
-            groups[arm.family, arm.run_lengths, _level(arm)].append(arm)
+            groups[arm.family, arm.run_lengths, arm.level].append(arm)
         return list(groups.values())
 
     def _table(self, members: Sequence[FrontierArm]) -> NDArray[np.float64]:
@@ -152,15 +154,6 @@ class FrontierResult:
             means = dict(zip(COLUMNS, table.mean(0).tolist(), strict=True))
             points.append(Point(members[0], len(members), means, agreement, kl, accuracy))
         return points
-
-
-def _level(arm: FrontierArm) -> tuple[str, float]:
-    """The threshold or share of an arm, or that of the rule whose count it meets."""
-    rule = getattr(arm.rule, "like", arm.rule)
-    for name in ("threshold", "keep_ratio", "max_tokens"):
-        if (value := getattr(rule, name, None)) is not None:
-            return name, float(value)
-    return "rule", 0.0
 
 
 def _bootstrap_weights(num_videos: int) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from rlt.checks import at_least
 from rlt.errors import CheckpointError, InvalidArgumentError
-from rlt.network.run_lengths import IGNORED, RunLengthParts
+from rlt.network.run_lengths import AWARE, IGNORED, RunLengthParts
 from rlt.structures import IMAGENET_MEAN, IMAGENET_STD, PatchSpec
 
 MODEL_TYPE = "rlt_vit"
@@ -50,8 +50,8 @@ class ViTConfig:
     """Epsilon of the LayerNorm before the head."""
     length_encoding: LengthEncoding = "none"
     """See `LengthEncoding`."""
-    run_lengths: str = IGNORED
-    """Where run lengths count without training: "ignored" (the paper's network), "aware", or parts, see
+    run_lengths: str = AWARE
+    """Where run lengths count: "aware" everywhere, "ignored" nowhere (the paper), or parts, see
     `rlt.network.run_lengths`."""
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
     """Mean of each channel that the weights expect, on the scale 0..1."""
@@ -104,6 +104,7 @@ class ViTConfig:
             )
         defaults = cls().to_dict()
         fields = {name: value for name, value in content.items() if name not in ("model_type", "rlt_version")}
+        fields.setdefault("run_lengths", IGNORED)  # written before there was a choice
         missing = [name for name in _REQUIRED if name not in fields]
         unknown = [name for name in fields if name not in defaults]
         if missing or unknown:

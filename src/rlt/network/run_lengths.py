@@ -48,10 +48,15 @@ class RunLengthParts(NamedTuple):
                 raise InvalidArgumentError(f"run_lengths is {text!r}; allowed are {listed}{hint}")
         return cls(*(name in words for name in cls._fields))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those in which they count."""
+        return tuple(name for name, counts in zip(self._fields, self, strict=True) if counts)
+
     def __str__(self) -> str:
         if all(self) or not any(self):
             return AWARE if all(self) else IGNORED
-        return "+".join(name for name, counts in zip(self._fields, self, strict=True) if counts)
+        return "+".join(self.names)
 
 
 NOWHERE = RunLengthParts(False, False, False)

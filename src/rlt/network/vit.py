@@ -384,7 +384,7 @@ def trace_features(
     lengths_T: Tensor,
     cu_seqlens: Tensor,
     step_T: Tensor,
-    parts: RunLengthParts,
+    parts: RunLengthParts = NOWHERE,
 ) -> Tensor:
     """`VisionTransformer.forward_features` as a function of tensors, in which no number of tokens is a constant.
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from rlt.checks import named_options
 from rlt.errors import InvalidArgumentError
 from rlt.structures import IMAGENET_STD, PatchSpec, TokenGrid, check_frames
-from rlt.tokens.exposure import Exposure, fit_exposure
+from rlt.tokens.exposure import Exposure, fit_exposure, noise_floor
 
 ReferenceName = Literal["previous", "anchor"]
 """What a token is compared with: the token before it (the paper), or the one that stands for its place."""
 ExposureName = Literal["none", "gain"]
-"""Whether a gain and an offset per step and channel are undone before the comparison, see `rlt.tokens.exposure`."""
+"""Whether exposure and noise of the camera are undone before the comparison, see `rlt.tokens.exposure`."""
 
 _EVEN_BYTES = 0x00FF00FF00FF00FF
 _BYTES_PER_WORD = 8
@@ -121,21 +121,22 @@ class PatchView:
         """`differences`, or those after gain and offset of each step were undone where they are smaller.
 
         float32 [B, T' - 1, H', W']. What does not follow the exposure, such as white skies and subtitles, is compared
-        as it is. Infinite in steps whose exposure changed so much that they are another scene, see
-        `rlt.tokens.exposure`.
+        as it is. What noise alone makes is taken off, as one standard deviation from another. Infinite in steps whose
+        exposure changed so much that they are another scene, see `rlt.tokens.exposure`.
         """
         first, last = self._edges()
+        floor_B = noise_floor(first, self.spec.patch_size)
         first, last = first[:, :-1], last[:, 1:]
         found = fit_exposure(_cell_means(first, self.spec), _cell_means(last, self.spec))
         gain, offset = (x[:, :, :, None, None] for x in (found.gain, found.offset))
-        return self._smaller(last, first, first * gain + offset, found.is_cut[..., None, None])
+        return self._smaller(last, (first, first * gain + offset), found.is_cut[..., None, None], floor_B)
 
-    def _smaller(self, last: Tensor, plain: Tensor, exposed: Tensor, is_cut: Tensor) -> Tensor:
-        """The smaller difference of each token from two pictures [..., 3, H, W]; infinite where there is a cut."""
-        parts = [
-            _mean_over_cells((last - picture).abs(), self.spec.patch_size).mean(-3) for picture in (plain, exposed)
-        ]
-        return torch.where(is_cut, torch.inf, torch.minimum(*parts))
+    def _smaller(self, last: Tensor, pictures: tuple[Tensor, Tensor], is_cut: Tensor, floor_B: Tensor) -> Tensor:
+        """The smaller difference of each token from two pictures [B, ..., 3, H, W] above a floor; infinite at cuts."""
+        parts = [_mean_over_cells((last - picture).abs(), self.spec.patch_size).mean(-3) for picture in pictures]
+        found = torch.minimum(*parts)
+        floor = floor_B.view(-1, *[1] * (found.ndim - 1))
+        return torch.where(is_cut, torch.inf, (found.square() - floor.square()).clamp(min=0).sqrt())
 
     def _edges(self) -> tuple[Tensor, Tensor]:
         """First and last frame of every tubelet, normalised as ImageNet's: two float32 [B, T', 3, H, W]."""
@@ -154,6 +155,7 @@ class PatchView:
             return torch.stack([anchored_mask(clip, threshold, self.spec) for clip in self.frames])
         first, last = self._edges()
         gains = _pair_exposures(first, last, self.spec) if exposure == "gain" else None
+        floor_B = noise_floor(first, self.spec.patch_size)
         patch = self.spec.patch_size
         mask = torch.ones(self.shape, dtype=torch.bool, device=self.device)
         anchor, step = first[:, 0], torch.zeros_like(mask[:, 0], dtype=torch.int64)
@@ -164,7 +166,7 @@ class PatchView:
                 clip = torch.arange(len(self), device=self.device)[:, None, None]
                 gain, offset = (_to_pixels(x[clip, t, step].movedim(-1, 1), patch) for x in gains[:2])
                 is_cut = gains.is_cut[clip, t, step]
-                differences = self._smaller(last[:, t], anchor, anchor * gain + offset, is_cut)
+                differences = self._smaller(last[:, t], (anchor, anchor * gain + offset), is_cut, floor_B)
             mask[:, t] = differences > threshold
             anchor = torch.where(_to_pixels(mask[:, t, None], patch), first[:, t], anchor)
             step = torch.where(mask[:, t], t, step)

@@ -1,17 +1,20 @@
-"""Exposure that drifts, flickers or fades: the gain and offset that make one frame look as bright as another.
+"""What a camera does to a picture that stands still: exposure that drifts, flickers or fades, and noise of its sensor.
 
 A camera that adapts its exposure changes every patch, though nothing has moved. One gain and one offset per channel
 between two frames undo it. They are fitted to the means of patches, robustly: those patches count that follow the same
-line, so that what moves does not pull it. Nothing of it is in the paper.
+line, so that what moves does not pull it. Noise makes two pictures of the same thing differ by a floor, which is
+measured within single frames, so that motion plays no part. Nothing of it is in the paper.
 
-Shape legend: ... pairs of frames, P patches of a frame, C channels.
+Shape legend: B clips, ... pairs of frames, P patches of a frame, C channels.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 MAX_GAIN = 1.5
@@ -23,6 +26,13 @@ _TOLERANCE = 0.05
 _ROUNDS = 6
 _PRIOR = 1e-3
 """Pull of the gain towards 1, as a variance of cells: without contrast among them no gain can be seen."""
+
+_NOISE_SHARE = 0.25
+"""Noise is that of the quarter of the patches that show the least beside it."""
+_NOISE_MARGIN = 1.1
+_LAPLACIAN = ((1.0, -2.0, 1.0), (-2.0, 4.0, -2.0), (1.0, -2.0, 1.0))
+_LAPLACIAN_GAIN = 6.0
+"""Root of the sum of its squares: how much it amplifies white noise."""
 
 
 class Exposure(NamedTuple):
@@ -76,3 +86,21 @@ def _trimmed_line(first_PC: Tensor, last_PC: Tensor, share: float) -> tuple[Tens
         gain = (covariance + _PRIOR) / (variance + _PRIOR)
         offset = mean_last - gain * mean_first
     return gain, offset
+
+
+def noise_floor(frames: Tensor, patch_size: int) -> Tensor:
+    """How much two pictures of the same thing differ by noise alone: float32 [B], a mean absolute difference.
+
+    The standard deviation of the noise of a patch follows from its mean absolute response to a Laplacian that planes
+    and straight edges do not excite (Immerkaer, "Fast Noise Variance Estimation", CVIU 64, 1996).
+
+    Args:
+        frames: float32 [B, N, 3, H, W] in units of the ImageNet-normalised picture; the first and the middle one count.
+        patch_size: side of the patches.
+    """
+    chosen = frames[:, [0, frames.shape[1] // 2]]
+    kernel = torch.tensor(_LAPLACIAN, device=frames.device)[None, None]
+    response = F.conv2d(chosen.flatten(0, 2)[:, None], kernel, padding=1).abs()
+    response = response.view_as(chosen).unflatten(-1, (-1, patch_size)).unflatten(-3, (-1, patch_size)).mean((-3, -1))
+    deviation = math.sqrt(math.pi / 2) / _LAPLACIAN_GAIN * response.flatten(3).quantile(_NOISE_SHARE, -1).mean((1, 2))
+    return _NOISE_MARGIN * 2 / math.sqrt(math.pi) * deviation

@@ -110,7 +110,7 @@ class Threshold(Compared):
     that what is dropped differs from that by at most the threshold, however slowly it drifts."""
     exposure: ExposureName = "none"
     """"gain" undoes one gain and offset per step and channel first, as automatic exposure, flicker and fades make
-    them. A step whose gain is beyond 1.5 is another scene and kept whole."""
+    them, and takes off what noise of the sensor makes. A step whose gain is beyond 1.5 is another scene, kept whole."""
 
     def __post_init__(self) -> None:
         self.check_names()
@@ -262,8 +262,10 @@ class UniformFrames(Rule):
         return mask
 
 
-_PLAIN = ("threshold", "keep_ratio", "max_tokens", "reference", "exposure")
+PLAIN = ("threshold", "keep_ratio", "max_tokens", "reference", "exposure")
 """Fields that every door spells out. A rule that keeps as many as another hands them on to that one."""
+_COMPARING = ("reference", "exposure")
+"""Those that say how tokens are compared; the others, of which one holds at a time, say how many are kept."""
 
 
 def make_rule(name: str, **fields: Any) -> Rule:
@@ -291,13 +293,13 @@ def make_rule(name: str, **fields: Any) -> Rule:
     known = [field.name for field in dataclasses.fields(kind)]
     given = {field: value for field, value in fields.items() if value is not None}
     if "like" in known and "like" not in given:
-        plain = {field: given.pop(field) for field in _PLAIN if field in given and field not in known}
+        plain = {field: given.pop(field) for field in PLAIN if field in given and field not in known}
         if plain:
             given["like"] = choose_rule(**plain)
     required = [field.name for field in dataclasses.fields(kind) if _is_required(field)]
     if missing := [field for field in required if field not in given]:
         raise InvalidArgumentError(f"rule {name!r} needs {', '.join(missing)}; give a value")
-    allowed = [*known, *(field for field in _PLAIN if "like" in known)]
+    allowed = [*known, *(field for field in PLAIN if "like" in known)]
     for field, value in given.items():
         if field not in known:
             listed = f"allowed are {', '.join(allowed)}" if allowed else "it has none"
@@ -337,7 +339,7 @@ def choose_rule(
             class.
     """
     exclusive(threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens)
-    plain = dict(zip(_PLAIN, (threshold, keep_ratio, max_tokens, reference, exposure), strict=True))
+    plain = dict(zip(PLAIN, (threshold, keep_ratio, max_tokens, reference, exposure), strict=True))
     if isinstance(rule, str):
         return make_rule(rule, **plain)
     if isinstance(rule, type):
@@ -347,6 +349,32 @@ def choose_rule(
             exclusive(rule=rule, **{name: value})
         return rule
     return make_rule("rlt" if keep_ratio is None and max_tokens is None else "budget", **plain)
+
+
+def change_rule(rule: Rule, **fields: Any) -> Rule:
+    """The rule with other values of fields that every door spells out; those that are None stay as they are.
+
+    Args:
+        rule: any.
+        fields: `threshold`, `keep_ratio` or `max_tokens` replaces the rule by that one, which compares as the rule
+            before did; `reference` and `exposure` alone change how the rule compares, or the one that it is like.
+
+    Raises:
+        InvalidArgumentError: for a value that `choose_rule` does not take, or a rule that compares nothing.
+    """
+    given = {name: value for name, value in fields.items() if value is not None}
+    if given.keys() - set(_COMPARING):
+        kept = {name: getattr(rule, name) for name in _COMPARING if isinstance(rule, Compared)}
+        return choose_rule(**{**kept, **given})
+    changed: Any = rule
+    known: list[str] = [field.name for field in dataclasses.fields(changed)] if dataclasses.is_dataclass(rule) else []
+    if given and given.keys() <= set(known):
+        return dataclasses.replace(changed, **given)
+    if given and "like" in known:
+        return dataclasses.replace(changed, like=change_rule(changed.like, **given))
+    for name, value in given.items():
+        raise InvalidArgumentError(f"{name} is {value}, but {rule} has no such option; give a threshold beside it")
+    return rule
 
 
 def rule_name(rule: Rule) -> str:
@@ -364,8 +392,13 @@ def rule_options(rule: Any) -> dict[str, object]:
 
 
 def rule_line(rule: Rule) -> str:
-    """The rule for people: "threshold 0.1", "keep_ratio 0.5", "random, threshold 0.1, seed 0"."""
-    options = {name: value for name, value in rule_options(rule).items() if value is not None and name != "rule"}
+    """The rule for people: "threshold 0.1", "keep_ratio 0.5, reference anchor", "random, threshold 0.1, seed 0"."""
+    usual = {"rule": rule_name(rule), "reference": "previous", "exposure": "none", "keep_first": False}
+    options = {
+        name: value
+        for name, value in rule_options(rule).items()
+        if value is not None and not (name in usual and usual[name] == value)
+    }
     name = rule_name(rule)
     given = [
         f"{option} {value:g}" if isinstance(value, float) else f"{option} {value}" for option, value in options.items()

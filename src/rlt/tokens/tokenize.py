@@ -75,14 +75,15 @@ def run_lengths(mask: Tensor) -> Tensor:
         raise InvalidArgumentError(f"mask is {mask.dtype} {list(mask.shape)}; bool [B, T', H', W'] is needed")
     if not bool(mask.select(-3, 0).all()):
         raise InvalidArgumentError(_FIRST_STEP)
-    return _length_at_place(mask)[mask]
+    return length_at_place(mask)[mask]
 
 
 _FIRST_STEP = "mask drops a token of the first time step; every column needs its first token"
 
 
-def _length_at_place(mask: Tensor) -> Tensor:
-    """int64 [..., T', H', W']: how long the token of each place stands if it is kept; elsewhere not to be read."""
+def length_at_place(mask: Tensor) -> Tensor:
+    """For how many time steps the token of each place stands if it is kept, until the next kept one of its column or
+    the end: int64 [..., T', H', W'] from bool of the same shape; where nothing is kept it is not to be read."""
     time = mask.shape[-3]
     steps = torch.arange(time, device=mask.device).view(time, 1, 1)
     starts = torch.where(mask, steps, time)
@@ -218,12 +219,12 @@ def _cut(frames: Tensor, mask: Tensor, spec: PatchSpec, *, runs: bool, whole: bo
     if runs and whole and not is_first_whole:
         raise InvalidArgumentError(_FIRST_STEP)
     if kernels := cuda_kernels(frames.device):
-        lengths = _length_at_place(mask) if runs else mask.long()
+        lengths = length_at_place(mask) if runs else mask.long()
         patches, coords, lengths = kernels.gather(frames, mask, lengths, sum(counts), spec)
     else:
         places = mask.nonzero()
         patches, coords = _gather_patches(frames, places, spec.tubelet_size, spec.patch_size), places[:, 1:]
-        lengths = _length_at_place(mask)[mask] if runs else torch.ones_like(places[:, 0])
+        lengths = length_at_place(mask)[mask] if runs else torch.ones_like(places[:, 0])
     grid = spec.grid(frames.shape)
     clips = zip(patches.split(counts), coords.split(counts), lengths.split(counts), strict=True)
     return [RunLengthTokens(*rows, grid, spec) for rows in clips]

@@ -29,7 +29,8 @@ from rlt.data.manifest import Manifest, read_manifest
 from rlt.errors import InvalidArgumentError, TrainingError, one_line
 from rlt.files import write_json
 from rlt.measure import machine_info
-from rlt.network.vit import VisionTransformer
+from rlt.network.run_lengths import AWARE, IGNORED
+from rlt.network.vit import MODEL_TYPE, VisionTransformer
 from rlt.training.checkpointing import (
     BEST_BY,
     AtomicCheckpointIO,
@@ -46,6 +47,7 @@ from rlt.training.loaders import TrainingData
 from rlt.training.loggers import make_loggers
 from rlt.training.module import VideoClassifier
 from rlt.training.pace import Pace, Progress
+from rlt.weights import read_config
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,8 @@ def _finish_fit(trainer: Trainer, module: VideoClassifier, data: TrainingData, l
 def build_model(config: Config, manifest: Manifest) -> VisionTransformer:
     """The network of an experiment, with as many classes as the manifest has.
 
+    In training mode, which Lightning does not set: weights that are loaded come in a network that evaluates.
+
     Raises:
         CheckpointError: if the checkpoint does not fit, or has other classes and `model.new_head` is not set.
     """
@@ -252,10 +256,23 @@ def build_model(config: Config, manifest: Manifest) -> VisionTransformer:
     model.set_drop_path(network.drop_path)
     model.activation_checkpointing = config.trainer.activation_checkpointing
     model.merge_per_block = network.merge_per_block
-    model.run_lengths = network.run_lengths or model.run_lengths
+    model.run_lengths = network.run_lengths or _run_lengths_of(config)
     if config.trainer.compile:
         model.compile_network()
-    return model
+    return model.train()
+
+
+def _run_lengths_of(config: Config) -> str:
+    """Training goes by the paper, unless it goes on from weights of ours that were trained another way.
+
+    Where no token stands for others, as in dense training, run lengths play no part; such a network counts them later.
+    """
+    if not config.tokenizer.build().runs or config.tokenizer.rule == "none":
+        return AWARE
+    if config.checkpoint is None or not Path(config.checkpoint).is_dir():
+        return IGNORED
+    stored = read_config(Path(config.checkpoint)) or {}
+    return str(stored.get("run_lengths", IGNORED)) if stored.get("model_type") == MODEL_TYPE else IGNORED
 
 
 def resume_point(config: Config, say: Callable[[str], None]) -> tuple[Path, int] | None:

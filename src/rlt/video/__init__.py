@@ -16,6 +16,7 @@ from rlt.video.clips import (
     videos_below,
 )
 from rlt.video.decoders import DECODERS, Decoder
+from rlt.video.shrinking import shrink_video
 from rlt.video.spec import ClipSpec
 
 __all__ = [
@@ -38,5 +39,6 @@ __all__ = [
     "read_spread",
     "read_views",
     "require_motion",
+    "shrink_video",
     "videos_below",
 ]

@@ -62,10 +62,15 @@ class QwenVLAdapter(Patch):
         "Qwen2VLModel",
     )
 
-    def __init__(self, model: nn.Module, options: PatchOptions) -> None:
-        super().__init__(model, options)
+    counts_once: ClassVar[str] = (
+        "its tower attends within time steps, where every token stands once, and its text reads each kept group once"
+    )
+
+    @override
+    def settle(self, options: PatchOptions) -> PatchOptions:
         if options.expand is not None:
             raise InvalidArgumentError(f"expand is {options.expand!r}; a Qwen-VL model takes None only, leave it out")
+        return super().settle(options)
 
     @override
     def default_statistics(self) -> Statistics:

@@ -65,7 +65,12 @@ def block_mask_attention(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, segments: 
 
 
 def naive_attention(
-    q_THK: Tensor, k_SHK: Tensor, v_SHK: Tensor, queries: Segments, keys: Segments | None = None
+    q_THK: Tensor,
+    k_SHK: Tensor,
+    v_SHK: Tensor,
+    queries: Segments,
+    keys: Segments | None = None,
+    key_bias_T: Tensor | None = None,
 ) -> Tensor:
     """Packed attention [T, H, K] written out by its formula, every score of every pair; a twin to compare with.
 
@@ -73,6 +78,7 @@ def naive_attention(
     """
     same_TS = _clip_numbers(queries)[:, None] == _clip_numbers(queries if keys is None else keys)
     scores_HTS = torch.einsum("thk,shk->hts", q_THK, k_SHK) * q_THK.shape[-1] ** -0.5
+    scores_HTS = scores_HTS if key_bias_T is None else scores_HTS + key_bias_T
     shares_HTS = scores_HTS.masked_fill(~same_TS, -torch.inf).softmax(-1)
     return torch.einsum("hts,shk->thk", shares_HTS, v_SHK)
 
