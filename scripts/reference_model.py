@@ -150,7 +150,7 @@ def train_stages(folder: Path, manifest: Path, seed: int, *, until: str) -> Iter
             overrides = ["experiment=reference_small", f"data.train={manifest}", f"seed={seed}", *stage.overrides]
             overrides += [f"run_dir={run_dir}", "resume=auto", *start]
             print(f"training {run_dir}", flush=True)
-            train(compose(overrides), overrides=overrides, say=lambda text: print(text, flush=True), progress=False)
+            train(compose(overrides), overrides=overrides, say=lambda text: print(text, flush=True))
         yield run_dir
         if stage.name == until:
             return

@@ -141,7 +141,7 @@ def _one_run(
     common = [f"experiment={DATASETS[dataset]}", *CLIP, f"seed={seed}", f"data.test={manifests['val']}"]
     overrides = [*common, f"data.train={manifests['train']}", f"tokenizer={arm}", f"trainer.max_steps={steps}"]
     overrides += [f"run_dir={run_dir}", "resume=auto"]
-    summary = train(compose(overrides), overrides=overrides, say=lambda text: print(text, flush=True), progress=False)
+    summary = train(compose(overrides), overrides=overrides, say=lambda text: print(text, flush=True))
     evaluations: dict[str, dict[str, Any]] = {}
     for tokenizer in EVALUATED_WITH[arm]:
         tokens = [f"tokenizer={tokenizer}"]

@@ -21,15 +21,19 @@ import video_factory
 
 pytest.importorskip("lightning")
 
+from lightning.pytorch.callbacks import ModelCheckpoint
+
 from rlt.checkpoints import convert
 from rlt.conf import compose
 from rlt.conf.reference import sections
+from rlt.conf.saved import training_config
 from rlt.conf.schema import Config, is_read_by
 from rlt.data.manifest import Manifest, VideoEntry, read_manifest, write_manifest
 from rlt.errors import RltError
 from rlt.evaluation.run import evaluate_config, evaluation_config
 from rlt.frontier import frontier_config
 from rlt.training.checkpointing import newest_checkpoint
+from rlt.training.folder import check_same_run
 from rlt.training.loaders import TrainingData
 from rlt.training.optimizer import lr_factor, make_optimizer
 from rlt.training.run import build_model, count_steps, make_trainer, resume_point, train
@@ -115,20 +119,31 @@ def trainer(overrides: tuple[str, ...]) -> object:
     """Lightning's trainer with its loggers and callbacks."""
     config = compose([*SMALL, *overrides])
     made = make_trainer(config, 10)
-    loggers = [(type(logger).__name__, logger.name, getattr(logger, "_offline", None)) for logger in made.loggers]
+    loggers = [
+        (type(logger).__name__, logger.name, getattr(logger, "_offline", None), getattr(logger, "_wandb_init", None))
+        for logger in made.loggers
+    ]
     kept = [
-        (callback.dirpath, callback.save_top_k, callback._every_n_train_steps) for callback in made.checkpoint_callbacks
-    ]  # type: ignore[attr-defined]
+        (callback.dirpath, callback.save_top_k, callback._every_n_train_steps)
+        for callback in made.checkpoint_callbacks
+        if isinstance(callback, ModelCheckpoint)
+    ]
     names = [type(callback).__name__ for callback in made.callbacks]
     strategy = type(made.strategy).__name__, made.num_devices, made.num_nodes, type(made.accelerator).__name__
     pace = made.accumulate_grad_batches, made.val_check_batch, made.val_check_interval, made.log_every_n_steps
-    return loggers, kept, names, strategy, pace, made.gradient_clip_val, made.precision, made.default_root_dir
+    limits = made.limit_train_batches, made.limit_val_batches, made.overfit_batches, type(made.profiler).__name__
+    return loggers, kept, names, limits, strategy, pace, made.gradient_clip_val, made.precision, made.default_root_dir
 
 
 def resumed(overrides: tuple[str, ...]) -> object:
     """Where a run goes on, and what is said about it."""
     said: list[str] = []
     return resume_point(compose([*SMALL, *overrides]), said.append), said
+
+
+def gone_on(overrides: tuple[str, ...]) -> object:
+    """What differs from the run so far."""
+    return check_same_run(training_config([*SMALL, "run_dir=run", "resume=auto", *overrides]), {})
 
 
 def evaluation(overrides: tuple[str, ...]) -> object:
@@ -231,6 +246,11 @@ TRAIN: dict[str, Case] = {
     "trainer.save_every": Case("trainer.save_every=3", trainer),
     "trainer.keep_checkpoints": Case("trainer.keep_checkpoints=5", trainer),
     "trainer.log_every": Case("trainer.log_every=3", trainer),
+    "trainer.early_stopping": Case("trainer.early_stopping=2", trainer, ("trainer.validate_every=2",)),
+    "trainer.limit_train_batches": Case("trainer.limit_train_batches=3", trainer),
+    "trainer.limit_val_batches": Case("trainer.limit_val_batches=3", trainer),
+    "trainer.overfit_batches": Case("trainer.overfit_batches=3", trainer),
+    "trainer.profiler": Case("trainer.profiler=simple", trainer),
     # A compiled network says that it cannot merge, before it compiles anything.
     "trainer.compile": Case("trainer.compile=true", network, ("model.merge_per_block=1",)),
     "trainer.activation_checkpointing": Case("trainer.activation_checkpointing=true", network),
@@ -239,10 +259,14 @@ TRAIN: dict[str, Case] = {
     "logger.tensorboard": Case("logger.tensorboard=true", trainer),
     "logger.wandb": Case(("logger.wandb=true", "logger.offline=true"), trainer),
     "logger.project": Case("logger.project=mine", trainer, ("logger.wandb=true", "logger.offline=true")),
+    "logger.name": Case("logger.name=mine", trainer, ("logger.wandb=true", "logger.offline=true")),
+    "logger.tags": Case("logger.tags=[mine]", trainer, ("logger.wandb=true", "logger.offline=true")),
+    "logger.group": Case("logger.group=mine", trainer, ("logger.wandb=true", "logger.offline=true")),
     "logger.offline": Case("logger.offline=true", trainer, ("logger.wandb=true",)),
     "checkpoint": Case("checkpoint=weights.pth", network),
     "run_dir": Case("run_dir=elsewhere", trainer),
     "resume": Case("resume=auto", resumed, ("run_dir=run",)),
+    "change": Case("change=true", gone_on, ("seed=1",)),
     "seed": Case("seed=1", batch),
 }
 
@@ -346,7 +370,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         overrides = [*SMALL, "run_dir=run"]
-        train(compose(overrides), overrides=overrides, say=lambda _: None, progress=False)
+        train(compose(overrides), overrides=overrides, say=lambda _: None)
         assert newest_checkpoint("run") is not None
         convert("run/model", "weights.pth", to="videomae")
         evaluate_config(evaluation_config([*OF_RUN, "predictions=earlier.parquet"]))

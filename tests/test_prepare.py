@@ -704,13 +704,26 @@ def test_an_interrupt_keeps_the_record_and_the_old_manifest(put: Put, tmp_path: 
     assert 0 < (report.tokens_kept or 0) < 1
 
 
-def test_tokens_that_a_run_before_measured_are_not_written_unasked(put: Put, tmp_path: Path) -> None:
-    path = put("data", "run", "a.mp4", clip=5)
+def test_tokens_that_were_measured_stay(put: Put, tmp_path: Path) -> None:
+    path, other = put("data", "run", "a.mp4", clip=5), put("data", "run", "b.mp4", clip=5)
+    output = tmp_path / "m.csv"
     with ProbeRecord(tmp_path / "m.csv.partial") as record:
         record.add(probe_video(str(path), measure_tokens=True))
-    report = prepare(folder_listing(tmp_path / "data"), tmp_path / "m.csv")
+    report = prepare(folder_listing(tmp_path / "data"), output)
     assert report.num_resumed == 1
-    assert report.tokens_kept is None
+    first, second = read_manifest(output).entries
+    assert first.tokens_kept is not None
+    assert second.tokens_kept is None
+
+    report = prepare(folder_listing(tmp_path / "data"), output, measure_tokens=True)
+    measured = [entry.tokens_kept for entry in report.manifest.entries]
+    assert None not in measured
+    report = prepare(folder_listing(tmp_path / "data"), output)
+    assert [entry.tokens_kept for entry in read_manifest(output).entries] == measured
+    later = output.stat().st_mtime_ns + 10**9
+    os.utime(other, ns=(later, later))  # another video of the same name
+    prepare(folder_listing(tmp_path / "data"), output)
+    assert [entry.tokens_kept for entry in read_manifest(output).entries] == [measured[0], None]
 
 
 def test_a_partial_file_of_anything_else_is_passed_over(put: Put, tmp_path: Path) -> None:

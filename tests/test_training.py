@@ -79,7 +79,7 @@ def settings(manifest: Path, run_dir: Path, *more: str) -> list[str]:
 
 def run(manifest: Path, run_dir: Path, *more: str) -> TrainingSummary:
     overrides = settings(manifest, run_dir, *more)
-    return train(compose(overrides), overrides=overrides, say=lambda _: None, progress=False)
+    return train(compose(overrides), overrides=overrides, say=lambda _: None)
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -271,7 +271,7 @@ def test_a_corrupt_checkpoint_falls_back_to_the_one_before(manifest: Path, tmp_p
     newest.write_bytes(newest.read_bytes()[:1000])
     said: list[str] = []
     overrides = settings(manifest, tmp_path / "run", "trainer.max_steps=6", "resume=auto")
-    summary = train(compose(overrides), overrides=overrides, say=said.append, progress=False)
+    summary = train(compose(overrides), overrides=overrides, say=said.append)
     assert summary.resumed_at == 2
     assert "step=4.ckpt" in said[0]
     assert "step=2.ckpt" in said[1]
@@ -393,6 +393,9 @@ def test_presets_compose(name: str) -> None:
         assert config.data.clip.sampling == "uniform"
     if name == "k400_vit_base_eval":
         assert (config.data.views.num_clips, config.data.views.num_crops) == (4, 3)
+    if config.trainer.max_epochs is not None:
+        tried = compose([f"experiment={name}", "trainer.max_steps=1"]).trainer
+        assert (tried.max_steps, tried.max_epochs) == (1, None)
     if "stride1" in name:
         assert (config.data.clip.num_frames, config.data.clip.frame_stride) == (64, 1)
 
@@ -409,6 +412,12 @@ def test_presets_compose(name: str) -> None:
         (["logger=wandbb"], "logger is 'wandbb'; allowed are default, wandb, none; did you mean 'wandb'?"),
         (["tokenizer.threshold=-1"], "threshold is -1.0; 0 or more"),
         (["trainer.precision=int8"], "trainer.precision is 'int8'; allowed are float32"),
+        (["tokenizer.treshold=1"], "there is no option tokenizer.treshold; did you mean tokenizer.threshold?"),
+        (["+tokenizer.treshold=1"], "there is no option tokenizer.treshold; did you mean tokenizer.threshold?"),
+        (
+            ["trainer.max_steps=1", "trainer.max_epochs=2"],
+            "max_steps is 1 and trainer.max_epochs is 2; give one of them",
+        ),
         (["tokeniser=rlt"], "there is no option tokeniser; did you mean tokenizer?"),
         (["trainer.max_step=3"], "there is no option trainer.max_step; did you mean trainer.max_steps?"),
         (["max_steps=3"], "there is no option max_steps; did you mean trainer.max_steps?"),
@@ -472,3 +481,67 @@ def test_what_is_typed_is_read_as_hydra_reads_it() -> None:
         "tokenizer": "rlt",
         "data.test": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["tokenizer.keep_ratio=0.5"], ("budget", None, 0.5, None)),
+        (["tokenizer.threshold=0.2", "tokenizer.max_tokens=9"], ("budget", None, None, 9)),
+        (["tokenizer.max_tokens=9", "tokenizer.threshold=0.2"], ("rlt", 0.2, None, None)),
+        (["tokenizer=random", "tokenizer.keep_ratio=0.5", "tokenizer.threshold=0.2"], ("random", 0.2, None, None)),
+        (["tokenizer={threshold: 0.2}", "tokenizer.keep_ratio=0.5"], ("budget", None, 0.5, None)),
+        (["tokenizer=FILE"], ("rlt", 0.4, None, None)),
+        (["tokenizer.rule=FILE"], ("rlt", 0.4, None, None)),
+        (["tokenizer=FILE", "tokenizer.keep_ratio=0.5"], ("budget", None, 0.5, None)),
+        (["tokenizer=FILE", "tokenizer.threshold=0.5"], ("rlt", 0.5, None, None)),
+        (["tokenizer.keep_ratio=0.5", "tokenizer=FILE"], ("rlt", 0.4, None, None)),
+    ],
+)
+def test_the_last_of_threshold_and_budgets_counts(
+    tmp_path: Path, overrides: list[str], expected: tuple[object, ...]
+) -> None:
+    rlt.files.write_json(
+        tmp_path / "rule.json", {"rule": {"rule": "rlt", "threshold": 0.4, "reference": "previous", "exposure": "none"}}
+    )
+    given = [override.replace("FILE", str(tmp_path / "rule.json")) for override in overrides]
+    for run in ({}, {"rule": "rlt", "threshold": 0.3}, {"rule": "budget", "max_tokens": 3}):
+        found = compose(given, run={"tokenizer": run} if run else {}).tokenizer
+        assert (found.rule, found.threshold, found.keep_ratio, found.max_tokens) == expected
+
+
+def test_a_rule_that_is_named_keeps_its_options() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"keep_ratio is 0.5, but rule 'rlt' has no such option"):
+        compose(["tokenizer=rlt", "tokenizer.keep_ratio=0.5"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ours"),
+    [
+        (
+            ["experiment=val_vit_mae.yaml"],
+            "rlt evaluate experiment=k400_vit_base_eval tokenizer=none data.test=... checkpoint=...",
+        ),
+        (
+            ["experiment=val_vit_mae", "model.tokenizer_cfg.drop_policy='rlt'", "model.pretrain=a.pth"],
+            "rlt evaluate experiment=k400_vit_base_eval tokenizer=rlt checkpoint=a.pth data.test=...",
+        ),
+        (
+            ["experiment=val_vitl_mae", "+model.tokenizer_cfg={drop_policy: random, drop_param: 0.4}"],
+            "rlt evaluate experiment=k400_vit_large_eval tokenizer=random tokenizer.keep_ratio=0.4 "
+            "data.test=... checkpoint=...",
+        ),
+        (
+            ["experiment=train_vit_mae", "model.tokenizer_cfg.encode_length=True", "trainer.devices=4"],
+            "rlt train experiment=k400_vit_base_train tokenizer=rlt model.length_encoding=learned trainer.devices=4 "
+            "data.train=... data.val=... checkpoint=...",
+        ),
+        (["model.tokenizer_cfg.drop_param=0.2", "seed=1"], "tokenizer=rlt tokenizer.threshold=0.2 seed=1"),
+    ],
+)
+def test_commands_of_the_original_say_what_they_are_here(overrides: list[str], ours: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="this is a command of the original code; here it is: ") as error:
+        compose(overrides)
+    assert str(error.value).endswith(f"here it is: {ours}")
+    given = [word for word in ours.split() if "=" in word and not word.endswith("=...")]
+    assert isinstance(compose(given), Config)  # and it is one

@@ -140,9 +140,20 @@ SizeText = Annotated[
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")]
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from rlt import __version__
+
+        show(f"rlt {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version)
+    ] = False,
 ) -> None:
     """Faster video transformers without looking twice."""
 

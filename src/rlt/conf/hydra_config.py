@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from itertools import chain
@@ -14,13 +15,13 @@ from typing import Any, get_args, get_type_hints
 from rlt.checkpoints.models import MODELS
 from rlt.checks import exclusive, one_of
 from rlt.conf import experiments
+from rlt.conf.original import in_our_words
 from rlt.conf.reference import sections
 from rlt.conf.schema import Config, DataConfig, LoggerConfig, ModelConfig, TokenizerConfig
 from rlt.data.augment import AugmentConfig
 from rlt.data.clips import ViewConfig
 from rlt.errors import InvalidArgumentError, MissingDependencyError, RltError
-from rlt.tokens import rule_options
-from rlt.tokens.rule_files import is_rule_file
+from rlt.tokens.rule_files import is_rule_file, read_rule_file
 from rlt.video import ClipSpec
 
 try:
@@ -37,7 +38,11 @@ except ImportError as error:
 
 _MANIFESTS = ("train", "val", "test")
 _NOT_OF_AN_EXPERIMENT = ("tokenizer", "seed")
-_PACES = ("data.clip.frame_stride", "data.clip.fps")
+_RULE = ("tokenizer", "tokenizer.rule")
+_SHARES = ("tokenizer.threshold", "tokenizer.keep_ratio", "tokenizer.max_tokens")
+"""What says how many tokens stay; the last that is given counts."""
+_COUNTERPARTS = (("data.clip.frame_stride", "data.clip.fps"), ("trainer.max_steps", "trainer.max_epochs"))
+"""Options of which one is given; typing it takes back what a preset or a run says of the other."""
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
 _MOVED = {
     "tokenizer.policy": "tokenizer=NAME",
@@ -57,6 +62,7 @@ class _Root(Config):
 def compose(overrides: Sequence[str], run: Mapping[str, Any]) -> Config:
     """See `rlt.conf.compose`."""
     given = typed(overrides)
+    opened, by_file = _opened(overrides)
     beneath, presets = _beneath(run, given), _presets()
     rule = beneath.get("tokenizer", {}).get("rule", "rlt")
     one_of(presets["tokenizer"], tokenizer=rule)
@@ -76,7 +82,7 @@ def compose(overrides: Sequence[str], run: Mapping[str, Any]) -> Config:
         store.store(group="tokenizer", name=name, node=node)
     try:
         with hydra.initialize_config_dir(str(Path(__file__).parent), version_base="1.3"):
-            composed = hydra.compose("config", [*_undone(given), *overrides])
+            composed = hydra.compose("config", [*_undone(given), *opened, *_replaced(opened, by_file, rule)])
         found: Any = OmegaConf.to_object(composed)
     except RltError:
         raise
@@ -84,30 +90,21 @@ def compose(overrides: Sequence[str], run: Mapping[str, Any]) -> Config:
         if isinstance(error.__cause__, RltError):
             raise error.__cause__ from error
         raise InvalidArgumentError(_one_line(error)) from error
-    found.tokenizer = _unfolded(found.tokenizer, presets["tokenizer"])
     return Config(**{part.name: getattr(found, part.name) for part in fields(Config)})
-
-
-def _unfolded(tokenizer: TokenizerConfig, presets: Mapping[str, TokenizerConfig]) -> TokenizerConfig:
-    """What stands in a rule file, in place of its name: a run does not depend on the file staying as it is."""
-    if not is_rule_file(tokenizer.rule):
-        return tokenizer
-    options = rule_options(tokenizer.build())
-    preset = presets[str(options["rule"])]
-    given: dict[str, Any] = {part.name: options[part.name] for part in fields(preset) if part.name in options}
-    return replace(preset, **given)
 
 
 def typed(overrides: Sequence[str]) -> dict[str, object]:
     """See `rlt.conf.typed`."""
     presets, keys, values = _presets(), _keys(), {}
-    for override in overrides:
-        if "=" not in override:
-            raise InvalidArgumentError(f"{override!r} is no option; options are written key=value")
-        name, value = _parsed(override)
+    asked = [_parsed(override) for override in overrides]
+    if theirs := in_our_words(dict(asked)):
+        raise InvalidArgumentError(f"this is a command of the original code; here it is: {theirs}")
+    for override, (name, value) in zip(overrides, asked, strict=True):
         if now := _MOVED.get(name) or _MOVED.get(f"{name}={value}"):
             raise InvalidArgumentError(f"{override} is now written {now}")
-        if name in presets and not isinstance(value, dict):
+        if name in _RULE and is_rule_file(str(value)):
+            name = "tokenizer"  # all of it is in the file, which is read when it is composed
+        elif name in presets and not isinstance(value, dict):
             one_of(presets[name], **{name: value})
         elif name not in keys:
             raise InvalidArgumentError(f"there is no option {name}{_nearest_key(name, keys)}")
@@ -115,12 +112,58 @@ def typed(overrides: Sequence[str]) -> dict[str, object]:
     return values
 
 
+def _opened(overrides: Sequence[str]) -> tuple[list[str], bool]:
+    """Overrides with the rule and the options of a rule file in the place of its name; whether a file has the say."""
+    opened, by_file = [], False
+    for override in overrides:
+        name, value = _parsed(override)
+        if name in _RULE and not isinstance(value, dict):
+            by_file = is_rule_file(str(value))
+            if by_file:
+                rule = read_rule_file(str(value))
+                opened.append(f"tokenizer={rule.pop('rule')}")
+                opened += [f"tokenizer.{key}={json.dumps(option)}" for key, option in rule.items()]
+                continue
+        opened.append(override)
+    return opened, by_file
+
+
+def _replaced(overrides: Sequence[str], by_file: bool, rule: str) -> list[str]:
+    """Overrides that let the last of `tokenizer.threshold`, `keep_ratio` and `max_tokens` stand alone.
+
+    The rule follows it where nothing but a file, a run or a default says which one.
+
+    Args:
+        overrides: as they are typed, rule files opened.
+        by_file: whether a file says the rule.
+        rule: that of the run or the default.
+    """
+    last, typed_rule = None, None
+    for override in overrides:
+        for key, value in _leaves(*_parsed(override)):
+            if key in _SHARES and value is not None:
+                last = key
+            elif key in _RULE:
+                typed_rule = str(value)
+    if last is None:
+        return []
+    replaced = [f"{key}=null" for key in _SHARES if key != last]
+    of_last = "rlt" if last == "tokenizer.threshold" else "budget"
+    if (typed_rule is None or by_file) and (typed_rule or rule) in ("rlt", "budget"):
+        replaced.append(f"tokenizer.rule={of_last}")
+    return replaced
+
+
 def _undone(given: Mapping[str, object]) -> list[str]:
     """Overrides that take back what a preset or a run says, where its counterpart is typed."""
     values = dict(chain.from_iterable(_leaves(key, value) for key, value in given.items()))
-    paces = {key: values.get(key) for key in _PACES}
-    exclusive(**paces)
-    return [f"{key}=null" for key in paces if key not in values and any(pace is not None for pace in paces.values())]
+    undone = []
+    for keys in _COUNTERPARTS:
+        pair = {key: values.get(key) for key in keys}
+        exclusive(**pair)
+        if any(value is not None for value in pair.values()):
+            undone += [f"{key}=null" for key in keys if key not in values]
+    return undone
 
 
 def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
@@ -144,6 +187,8 @@ def _writable(node: Any) -> DictConfig:
 
 
 def _parsed(override: str) -> tuple[str, object]:
+    if "=" not in override:
+        raise InvalidArgumentError(f"{override!r} is no option; options are written key=value")
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
@@ -164,6 +209,9 @@ def _beneath(run: Mapping[str, Any], given: Mapping[str, object]) -> dict[str, A
     if "experiment" in chosen:
         chosen |= {name for name in run if name not in _NOT_OF_AN_EXPERIMENT}
     kept = {name: value for name, value in run.items() if name not in chosen}
+    rule = kept.get("tokenizer", {}).get("rule", "")
+    if is_rule_file(rule):
+        kept["tokenizer"] = read_rule_file(rule)
     data = run.get("data")
     if "data" in chosen and isinstance(data, Mapping):  # no preset names files
         kept["data"] = {name: data[name] for name in _MANIFESTS if name in data}

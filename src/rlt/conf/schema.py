@@ -18,6 +18,10 @@ from rlt.video import DECODERS, ClipSpec
 
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 """Values of `TrainerConfig.precision`, and what Lightning calls them."""
+PROFILERS = {"simple": "SimpleProfiler", "advanced": "AdvancedProfiler", "pytorch": "PyTorchProfiler"}
+"""Values of `TrainerConfig.profiler`, and what Lightning calls them."""
+NO_CHECKPOINT = "none"
+"""Value of `Config.checkpoint` that says that random weights are meant."""
 
 
 @dataclass
@@ -49,7 +53,7 @@ class DataConfig:
 @dataclass
 class TokenizerConfig:
     """Which tokens the network gets: `tokenizer=NAME` chooses a rule, these are its options. Those that are not given
-    stay as the rule has them; one at most makes sense."""
+    stay as the rule has them. Of threshold, keep_ratio and max_tokens the last that is given replaces the others."""
 
     rule: str = "rlt"
     """Name of the rule, set by `tokenizer=NAME`: "rlt" drops repeats, "budget" keeps those that differ most, "none"
@@ -191,13 +195,23 @@ class TrainerConfig:
     strategy: str = "auto"
     """auto, ddp or fsdp, or another name that Lightning knows."""
     validate_every: int | None = None
-    """Steps between validations; only at the end if not given."""
+    """Steps between validations, besides the one at the end. The best weights by val/top1 stay in RUN/best."""
+    early_stopping: int | None = None
+    """Stop after so many validations without a better val/top1."""
     save_every: int = 100
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay."""
     log_every: int = 10
-    """Steps between log entries."""
+    """Steps between log entries; the first step has one too."""
+    limit_train_batches: int | None = None
+    """For trials: take so many batches, again and again. Such a run cannot be gone on with."""
+    limit_val_batches: int | None = None
+    """For trials: validate on so many batches."""
+    overfit_batches: int | None = None
+    """For trials: train and validate on the same so many batches, to see that the network can learn them."""
+    profiler: str | None = None
+    """simple, advanced or pytorch: Lightning's profiler of that name, whose report lies in the run's folder."""
     compile: bool = False
     """Compile the network with `torch.compile`: one graph for any token counts."""
     activation_checkpointing: bool = False
@@ -207,6 +221,7 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         one_of(PRECISIONS, **{"trainer.precision": self.precision})
+        one_of((None, *PROFILERS), **{"trainer.profiler": self.profiler})
         whole = {name: value for name, value in vars(self).items() if isinstance(value, int)}
         at_least(1, **{f"trainer.{name}": value for name, value in whole.items() if not isinstance(value, bool)})
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
@@ -225,6 +240,12 @@ class LoggerConfig:
     """Weights & Biases (`logger=wandb`)."""
     project: str = "rlt"
     """Project in Weights & Biases."""
+    name: str | None = None
+    """Name of the run in Weights & Biases; that of its folder if not given."""
+    tags: list[str] = field(default_factory=list)
+    """Tags of the run in Weights & Biases."""
+    group: str | None = None
+    """Group of the run in Weights & Biases."""
     offline: bool = False
     """Keep Weights & Biases' records on disk, to be uploaded later by `wandb sync`."""
 
@@ -258,11 +279,15 @@ class Config:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     frontier: FrontierConfig = field(default_factory=FrontierConfig)
     checkpoint: str | None = None
-    """Weights to start from or to evaluate: a file, a folder, a hub id, or the folder of a run."""
+    """Weights to start from or to evaluate: a file, a folder, a hub id, or the folder of a run. Where model.new_head is
+    set, as in the presets for fine-tuning, training needs it; none says that random weights are meant."""
     run_dir: str = "runs/default"
     """Folder of the run."""
     resume: str | None = None
-    """auto goes on from the run's newest readable checkpoint, if there is one; a path from that one."""
+    """auto goes on from the run's newest readable checkpoint, if there is one; a path from that one. What is not typed
+    is as the run had it."""
+    change: bool = False
+    """With resume: what is typed differs from how the run was trained so far, and this is meant."""
     seed: int = 0
     """Everything random is a function of it."""
     device: str = "auto"
@@ -285,7 +310,7 @@ class Config:
 
 
 _TRAINING = ("data.train", "data.augment", "model.drop_path", "model.length_encoding", "model.new_head", "optimizer",
-             "trainer", "logger", "run_dir", "resume")  # fmt: skip
+             "trainer", "logger", "run_dir", "resume", "change")  # fmt: skip
 _FILES_OF_EVALUATION = ("batch_videos", "predictions", "compare_with")
 NOT_READ_BY = {
     "train": ("data.test", "data.views", "device", "max_videos", "pictures", "json", "frontier", *_FILES_OF_EVALUATION),

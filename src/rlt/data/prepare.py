@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from rlt.checks import at_least
 from rlt.data.duplicates import Duplicate, compare_splits, find_duplicates
 from rlt.data.listings import Listing, check_some_exist
 from rlt.data.manifest import Manifest, check_manifest_path, check_unicode, read_manifest, write_manifest
-from rlt.data.probing import MISSING, ProbeRecord, Progress, probe_videos
+from rlt.data.probing import MISSING, Probe, ProbeRecord, Progress, probe_videos
+from rlt.errors import RltError
 
 MIN_FRAMES = 16
 """Videos with fewer frames are reported: a clip of 16 repeats their last frame."""
@@ -116,7 +118,8 @@ def prepare(
         output: manifest to write, .parquet or .csv.
         workers: threads; the number of cores without it.
         limit: take the first so many videos of the listing only.
-        measure_tokens: also measure `VideoEntry.tokens_kept`, which decodes a clip of every video.
+        measure_tokens: also measure `VideoEntry.tokens_kept`, which decodes a clip of every video. Without it what
+            the manifest of before says of a video that has not changed stays.
         other_split: manifest of another split, to look for videos that stand in both.
         on_progress: called with (done, total, name) after every video.
     """
@@ -135,11 +138,12 @@ def prepare(
             measure_tokens=measure_tokens,
             on_progress=on_progress,
         )
-    asked_for: dict[str, Any] = {} if measure_tokens else {"tokens_kept": None}  # the run before may have measured them
-    entries = [
-        replace(probes[path].entry, label_id=label_id, label=listing.class_names[label_id], **asked_for)
-        for path, label_id in listing.videos[:limit]
-    ]
+    measured = _measured_before(target, probes)
+    entries = []
+    for path, label_id in listing.videos[:limit]:
+        seen = probes[path].entry
+        kept = measured.get(path) if seen.tokens_kept is None else seen.tokens_kept
+        entries.append(replace(seen, label_id=label_id, label=listing.class_names[label_id], tokens_kept=kept))
     manifest = Manifest(tuple(entries), listing.class_names)
     write_manifest(manifest, target)
     partial.unlink(missing_ok=True)
@@ -154,3 +158,20 @@ def prepare(
         between_splits=() if other is None else compare_splits(sizes, [entry.path for entry in other.entries]),
         class_names_differ=other is not None and other.class_names != manifest.class_names,
     )
+
+
+def _measured_before(target: Path, probes: Mapping[str, Probe]) -> dict[str, float]:
+    """`VideoEntry.tokens_kept` of the manifest that is about to be replaced, of videos that are as they were then."""
+    try:
+        written = target.stat().st_mtime_ns
+        before = read_manifest(target).entries
+    except (OSError, RltError):  # there is none, or it is none
+        return {}
+    return {
+        entry.path: entry.tokens_kept
+        for entry in before
+        if entry.tokens_kept is not None
+        and (probe := probes.get(entry.path)) is not None
+        and probe.modified <= written
+        and replace(probe.entry, label_id=entry.label_id, label=entry.label, tokens_kept=entry.tokens_kept) == entry
+    }

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 
 from rlt.checkpoints import create_model, load_checkpoint
 from rlt.conf import compose, typed
+from rlt.conf.saved import saved_config
 from rlt.conf.schema import Config
 from rlt.data.manifest import read_manifest
 from rlt.errors import InvalidArgumentError
@@ -25,13 +25,6 @@ from rlt.network.vit import VisionTransformer
 
 _SAME_IN_EVALUATION = ("data", "model", "tokenizer", "trainer", "seed")
 """Parts of a run's configuration that its evaluation takes over; the others name files and devices of one command."""
-
-_WRITTEN_BEFORE = {
-    "tokenizer=tome": "tokenizer=none",
-    "tokenizer.policy=": "tokenizer=",
-    "tokenizer.merge_per_block=": "model.merge_per_block=",
-}
-"""Overrides of runs that have no config.json, and what they are today."""
 
 
 @dataclass(frozen=True)
@@ -58,26 +51,13 @@ def evaluation_config(overrides: Sequence[str]) -> Config:
 
 
 def config_of_run(checkpoint: str) -> dict[str, Any]:
-    """The configuration of a run, nested as `Config` is, without what names files; empty for anything but a run."""
-    overrides, resolved = Path(checkpoint) / "overrides.json", Path(checkpoint) / "config.json"
-    if not overrides.is_file():  # other folders have a config.json too
-        return {}
-    try:
-        if resolved.is_file():
-            content: dict[str, Any] = json.loads(resolved.read_text(encoding="utf-8"))
-        else:
-            written: list[str] = json.loads(overrides.read_text(encoding="utf-8"))
-            content = asdict(compose([_as_written_now(override) for override in written]))
-    except json.JSONDecodeError as error:
-        raise InvalidArgumentError(f"{checkpoint} has a configuration that is cut off ({error})") from error
+    """The configuration of a run, nested as `Config` is, without what names files; empty for anything but a run.
+
+    `checkpoint` is the run's folder, or its model/ or best/.
+    """
+    folder = Path(checkpoint)
+    content = saved_config(folder.parent if folder.name in ("model", "best") else folder)
     return {name: content[name] for name in _SAME_IN_EVALUATION if name in content}
-
-
-def _as_written_now(override: str) -> str:
-    for before, now in _WRITTEN_BEFORE.items():
-        if override.startswith(before):
-            return now + override.removeprefix(before)
-    return override
 
 
 def manifest_path(config: Config) -> str:

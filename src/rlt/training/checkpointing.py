@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from rlt.errors import TrainingError
 from rlt.files import replacing
 
+BEST_BY = "val/top1"
 _STEP = re.compile(r"step=(\d+)\.ckpt")
+_REQUEUED = re.compile(r"hpc_ckpt_(\d+)\.ckpt")  # in the run's folder, by Lightning when SLURM sends its signal
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -46,19 +50,71 @@ def step_checkpoints(run_dir: str | Path, every_steps: int, keep: int = 2) -> Mo
     )
 
 
-class SaveLastStep(Callback):
-    """Saves the last step of a run too, so that a longer run can go on from it."""
+def best_checkpoint(run_dir: str | Path) -> ModelCheckpoint:
+    """Lightning's callback, saving what validates best: best.ckpt.
+
+    Whole ones, not the weights alone, which would not be the averaged ones under `AveragedWeights`.
+    """
+    return ModelCheckpoint(
+        dirpath=checkpoint_folder(run_dir),
+        filename="best",
+        monitor=BEST_BY,
+        mode="max",
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
+    )
+
+
+class SaveWhenStopped(Checkpoint):
+    """Saves the last step of a run, so that a longer one can go on from it, and the step at which it is stopped."""
 
     def __init__(self, run_dir: str | Path, total_steps: int) -> None:
-        self.path = checkpoint_folder(run_dir) / f"step={total_steps}.ckpt"
+        self.folder = checkpoint_folder(run_dir)
         self.total_steps = total_steps
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        if trainer.global_step == self.total_steps and not self.path.exists():
-            trainer.save_checkpoint(self.path)
+        if trainer.global_step == self.total_steps:
+            trainer.val_check_batch = 1  # the end is validated, whatever trainer.validate_every is
+            self._save(trainer)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.should_stop:
+            self._save(trainer)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, SIGTERMException):  # raised between two steps; others may leave half of one
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        path = self.folder / f"step={trainer.global_step}.ckpt"
+        if not path.exists():
+            trainer.save_checkpoint(path)
+
+
+class AveragedWeights(EMAWeightAveraging):
+    """Lightning's average, whose weights stand in the network while it validates; a stop in there takes them out."""
+
+    _inside = False
+
+    @override
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_epoch_start(trainer, pl_module)
+        self._inside = True
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_epoch_end(trainer, pl_module)
+        self._inside = False
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._inside:  # before `SaveWhenStopped`, since checkpoints come last
+            self.on_validation_epoch_end(trainer, pl_module)
 
 
 def newest_checkpoint(
@@ -70,19 +126,33 @@ def newest_checkpoint(
     TrainingError.
     """
     folder = checkpoint_folder(run_dir)
-    found = sorted(
-        ((int(match[1]), path) for path in folder.glob("*.ckpt") if (match := _STEP.fullmatch(path.name))), reverse=True
-    )
-    for _, path in found:
+    kinds = _numbered(folder, _STEP), _numbered(Path(run_dir), _REQUEUED)
+    readable = [found for found in (_first_readable(paths, on_broken) for paths in kinds) if found is not None]
+    if readable:
+        return max(readable, key=lambda found: found[1])
+    if count := sum(map(len, kinds)):
+        raise TrainingError(f"none of the {count} checkpoints in {folder} can be read; start anew with another run_dir")
+    return None
+
+
+def is_requeued(run_dir: str | Path) -> bool:
+    """Whether this is a job of SLURM that Lightning saved and put into the queue again."""
+    return SLURMEnvironment.detect() and bool(_numbered(Path(run_dir), _REQUEUED))
+
+
+def _numbered(folder: Path, name: re.Pattern[str]) -> list[Path]:
+    """Checkpoints by the number in their names, the highest first."""
+    found = [(int(match[1]), path) for path in folder.glob("*.ckpt") if (match := name.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _first_readable(paths: Sequence[Path], on_broken: Callable[[Path, str], None] | None) -> tuple[Path, int] | None:
+    for path in paths:
         try:
             return path, read_step(path)
         except TrainingError as error:
             if on_broken is not None:
                 on_broken(path, str(error))
-    if found:
-        raise TrainingError(
-            f"none of the {len(found)} checkpoints in {folder} can be read; start anew with another run_dir"
-        )
     return None
 
 

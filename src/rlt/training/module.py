@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
@@ -16,6 +18,8 @@ from rlt.network.vit import VisionTransformer
 from rlt.training.optimizer import make_optimizer
 
 _NAMED_FILES = 8
+_SEEN = ("failed", "tokens_seen", "tokens_possible")
+"""What a run that goes on remembers of its earlier parts."""
 
 
 class VideoClassifier(LightningModule):
@@ -47,7 +51,7 @@ class VideoClassifier(LightningModule):
         self.failed: dict[str, str] = {}
         """Videos that could not be decoded: path -> error."""
         self.tokens_seen = 0
-        """Kept tokens of all training batches of this process."""
+        """Kept tokens of all training batches of the run on this device."""
         self.tokens_possible = 0
         """Tokens of the same batches when nothing is dropped."""
         self.imbalance: list[float] = []
@@ -94,6 +98,15 @@ class VideoClassifier(LightningModule):
         self.log_dict(
             {"val/top1": top1, "val/loss": loss}, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(decoded)
         )
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["seen"] = {name: getattr(self, name) for name in _SEEN}
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name, value in checkpoint.get("seen", {}).items():  # which those of earlier versions lack
+            setattr(self, name, value)
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
