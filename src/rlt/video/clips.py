@@ -226,7 +226,8 @@ def list_videos(paths: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
     Hidden files and folders inside a folder are passed over.
 
     Raises:
-        VideoError: if a path does not exist or cannot be looked at, or a folder holds no file with one of `VIDEO_EXTENSIONS`.
+        VideoError: if a path does not exist or cannot be looked at, or a folder holds no file with one of
+            `VIDEO_EXTENSIONS`.
     """
     found: list[Path] = []
     for path in [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]:
