@@ -157,7 +157,7 @@ class PackedPatch(Patch):
     def begin(self, pixel_values: Tensor) -> Tensor:
         """Choose tokens, begin a call with them, and gather their pixels.
 
-        What is left of a side that the patch does not divide is not looked at, nor are frames that fill no tubelet: as in
+        What is left of a side that the patch does not divide is not looked at, nor frames that fill no tubelet: as in
         the unpatched model.
 
         Args:
