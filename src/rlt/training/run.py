@@ -24,7 +24,14 @@ from rlt.errors import InvalidArgumentError, TrainingError, one_line
 from rlt.files import write_json
 from rlt.measure import machine_info
 from rlt.network.vit import VisionTransformer
-from rlt.training.checkpointing import AtomicCheckpointIO, SaveLastStep, newest_checkpoint, read_step, step_checkpoints
+from rlt.training.checkpointing import (
+    AtomicCheckpointIO,
+    SaveLastStep,
+    newest_checkpoint,
+    read_step,
+    remove_older,
+    step_checkpoints,
+)
 from rlt.training.loaders import TrainingData
 from rlt.training.module import VideoClassifier
 
@@ -159,6 +166,8 @@ def resume_point(config: Config, say: Callable[[str], None]) -> tuple[Path, int]
     if config.resume == "auto":
         found = newest_checkpoint(config.run_dir, on_broken=lambda path, reason: say(f"passed over {path}: {reason}"))
         say(f"going on from {found[0]} (step {found[1]})" if found else f"no checkpoint in {config.run_dir}: starting")
+        if found:
+            remove_older(found[0])
         return found
     return Path(config.resume), read_step(config.resume)
 
