@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -19,12 +19,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 
 import rlt.assets
 from rlt.errors import InvalidArgumentError, RltError, VideoError
 from rlt.video import iter_clips, list_videos, probe, read_clip, read_clips
 from rlt.video._filters import Turn
-from video_factory import numbered_picture, read_number, write_video
+from video_factory import numbered_picture, packets_of, read_number, write_video
 
 SMALL = {"num_frames": 4, "frame_stride": 2, "size": 32}
 
@@ -105,6 +106,18 @@ def test_times_that_no_header_bounds_are_bounded_by_the_limit():
     data = video_bytes(pts=times, time_base=Fraction(1, 1000), options={"bf": "0"})
     refused(lambda: probe(data), "frames", "5,000,000", "RLT_VIDEO_MAX_FRAMES")
     refused(lambda: sum(1 for _ in iter_clips(data, **SMALL)), "RLT_VIDEO_MAX_FRAMES")
+
+
+def test_times_that_jump_are_seen_at_any_rate():
+    """A rate of 2^31 a second in the header of an AVI made every gap an endless repetition."""
+    data = bytearray(video_bytes(codec="mpeg4", container="avi"))
+    at = data.find(b"strh") + 28  # scale, then rate
+    data[at : at + 8] = struct.pack("<II", 1, 2**31 - 1)
+    begin = time.monotonic()
+    with suppress(VideoError):
+        for _ in iter_clips(bytes(data), num_frames=8, frame_stride=1, size=32):
+            pass
+    assert time.monotonic() - begin < 20
 
 
 def test_a_frame_that_stands_long_is_no_damage():
@@ -329,6 +342,38 @@ def test_a_mistake_in_code_is_not_hidden(monkeypatch):
     monkeypatch.setattr("rlt.video._pyav.VideoFile._measure", lambda _: None + 1)
     with pytest.raises(TypeError):
         read_clip(video_bytes(8), **SMALL)
+
+
+# Damage that an encoder lets see
+
+
+def flipped(data: bytes, packet: int, rng: random.Random) -> bytes:
+    """One bit changed in the coded picture of a packet."""
+    position, size = packets_of(data)[packet]
+    at = position + rng.randrange(size // 2, size)
+    return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
+
+
+def noisy(number: int) -> np.ndarray:
+    noise = np.random.default_rng(number).integers(-20, 20, (96, 160, 3))
+    return (numbered_picture(number).astype(np.int16) + noise).clip(0, 255).astype(np.uint8)
+
+
+def test_hevc_that_carries_hashes_gives_no_wrong_pixels():
+    """Row 12: FFmpeg compares hashes that an encoder wrote, and gave frame and error; the error was passed over."""
+    options = {"x265-params": "log-level=none:keyint=40:hash=1", "preset": "ultrafast"}
+    data = video_bytes(24, codec="libx265", container="mp4", options=options, picture=noisy)
+    whole = {"num_frames": 24, "frame_stride": 1, "size": None, "start": 0, "num_threads": 1}
+    good, rng = read_clip(data, **whole).frames, random.Random(3)
+    wrong = 0
+    for packet in range(24):
+        try:
+            clip = read_clip(flipped(data, packet, rng), **whole)
+        except VideoError:
+            wrong += 1
+        else:
+            assert torch.equal(clip.frames, good)
+    assert wrong > 15
 
 
 # Side data that PyAV does not know

@@ -33,6 +33,7 @@ _ONE_FRAME_PER_PACKET = frozenset({"h264", "hevc", "av1"})
 _DECODER_TO_CODEC = {"libdav1d": "av1", "libaom-av1": "av1", "libvpx": "vp8", "libvpx-vp9": "vp9"}
 
 _ROUNDED_UP = 1 << 20  # pixels
+_LITTLE = 64  # frames
 _REORDER_WINDOW = 4  # frames; MPEG-4 ASP reorders by one frame, B-frames packed in AVI by a few
 
 
@@ -253,10 +254,11 @@ class VideoFile:
 
     def _raw_frames(self) -> Iterator[TimedFrame]:
         checks_packets = self.has_times and self.codec in _ONE_FRAME_PER_PACKET
-        # A frame may stand as long as the whole video, and a second; a longer pause is a broken time.
-        longest_pause = self.num_frames * self.frame_ticks + 1 / self.tick
+        # A frame may stand as long as the whole video, and a little; a longer pause is a broken time.
+        longest_pause = round((self.num_frames + _LITTLE) * self.frame_ticks)
         latest = before = -1
         count = 0
+        refused: set[int | None] = set()
         peeked, self._peeked = self._peeked, []
         for packet in chain(peeked, self._packets(), [None]):
             ticks = None
@@ -272,8 +274,14 @@ class VideoFile:
                 return
             except av.FFmpegError:
                 # Lost frames speak for themselves where packets are checked; an error before the first frame comes
-                # from pictures that lean on a frame before the key frame.
-                if not checks_packets and self._first_ticks is not None:
+                # from pictures that lean on a frame before the key frame. HEVC gives frames whose hash is not the one
+                # that the encoder wrote beside them, and an error with each.
+                if self._first_ticks is None:
+                    if self.num_threads == 1:  # with more of them an error comes beside a later packet
+                        refused.add(ticks)
+                elif self.codec == "hevc":
+                    self._flaws.append(latest + 1)
+                elif not checks_packets:
                     self._flaws.append(ticks if ticks is not None else latest + 1)
                 continue
             for frame in frames:
@@ -290,10 +298,11 @@ class VideoFile:
                     self._flaws.append(before + 1)
                 before = latest
                 self._pending.discard(latest)
-                if _is_corrupt(frame):
+                if _is_corrupt(frame) or (self.codec == "hevc" and latest in refused):
                     self._flaws.append(latest)
                 if latest >= 0:
-                    yield TimedFrame(latest, (frame.duration or 0) if self.has_times else 1, frame)
+                    duration = min(frame.duration or 0, longest_pause) if self.has_times else 1
+                    yield TimedFrame(latest, duration, frame)
         if self._demuxer_failed:
             self._flaws.append(latest + 1)
 
