@@ -100,9 +100,10 @@ def test_a_length_beyond_all_integers_does_not_lose_the_work(tmp_path):
 
 
 def test_one_bad_video_does_not_end_a_training(tmp_path):
-    """Row 4: a box of 2^62 bytes was a raw OSError, and only a VideoError is replaced."""
+    """Row 4: a box of 2^63 bytes was a raw exception, and only a VideoError is replaced."""
     good = assets.path(assets.names()[0]).read_bytes()
-    (tmp_path / "bad.mp4").write_bytes(good[:20] + struct.pack(">I4sQ", 1, b"free", 2**62) + good[20:])
+    end = int.from_bytes(good[:4], "big")  # of the first box
+    (tmp_path / "bad.mp4").write_bytes(good[:end] + struct.pack(">I4sQ", 1, b"free", 2**63 - 1) + good[end:])
     (tmp_path / "good.mp4").write_bytes(good)
     entries = [VideoEntry(str(tmp_path / name), 0, "a") for name in ("bad.mp4", "good.mp4")]
     sample = TrainingDataset(entries, ClipSpec(4, 2, size=32), augment=AugmentConfig())[SampleKey(0, 0)]
