@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from rlt.checks import some
 from rlt.errors import CheckpointError
-from rlt.files import replacing_all
+from rlt.files import newest, replacing_all
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -36,11 +36,14 @@ def find_source(source: str | Path, **download: Any) -> Path:
 
     `download` are options of huggingface_hub's `snapshot_download`.
     """
-    path = Path(source).expanduser()
-    if path.exists():
-        in_folder = path.name in _FOLDER_WEIGHTS and (path.parent / CONFIG).is_file()
-        return path.parent if in_folder else path  # the configuration beside the weights belongs to them
     name = str(source)
+    try:
+        path = Path(source).expanduser()
+        if _is_there(path):
+            in_folder = path.name in _FOLDER_WEIGHTS and (path.parent / CONFIG).is_file()
+            return path.parent if in_folder else path  # the configuration beside the weights belongs to them
+    except (OSError, ValueError, RuntimeError) as error:  # no permission, a NUL, a home of nobody
+        raise _unreadable(name, error) from error
     if not _HUB_ID.fullmatch(name) or path.suffix in _FILE_SUFFIXES:
         raise CheckpointError(f"{name} does not exist; give a file, a folder or a hub id such as owner/name")
     from huggingface_hub import snapshot_download  # imports an HTTP client, which local files need not
@@ -59,8 +62,18 @@ def find_source(source: str | Path, **download: Any) -> Path:
     return folder
 
 
+def _is_there(path: Path) -> bool:
+    """As `Path.exists`, which passes over some errors and not over others, depending on the version of Python."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def read_json(path: Path) -> dict[str, object]:
     """Read a JSON object; a CheckpointError if the file is not one."""
+    path = newest(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -73,22 +86,22 @@ def read_json(path: Path) -> dict[str, object]:
 def read_config(folder: Path) -> dict[str, object] | None:
     """The configuration beside the weights; None where the folder has none."""
     path = folder / CONFIG
-    return read_json(path) if path.is_file() else None
+    return read_json(path) if newest(path).is_file() else None
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder in Hugging Face's form: one file or shards, safetensors before pickles."""
-    name = next((name for name in _FOLDER_WEIGHTS if (folder / name).is_file()), None)
+    name = next((name for name in _FOLDER_WEIGHTS if newest(folder / name).is_file()), None)
     if name is None:
         found = sorted(path.name for path in folder.iterdir())
         raise CheckpointError(
             f"{folder} holds no {WEIGHTS} or pytorch_model.bin (found: {some(found)}); give the checkpoint file itself"
         )
     if not name.endswith(".index.json"):
-        return tensors_in(read_file(folder / name), folder / name)
+        return tensors_in(read_file(newest(folder / name)), folder / name)
     weight_map = read_json(folder / name).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{folder / name} has no weight_map; get the file again")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{folder / name} has no weight_map with entries; get the file again")
     tensors: dict[str, Tensor] = {}
     for shard in sorted(set(map(str, weight_map.values()))):
         if Path(shard).name != shard or not (folder / shard).is_file():
@@ -99,21 +112,34 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
 
 def read_file(path: Path) -> Mapping[str, object]:
     """The content of one safetensors or PyTorch file, on the CPU. No code of the file ever runs."""
-    if path.stat().st_size == 0:
+    try:
+        empty = path.stat().st_size == 0
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not path.is_file():
+        raise CheckpointError(f"{path} is a device or a pipe; give a checkpoint file")
+    if empty:
         raise CheckpointError(f"{path} is empty (0 bytes); get the file again")
     if path.suffix == ".safetensors":
         try:
             return safetensors.torch.load_file(path)
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{path} is damaged or cut off ({first_line(error)}); get the file again") from error
-    with path.open("rb") as file:
-        start = file.read(4)
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise _unreadable(path, error) from error
     if not start.startswith((b"PK", b"\x80")):  # a zip archive, or a bare pickle as before PyTorch 1.6
         raise CheckpointError(f"{path} is no PyTorch checkpoint (it begins with {start!r}); give a .pth, .pt or .ckpt")
     content = _unpickle_tensors(path)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; a dictionary of weights is needed")
     return content
+
+
+def _unreadable(path: object, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be read ({first_line(error)}); check the path and its permissions")
 
 
 def _unpickle_tensors(path: Path) -> object:
@@ -144,6 +170,20 @@ def tensors_in(content: Mapping[str, object], path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def check_finite(tensors: Mapping[str, Tensor], source: object) -> None:
+    """Raise where a weight is NaN or infinite, as after a training that diverged: every answer would be NaN."""
+    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not _finite(tensor)]
+    if bad:
+        raise CheckpointError(
+            f"{source} holds NaN or infinite values in {len(bad)} of {len(tensors)} weights ({some(bad)}); "
+            "get it again, or take an earlier checkpoint of its training"
+        )
+
+
+def _finite(tensor: Tensor) -> bool:
+    return tensor.numel() == 0 or all(bool(end.isfinite()) for end in tensor.aminmax())  # a NaN is both ends
+
+
 def misfits(model: nn.Module, tensors: Mapping[str, Tensor], fresh: Collection[str] = ()) -> str:
     """Say in one line what of a model's weights, other than `fresh` ones, tensors do not fit; empty if all do."""
     needed = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -161,6 +201,7 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], source: str |
     """Copy tensors into a model of the same names and shapes, or leave it as it is; its own dtype stays."""
     if problems := misfits(model, tensors):
         raise CheckpointError(f"{source} does not fit the model: {problems}")
+    check_finite(tensors, source)
     model.load_state_dict(dict(tensors))
 
 
@@ -170,7 +211,7 @@ def write_folder(
     config: Mapping[str, object],
     others: Mapping[str, str] | None = None,
 ) -> None:
-    """Write weights and their configuration; after a failure the old files are still there and whole.
+    """Write weights and their configuration; after a failure, and a kill, the old files are read, or the new ones.
 
     Where the folder holds a checkpoint already it must be of the same `model_type` as `config`, so that no other
     model's configuration is lost. `others` are further text files by name.

@@ -212,6 +212,9 @@ class PackedPatch(Patch):
     def begin(self, pixel_values: Tensor) -> Tensor:
         """Choose tokens, begin a call with them, and gather their pixels.
 
+        What is left of a side that the patch does not divide is not looked at, nor frames that fill no tubelet: as in
+        the unpatched model.
+
         Args:
             pixel_values: normalised float, or uint8, [B, frames, C, H, W].
 
@@ -220,6 +223,11 @@ class PackedPatch(Patch):
         """
         tubelet_size, patch_size = self.token_size()
         self._check_shape(pixel_values)
+        frames, _, height, width = (
+            side - side % step
+            for side, step in zip(pixel_values.shape[1:], (tubelet_size, 1, patch_size, patch_size), strict=True)
+        )
+        pixel_values = pixel_values[:, :frames, :, :height, :width]  # the convolution leaves out the rest, too
         mask, parts = self.choose(pixel_values), self.options.parts
         self._call = call = Call.of(mask, self.extra_tokens, by_frame=self.by_frame, parts=parts)
         self.last = call.kept

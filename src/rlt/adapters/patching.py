@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -61,12 +62,31 @@ class Patch(abc.ABC):
         self._trained_with = checkpoint_statistics(model) or self.default_statistics()
         self.last: LastForward | None = None
         """What the last call kept; None before the first."""
-        self._call: Any = None
+        self._running: tuple[object, Any] = (None, None)
         self._overridden: list[tuple[nn.Module, str]] = []
         self._hooked: list[tuple[nn.Module, int]] = []
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.options}, last={self.last})"
+
+    @property
+    def _call(self) -> Any:
+        """What the adapter knows of the call that runs.
+
+        Raises:
+            InvalidArgumentError: if another thread has called the model since: two calls at once would mix their clips.
+        """
+        runner, call = self._running
+        if runner != _runner() and None not in (runner, _runner()):
+            raise InvalidArgumentError(
+                "another thread called the patched model in the middle of this call; give each thread a copy.deepcopy "
+                "of the model"
+            )
+        return call
+
+    @_call.setter
+    def _call(self, call: Any) -> None:
+        self._running = _runner(), call
 
     @abc.abstractmethod
     def token_size(self) -> tuple[int, int]:
@@ -172,12 +192,12 @@ class Patch(abc.ABC):
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Calls within a `with` block leave no trace: afterwards `last` is that of the call before."""
-        before = self.last, self._call
+        before = self.last, self._running
         self.last = self._call = None
         try:
             yield
         finally:
-            self.last, self._call = before
+            self.last, self._running = before
 
     @torch.no_grad()
     def check(self) -> None:
@@ -193,6 +213,14 @@ class Patch(abc.ABC):
             raise InvalidArgumentError(
                 f"no token of a static clip was dropped with {self.options}; the patch does not engage"
             )
+
+
+def _runner() -> tuple[bool, int] | None:
+    """Who runs the model: a thread, or a backward pass, which has several and computes layers anew; None in a graph."""
+    if torch.compiler.is_compiling():
+        return None
+    backward = torch._C._current_graph_task_id()
+    return (False, threading.get_ident()) if backward == -1 else (True, backward)
 
 
 def sides(size: int | Sequence[int]) -> tuple[int, int]:

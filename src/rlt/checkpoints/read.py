@@ -29,6 +29,7 @@ from rlt.checkpoints.state_maps import (
 )
 from rlt.checks import some
 from rlt.errors import CheckpointError
+from rlt.files import newest
 from rlt.network.positions import sinusoid_table
 from rlt.network.run_lengths import IGNORED
 from rlt.network.vit import MODEL_TYPE, VisionTransformer, ViTConfig
@@ -164,7 +165,7 @@ def read_checkpoint(
 
     Raises:
         CheckpointError: in one line: if the file cannot be read safely, is of no known layout, or any key is missing,
-            unexpected or of another shape.
+            unexpected or of another shape, or a weight is NaN or infinite.
     """
     opened = _open(source)
     layout = detect_layout(opened.tensors)
@@ -187,6 +188,7 @@ def read_checkpoint(
         raise CheckpointError(
             f"{source} ({layout.title} layout) disagrees with its own sizes: {problems}; get it again"
         )
+    weights.check_finite(state, source)
     ignored, notes = tuple(opened.ignored.items()), _notes(layout, translation)
     return config, state, LoadReport(opened.source, layout.name, len(state), new, ignored, notes)
 
@@ -196,7 +198,7 @@ def _open(source: str | Path) -> _Opened:
     opened = _Opened(str(source), {})
     if path.is_dir():
         opened.config = weights.read_config(path)
-        if (path / "preprocessor_config.json").is_file():
+        if newest(path / "preprocessor_config.json").is_file():
             opened.preprocessor = weights.read_json(path / "preprocessor_config.json")
         opened.tensors = weights.read_folder(path)
     else:

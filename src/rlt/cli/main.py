@@ -15,7 +15,7 @@ from rlt.cli import experiments
 from rlt.cli.console import messages, output, progress, say, show
 from rlt.cli.prepare import prepare_app
 from rlt.errors import InvalidArgumentError, RltError, VideoError
-from rlt.files import write_json
+from rlt.files import refuse_inputs, write_json
 
 if TYPE_CHECKING:
     from rlt.video.geometry import Size
@@ -223,8 +223,10 @@ def compare(
         device=device,
         dtype=getattr(torch, dtype.value),
     )
+    found = list_videos(videos)
+    _refuse_inputs(json, found, checkpoint, rule)
     with progress("Comparing") as update:
-        result = compare_videos(list_videos(videos), settings, on_progress=update)
+        result = compare_videos(found, settings, on_progress=update)
     output.print(reports.comparison_report(result))
     if json is not None:
         write_json(json, result.to_json())
@@ -251,7 +253,9 @@ def inspect(
 ) -> None:
     """Draw what run-length tokenization drops: pictures, a video overlay, and one page that holds them all."""
     from rlt.inspection import inspect_videos
+    from rlt.video import list_videos
 
+    _refuse_inputs(json, list_videos(videos), rule)
     with progress("Inspecting") as update:
         result = inspect_videos(
             videos,
@@ -314,6 +318,7 @@ def benchmark(
     from rlt.video import ClipSpec, list_videos
 
     chosen = list_videos(videos) if videos else [assets.path(name) for name in assets.names()]
+    _refuse_inputs(json, chosen, rule)
     settings = BenchmarkSettings(
         model=model,
         videos=tuple(chosen),
@@ -459,6 +464,12 @@ def models() -> None:
     from rlt.cli import show as reports
 
     output.print(reports.models_report())
+
+
+def _refuse_inputs(output: Path | None, videos: Sequence[Path], *others: str | None) -> None:
+    """Hold that a file of results does not take the place of what the command reads."""
+    if output is not None:
+        refuse_inputs([output], [*videos, *(other for other in others if other is not None)])
 
 
 def _rule(

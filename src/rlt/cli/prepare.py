@@ -12,7 +12,7 @@ import typer
 
 from rlt.cli.console import progress, show
 from rlt.errors import InvalidArgumentError
-from rlt.files import write_json
+from rlt.files import refuse_inputs, write_json
 
 if TYPE_CHECKING:
     from rlt.data.listings import Listing
@@ -64,6 +64,9 @@ def _run(
     from rlt.data.prepare import prepare
 
     listing = list_videos(names=None if labels is None else read_class_names(labels))
+    if json is not None:
+        others = (Path(listing.source), other_split, labels, *(Path(video) for video, _ in listing.videos))
+        refuse_inputs([json], (other for other in others if other is not None))
     with progress("Looking into videos") as update:
         report = prepare(
             listing,

@@ -35,7 +35,7 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     names = [name.strip() for name in names if name.strip()]
     if not names:
         raise InvalidArgumentError(f"{path}: no class name in it; one name a line is needed, in the order of label ids")
-    twice = {name for name in names if names.count(name) > 1}
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise InvalidArgumentError(f"{path}: {min(twice)!r} stands in it twice; every class needs a name of its own")
     return tuple(names)
@@ -48,7 +48,7 @@ def _json_names(text: str, file: Path) -> list[str]:
         if isinstance(content, list):
             return [str(name) for name in content]
         by_id = {int(label_id): str(name) for name, label_id in content.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidArgumentError(f"{file}: not a JSON file of class names ({error}); {remedy}") from None
     if len(by_id) != len(content) or sorted(by_id) != list(range(len(content))):
         raise InvalidArgumentError(f"{file}: its label ids are not 0 to {len(content) - 1}, each once; {remedy}")
@@ -58,6 +58,8 @@ def _json_names(text: str, file: Path) -> list[str]:
 def read_text(path: Path) -> str:
     """A text file in UTF-8 as it is, without the mark that some editors put first."""
     try:
+        if path.exists() and not path.is_file():
+            raise InvalidArgumentError(f"{path}: a folder, a device or a pipe; give the list of the data set")
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise InvalidArgumentError(f"{path}: not a text file in UTF-8; give the list of the data set") from None

@@ -56,7 +56,7 @@ def folder_listing(
     folder where the paths of a list file start.
     """
     root = absolute_path(source)
-    if not root.exists():
+    if not os.path.exists(root):  # noqa: PTH110 (as below)
         raise InvalidArgumentError(f"{source}: no such folder or list file; check the path")
     index = class_index(names)
     if not root.is_dir():
@@ -105,6 +105,9 @@ def list_file_listing(file: Path, *, videos: str | Path | None = None, index: Cl
     labels = [label for *_, label in rows]
     if not all(map(str.isdecimal, labels)):
         return make_listing(file, index, labels, zip(paths, labels, strict=True))
+    longest = max(labels, key=len)
+    if len(longest) > 18:  # digits; Python converts no more than some thousands of them
+        raise InvalidArgumentError(f"{file}: label {longest[:18]}... is no label id; 0 to {MAX_LABEL_ID} is allowed")
     label_ids = [*map(int, labels)]
     if index is None:
         highest = max(label_ids)
@@ -131,7 +134,10 @@ def _list_rows(file: Path) -> Iterator[tuple[int, str, str]]:
                 "supported; give a list of video files"
             )
         if separator == ",":
-            cells = next(csv.reader([line], skipinitialspace=True))
+            try:
+                cells = next(csv.reader([line], skipinitialspace=True))
+            except csv.Error as error:
+                raise InvalidArgumentError(f"{file}, line {number}: {error}; check the file") from None
             path, label = cells[0], ",".join(cells[1:])
         else:
             path, _, label = line.rpartition(separator)
@@ -165,11 +171,11 @@ def check_folder(folder: str | Path) -> Path:
 def find_by_end(folder: Path, name: str) -> Path:
     """The file in `folder` that ends as `name` does, as much of it as possible; `folder / name` if there is none."""
     whole = folder / name
-    if whole.exists():
+    if os.path.exists(whole):  # noqa: PTH110 (Path.exists raises for names that no file can have)
         return whole
     parts = Path(name).parts
     ends = (folder.joinpath(*parts[start:]) for start in range(1, len(parts)))
-    return next((path for path in ends if path.exists()), whole)
+    return next((path for path in ends if os.path.exists(path)), whole)  # noqa: PTH110
 
 
 def videos_by_stem(folder: Path) -> dict[str, Path]:

@@ -116,7 +116,7 @@ def check_manifest_path(path: str | Path) -> Path:
     file = absolute_path(path)
     if file.suffix.lower() not in MANIFEST_EXTENSIONS:
         raise InvalidArgumentError(f"{path}: a manifest ends in {' or '.join(MANIFEST_EXTENSIONS)}; rename it")
-    if file.is_dir():
+    if os.path.isdir(file):  # noqa: PTH112 (as below)
         raise InvalidArgumentError(f"{path} is a folder; give the name of a manifest file")
     if file.suffix.lower() == ".parquet" and find_spec("pyarrow") is None:  # told before the work, not after it
         raise MissingDependencyError(
@@ -172,8 +172,9 @@ def _write_csv(manifest: Manifest, file: Path) -> None:
 def read_manifest(path: str | Path) -> Manifest:
     """Read a manifest. Relative paths of videos start at the folder of the manifest; other columns are passed over."""
     file = check_manifest_path(path)
-    if not file.exists():
-        raise InvalidArgumentError(f"{path}: no such file; {_REMEDY} first")
+    if not os.path.isfile(file):  # noqa: PTH113 (Path.is_file raises for names that no file can have)
+        problem = "no regular file" if os.path.exists(file) else "no such file"  # noqa: PTH110
+        raise InvalidArgumentError(f"{path}: {problem}; {_REMEDY} first")
     rows, class_names = (_csv_rows(file), None) if file.suffix.lower() == ".csv" else _parquet_rows(file)
     entries: list[VideoEntry] = []
     labels: dict[int, str] = {}
@@ -231,7 +232,7 @@ def _parquet_rows(file: Path) -> tuple[Rows, tuple[str, ...] | None]:
     try:
         stored = metadata.get(_CLASS_NAMES_KEY)
         class_names = None if stored is None else tuple(map(str, json.loads(stored)))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise InvalidArgumentError(f"{file}: its class names cannot be read; {_REMEDY}") from None
     rows = enumerate(zip(*columns.values(), strict=True), 1)
     return ((f"row {number}", dict(zip(columns, values, strict=True))) for number, values in rows), class_names
@@ -256,7 +257,7 @@ def _to_entry(row: Mapping[str, object], place: str) -> VideoEntry:
         except (TypeError, ValueError, OverflowError):
             needed = _NEEDED.get(kind, "a number of 0 or more")
             raise InvalidArgumentError(
-                f"{place}, column {field.name}: {value!r}; {needed} is needed, {_REMEDY}"
+                f"{place}, column {field.name}: {value!r:.100}; {needed} is needed, {_REMEDY}"
             ) from None
     return VideoEntry(**values)
 

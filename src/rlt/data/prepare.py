@@ -15,6 +15,7 @@ from rlt.data.listings import Listing, check_some_exist
 from rlt.data.manifest import Manifest, check_manifest_path, check_unicode, read_manifest, write_manifest
 from rlt.data.probing import MISSING, Probe, ProbeRecord, Progress, probe_videos
 from rlt.errors import RltError
+from rlt.files import refuse_inputs
 
 MIN_FRAMES = 16
 """Videos with fewer frames are reported: a clip of 16 repeats their last frame."""
@@ -125,6 +126,7 @@ def prepare(
     """
     target = check_manifest_path(output)
     at_least(1, workers=workers, limit=limit)
+    refuse_inputs([target], [listing.source] if other_split is None else [listing.source, other_split])
     other = None if other_split is None else read_manifest(other_split)
     check_some_exist(listing)
     paths = [path for path, _ in listing.videos[:limit]]

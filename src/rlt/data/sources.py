@@ -77,13 +77,17 @@ def _official_rows(file: Path) -> list[dict[str, str]] | None:
     if missing:
         raise InvalidArgumentError(f"{file}: no column {', '.join(missing)}; give the official CSV file")
     rows = []
-    for row in lines:
-        if row:
-            if len(row) != len(header):
-                raise InvalidArgumentError(
-                    f"{file}, line {lines.line_num}: {len(row)} columns; {len(header)} are needed as in the first line"
-                )
-            rows.append(dict(zip(header, row, strict=True)) | {"line": str(lines.line_num)})
+    try:
+        for row in lines:
+            if row:
+                if len(row) != len(header):
+                    raise InvalidArgumentError(
+                        f"{file}, line {lines.line_num}: {len(row)} columns; {len(header)} are needed as in the first "
+                        "line"
+                    )
+                rows.append(dict(zip(header, row, strict=True)) | {"line": str(lines.line_num)})
+    except csv.Error as error:
+        raise InvalidArgumentError(f"{file}, line {lines.line_num}: {error}; give the official CSV file") from None
     if not rows:
         raise InvalidArgumentError(f"{file}: no video in it; give the official CSV file")
     return rows
@@ -101,7 +105,7 @@ def _of_split(rows: list[dict[str, str]], split: str | None, file: Path) -> list
 def _kinetics_stem(row: Mapping[str, str], file: Path) -> str:
     try:
         start, end = (int(float(row[name])) for name in ("time_start", "time_end"))
-    except ValueError:
+    except (ValueError, OverflowError):  # OverflowError: infinite
         raise InvalidArgumentError(
             f"{file}, line {row['line']}: time_start {row['time_start']!r}, time_end {row['time_end']!r}; "
             "two numbers of seconds are needed"
@@ -130,7 +134,7 @@ def _ssv2_entries(text: str, file: Path) -> list[tuple[str, str]]:
     """(id, template) of each entry."""
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"{file}: not a JSON file ({error}); give the official annotations") from None
     if not isinstance(content, list) or not all(isinstance(entry, dict) and "id" in entry for entry in content):
         raise InvalidArgumentError(

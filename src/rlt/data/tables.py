@@ -18,7 +18,7 @@ def write_table(
     arrow, parquet = _load_pyarrow()
     try:
         table = arrow.table(dict(columns), metadata=metadata or {})
-    except arrow.ArrowException as error:
+    except (arrow.ArrowException, OverflowError) as error:
         raise InvalidArgumentError(f"{path} cannot hold these columns: {one_line(error)}") from error
     with replacing(path) as temporary:
         parquet.write_table(table, temporary)
@@ -33,9 +33,11 @@ def read_table(path: str | Path) -> tuple[dict[str, list[Any]], dict[str, str]]:
         raise InvalidArgumentError(f"{path} cannot be read ({error.strerror}); give a Parquet file") from error
     try:
         table = parquet.read_table(io.BytesIO(content))
-    except (OSError, arrow.ArrowException) as error:
+        metadata = table.schema.metadata or {}
+        return table.to_pydict(), {key.decode(): value.decode() for key, value in metadata.items()}
+    except (OSError, ValueError, ArithmeticError, LookupError, MemoryError, arrow.ArrowException) as error:
+        # ValueError: texts that are no UTF-8. The others come from bytes that were changed here and there.
         raise InvalidArgumentError(f"{path} is not a whole Parquet file: {one_line(error)}") from error
-    return table.to_pydict(), {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
 
 
 def _load_pyarrow() -> tuple[Any, Any]:

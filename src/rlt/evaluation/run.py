@@ -20,7 +20,7 @@ from rlt.evaluation.evaluator import evaluate
 from rlt.evaluation.pictures import write_pictures
 from rlt.evaluation.predictions import write_predictions
 from rlt.evaluation.results import EvaluationResult, EvaluationSettings
-from rlt.files import write_json
+from rlt.files import refuse_inputs, write_json
 from rlt.network.vit import VisionTransformer
 
 _SAME_IN_EVALUATION = ("data", "model", "tokenizer", "trainer", "seed")
@@ -108,6 +108,8 @@ def evaluate_config(config: Config, *, on_progress: Callable[[int, int, str], No
     path, settings = manifest_path(config), evaluation_settings(config)
     if config.compare_with is not None and config.predictions is None:
         raise InvalidArgumentError("compare_with needs the predictions of this run too; add predictions=FILE.parquet")
+    read = [path, *(name for name in (config.checkpoint, config.compare_with) if name is not None)]
+    refuse_inputs((name for name in (config.json, config.predictions) if name is not None), read)
     manifest = read_manifest(path)
     model = load_evaluated(config)
     result = evaluate(model, manifest, settings, max_videos=config.max_videos, on_progress=on_progress)

@@ -8,7 +8,7 @@ from pathlib import Path
 from rlt.conf.schema import Config
 from rlt.data.manifest import read_manifest
 from rlt.evaluation.run import evaluation_settings, load_evaluated, manifest_path
-from rlt.files import write_json
+from rlt.files import refuse_inputs, write_json
 from rlt.frontier.arms import default_arms
 from rlt.frontier.measure import measure_frontier
 from rlt.frontier.plot import write_frontier_plot
@@ -28,6 +28,7 @@ def frontier_config(config: Config, *, on_progress: Callable[[int, int, str], No
     asked = config.frontier
     arms = default_arms(asked.thresholds, asked.keep_ratios, asked.seeds)
     cache = asked.cache or (None if config.json is None else config.json + CACHE_ENDING)
+    refuse_inputs([] if config.json is None else [config.json], [path, str(config.checkpoint)])
     model, manifest = load_evaluated(config), read_manifest(path)
     result = measure_frontier(
         model, manifest, settings, arms, cache=cache, max_videos=config.max_videos, on_progress=on_progress

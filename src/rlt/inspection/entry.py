@@ -13,7 +13,7 @@ from typing import Any
 
 from rlt.checks import named_options
 from rlt.errors import InvalidArgumentError, RltError, TruncatedVideoWarning, VideoError, VideoWarning
-from rlt.files import not_writable, replacing_all, write_json
+from rlt.files import not_writable, refuse_inputs, replacing_all, write_json
 from rlt.inspection.charts import draw_pictures
 from rlt.inspection.overlay import OverlayInfo, write_overlay
 from rlt.inspection.page import write_page
@@ -108,6 +108,7 @@ def inspect_video(
     tell = on_progress or (lambda *_: None)
     try:
         _check_output(Path(output), source)
+        refuse_inputs((Path(output) / name for name in FILES), [source] if isinstance(source, str | Path) else [])
         with replacing_all(output, FILES) as folder:
             info = require_motion(probe(source))
             starts = sampled_starts(info, settings, max_seconds)

@@ -156,6 +156,19 @@ def _first_readable(paths: Sequence[Path], on_broken: Callable[[Path, str], None
     return None
 
 
+def remove_older(newest: Path, keep: int = 2) -> None:
+    """Remove older checkpoints of a run than the `keep` newest up to `newest`.
+
+    Lightning removes those that it remembers; each kill between a checkpoint and the next makes it forget one.
+    """
+    steps = {path: int(match[1]) for path in newest.parent.glob("*.ckpt") if (match := _STEP.fullmatch(path.name))}
+    older = sorted(
+        (path for path in steps if steps[path] <= steps.get(newest, -1)), key=steps.__getitem__, reverse=True
+    )
+    for path in older[keep:]:
+        path.unlink(missing_ok=True)
+
+
 def read_step(path: str | Path) -> int:
     """Optimizer step of a checkpoint, after reading all of it; a TrainingError in one line if that is not possible."""
     try:

@@ -40,6 +40,7 @@ from rlt.training.checkpointing import (
     is_requeued,
     newest_checkpoint,
     read_step,
+    remove_older,
     step_checkpoints,
 )
 from rlt.training.folder import check_same_run, locked, write_start
@@ -287,6 +288,8 @@ def resume_point(config: Config, say: Callable[[str], None]) -> tuple[Path, int]
     if automatic:
         found = newest_checkpoint(config.run_dir, on_broken=lambda path, reason: say(f"passed over {path}: {reason}"))
         say(f"going on from {found[0]} (step {found[1]})" if found else f"no checkpoint in {config.run_dir}: starting")
+        if found:
+            remove_older(found[0])
         return found
     assert config.resume is not None
     return Path(config.resume), read_step(config.resume)

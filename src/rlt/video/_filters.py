@@ -10,6 +10,8 @@ import av
 import torch
 from torch import Tensor
 
+from rlt.errors import VideoError
+from rlt.video._limits import Limits
 from rlt.video.geometry import CropBox, Size, View, check_size, cover, crop_offsets
 
 # Bilinear is what VideoMAE and RLT were evaluated with; swscale widens its kernels when it shrinks, so it is
@@ -33,11 +35,20 @@ class Turn(NamedTuple):
     @classmethod
     def of(cls, frame: av.VideoFrame) -> Turn:
         """From the frame's display matrix, which maps (x, y) to (a x + c y, b x + d y) with y pointing down."""
-        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+        try:
+            matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+        except ValueError:  # a kind of side data that PyAV does not know yet hides all others, such as EXIF in FFmpeg 8
+            return cls._of_angle(frame.rotation)
         if matrix is None:
             return cls()
         a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
         return cls(False, a < 0, d < 0) if abs(a) + abs(d) >= abs(b) + abs(c) else cls(True, b <= 0, c <= 0)
+
+    @classmethod
+    def _of_angle(cls, counter_clockwise: int) -> Turn:
+        """Without mirrors, of which PyAV does not tell otherwise."""
+        quarters = round(counter_clockwise / 90) % 4
+        return cls(swapped=quarters % 2 == 1, x=quarters in (1, 2), y=quarters in (2, 3))
 
     @property
     def degrees(self) -> int:
@@ -106,6 +117,8 @@ class ViewsConverter:
         size = check_size(view.size) or self._own_size
         box = view.box(width, height)
         scaled_height, scaled_width = size if box else cover(width, height, size)
+        if problem := Limits.current().bytes_problem(scaled_height * scaled_width):
+            raise VideoError(f"frames of {width}x{height} pixels that cover {size[0]}x{size[1]} ones {problem}")
         before: _Filters = []
         if box:
             box = turn.stored(box, width, height)

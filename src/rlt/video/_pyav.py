@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from heapq import heappop, heappush
@@ -17,7 +18,8 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from rlt.errors import VideoError
-from rlt.video._sources import Source, library_input, missing_bytes, source_name
+from rlt.video._limits import Limits, remedy
+from rlt.video._sources import Source, is_playlist, library_input, missing_bytes, source_name
 from rlt.video.sampling import Timed, nearest_in_time
 
 # Without these a decoder conceals damage in silence. They gave no false alarm on 500 good files of five codecs, and
@@ -30,7 +32,21 @@ _ERROR_DETECTION = "crccheck+bitstream+buffer+explode"
 _ONE_FRAME_PER_PACKET = frozenset({"h264", "hevc", "av1"})
 _DECODER_TO_CODEC = {"libdav1d": "av1", "libaom-av1": "av1", "libvpx": "vp8", "libvpx-vp9": "vp9"}
 
+_ROUNDED_UP = 1 << 20  # pixels
+_LITTLE = 64  # frames
 _REORDER_WINDOW = 4  # frames; MPEG-4 ASP reorders by one frame, B-frames packed in AVI by a few
+
+
+# What a file holds decides its format, so a format that opens others by name would read any file of this machine, fetch
+# addresses and listen on ports. Libraries may be built with more of these than ours.
+_OPEN_OTHERS = {
+    *("concat", "dash", "hls", "imf", "webm_dash_manifest", "image2", "bluray", "dvdvideo"),
+    *("rtp", "rtsp", "sap", "sdp"),
+    *("avisynth", "lavfi", "vapoursynth"),
+}
+_OPENING = {"protocol_whitelist": "file", "format_whitelist": ",".join(sorted(av.formats_available - _OPEN_OTHERS))}
+
+_DURATION = re.compile(r"(\d{1,6}):(\d{1,2}):(\d{1,2}(?:\.\d{1,9})?)")  # Matroska, per stream: 00:00:05.000000000
 
 
 @dataclass(frozen=True)
@@ -47,7 +63,7 @@ class VideoFile:
     Use it as a context manager; container and decoder are closed at its end, also on errors.
 
     Raises:
-        VideoError: if no library reads it, or it holds no video.
+        VideoError: if no library reads it, it holds no video, or it is beyond `limits`.
     """
 
     num_frames: int
@@ -63,9 +79,11 @@ class VideoFile:
         self.name = source_name(source)
         self.source = source
         self.num_threads = num_threads
+        self.limits = Limits.current()
+        self.restart_clock()
         self.missing = missing_bytes(source)
         self._scanned: list[Timed] | None = None
-        self._container = _open_container(source, self.name, self.missing)
+        self._container = self._open()
         try:
             self._start()
             self._measure()
@@ -79,12 +97,50 @@ class VideoFile:
     def __exit__(self, *_: object) -> None:
         self._container.close()
 
+    def _open(self) -> InputContainer:
+        try:
+            container = av.open(
+                library_input(self.source),
+                mode="r",
+                metadata_errors="ignore",
+                options=dict(_OPENING),
+                timeout=self.limits.seconds,
+            )
+        except (av.FFmpegError, OSError, ValueError) as error:
+            if self.missing:
+                size, promised = self.missing
+                raise VideoError(
+                    f"{self.name}: cannot be opened, the file is cut off ({size:,} bytes of at least {promised:,} are "
+                    "there); download or copy it again"
+                ) from None
+            if is_playlist(self.source):
+                raise VideoError(
+                    f"{self.name}: a list of other files or addresses, which are not opened; give the video itself"
+                ) from None
+            reason = getattr(error, "strerror", None) or str(error)
+            raise VideoError(
+                f"{self.name}: not a video that FFmpeg can open ({reason}); check it with `ffprobe`, or download it "
+                "again"
+            ) from None
+        if container.format.name == "tty":  # libav draws any .txt file as a terminal
+            container.close()
+            raise VideoError(
+                f"{self.name}: a text file, not a video; give a video file such as .mp4, .mkv, .webm or .avi"
+            )
+        return container
+
+    def restart_clock(self) -> None:
+        """Begin a reading: from now on it may take `limits.seconds`."""
+        self._deadline = time.monotonic() + self.limits.seconds
+
     def _start(self) -> None:
         self.stream = _best_stream(self._container, self.name)
         context = self.stream.codec_context
         context.thread_type = "AUTO"
         context.thread_count = self.num_threads
-        context.options = {"err_detect": _ERROR_DETECTION}
+        # For frames that are larger than the header says; libav counts sides that are rounded up.
+        max_pixels = min(self.limits.pixels + _ROUNDED_UP, (1 << 31) - 1)
+        context.options = {"err_detect": _ERROR_DETECTION, "max_pixels": str(max_pixels)}
         self._peeked: list[av.Packet[VideoStream]] = []
         self._at_beginning = True
         self._start_record()
@@ -101,6 +157,11 @@ class VideoFile:
         stream = self.stream
         self.has_audio = len(self._container.streams.audio) > 0
         self.codec = _DECODER_TO_CODEC.get(stream.codec_context.name, stream.codec_context.name)
+        if (pixels := stream.width * stream.height) > self.limits.pixels:
+            raise VideoError(
+                f"{self.name}: its frames have {stream.width}x{stream.height} pixels, {pixels:,}, and "
+                f"{self.limits.pixels:,} are allowed; {remedy('bytes')}"
+            )
         self.rate = _frame_rate(stream)
         for packet in self._packets():
             self._peeked.append(packet)
@@ -112,17 +173,27 @@ class VideoFile:
         if first is not None and stream.time_base:
             self.has_times, self.tick, self.origin = True, stream.time_base, first
         self.frame_ticks = 1 / (self.rate * self.tick)
-        seconds = _declared_seconds(stream, self._container)
-        if seconds is None or not self.has_times:
+        seconds = _declared_seconds(stream, self._container) if self.has_times else None
+        declared = None if seconds is None else max(round(seconds * self.rate), 1)
+        if declared is None or declared > self.limits.frames:
             self.rescan()
         else:
-            self.num_frames = max(round(seconds * self.rate), 1)
+            self.num_frames = declared
 
     def rescan(self) -> None:
-        """Measure `num_frames` again from the packets instead of the headers."""
+        """Measure `num_frames` again from the packets instead of the headers.
+
+        Raises:
+            VideoError: if it is more than `limits.frames`.
+        """
         last = (self.scan() or [Timed(0, 0)])[-1]
         end = last.ticks + max(last.duration, round(self.frame_ticks))
         self.num_frames = max(round(end / self.frame_ticks), 1)
+        if self.num_frames > self.limits.frames:
+            raise VideoError(
+                f"{self.name}: by its times it has {self.num_frames:,} frames, {self.limits.frames:,} are allowed; "
+                f"give it new times with `ffmpeg -i IN -vf setpts=N/25/TB OUT`; {remedy('frames')}"
+            )
 
     def scan(self) -> list[Timed]:
         """Times of all frames in ascending order, from their packets; read once. Leaves the file at its beginning."""
@@ -144,7 +215,7 @@ class VideoFile:
 
     def _reopen(self) -> None:
         self._container.close()
-        self._container = _open_container(self.source, self.name, self.missing)
+        self._container = self._open()
         self._start()
 
     def decode(self, ticks: int = 0) -> Iterator[TimedFrame]:
@@ -183,7 +254,11 @@ class VideoFile:
 
     def _raw_frames(self) -> Iterator[TimedFrame]:
         checks_packets = self.has_times and self.codec in _ONE_FRAME_PER_PACKET
-        latest, count = -1, 0
+        # A frame may stand as long as the whole video, and a little; a longer pause is a broken time.
+        longest_pause = round((self.num_frames + _LITTLE) * self.frame_ticks)
+        latest = before = -1
+        count = 0
+        refused: set[int | None] = set()
         peeked, self._peeked = self._peeked, []
         for packet in chain(peeked, self._packets(), [None]):
             ticks = None
@@ -199,8 +274,14 @@ class VideoFile:
                 return
             except av.FFmpegError:
                 # Lost frames speak for themselves where packets are checked; an error before the first frame comes
-                # from pictures that lean on a frame before the key frame.
-                if not checks_packets and self._first_ticks is not None:
+                # from pictures that lean on a frame before the key frame. HEVC gives frames whose hash is not the one
+                # that the encoder wrote beside them, and an error with each.
+                if self._first_ticks is None:
+                    if self.num_threads == 1:  # with more of them an error comes beside a later packet
+                        refused.add(ticks)
+                elif self.codec == "hevc":
+                    self._flaws.append(latest + 1)
+                elif not checks_packets:
                     self._flaws.append(ticks if ticks is not None else latest + 1)
                 continue
             for frame in frames:
@@ -213,19 +294,30 @@ class VideoFile:
                 count += 1
                 if self._first_ticks is None:
                     self._first_ticks = latest
+                elif latest - before > longest_pause:
+                    self._flaws.append(before + 1)
+                before = latest
                 self._pending.discard(latest)
-                if _is_corrupt(frame):
+                if _is_corrupt(frame) or (self.codec == "hevc" and latest in refused):
                     self._flaws.append(latest)
                 if latest >= 0:
-                    yield TimedFrame(latest, (frame.duration or 0) if self.has_times else 1, frame)
+                    duration = min(frame.duration or 0, longest_pause) if self.has_times else 1
+                    yield TimedFrame(latest, duration, frame)
         if self._demuxer_failed:
             self._flaws.append(latest + 1)
 
     def _packets(self) -> Iterator[av.Packet[VideoStream]]:
         try:
             for packet in self._container.demux(self.stream):
+                if time.monotonic() > self._deadline:
+                    raise VideoError(
+                        f"{self.name}: reading it takes more than {self.limits.seconds} s; check the file; "
+                        f"{remedy('seconds')}"
+                    )
                 if packet.size:  # an empty one repeats a picture (AVI) or is PyAV's sign to flush
                     yield packet
+        except VideoError:
+            raise
         except (av.FFmpegError, OSError):
             self._demuxer_failed = True
 
@@ -262,26 +354,6 @@ def _in_time_order(frames: Iterator[TimedFrame]) -> Iterator[TimedFrame]:
         yield replace(waiting.popleft(), ticks=heappop(times))
 
 
-def _open_container(source: Source, name: str, missing: tuple[int, int] | None) -> InputContainer:
-    try:
-        container = av.open(library_input(source), mode="r", metadata_errors="ignore")
-    except (av.FFmpegError, OSError, ValueError) as error:
-        if missing:
-            size, promised = missing
-            raise VideoError(
-                f"{name}: cannot be opened, the file is cut off ({size:,} bytes of at least {promised:,} are there); "
-                "download or copy it again"
-            ) from None
-        reason = getattr(error, "strerror", None) or str(error)
-        raise VideoError(
-            f"{name}: not a video that FFmpeg can open ({reason}); check it with `ffprobe`, or download it again"
-        ) from None
-    if container.format.name == "tty":  # libav draws any .txt file as a terminal
-        container.close()
-        raise VideoError(f"{name}: a text file, not a video; give a video file such as .mp4, .mkv, .webm or .avi")
-    return container
-
-
 def _best_stream(container: InputContainer, name: str) -> VideoStream:
     """libav's choice among the video streams (default, then largest), without cover art."""
     cover = Disposition.attached_pic
@@ -313,9 +385,8 @@ def _declared_seconds(stream: VideoStream, container: InputContainer) -> Fractio
     """Length of the stream in seconds as the headers have it."""
     if stream.duration and stream.time_base:
         return stream.duration * stream.time_base
-    tag = stream.metadata.get("DURATION", "")  # Matroska, per stream: 00:00:05.000000000
-    with suppress(ValueError):
-        hours, minutes, seconds = tag.split(":")
+    if tag := _DURATION.fullmatch(stream.metadata.get("DURATION", "")):
+        hours, minutes, seconds = tag.groups()
         length = int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
         start = (stream.start_time or 0) * (stream.time_base or Fraction(0))
         if length > start:

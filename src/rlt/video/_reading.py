@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import count, islice, pairwise, tee
-from math import ceil
+from math import ceil, prod
 
 import torch
 from torch import Tensor
@@ -15,10 +15,11 @@ from rlt.checks import at_least, named_options, one_of
 from rlt.errors import InvalidArgumentError, TruncatedVideoWarning, VideoError, VideoWarning, warn_caller
 from rlt.structures import Clip
 from rlt.video._filters import ViewsConverter
+from rlt.video._limits import foreign_errors
 from rlt.video._pyav import VideoFile
-from rlt.video._sources import Source, check_source
+from rlt.video._sources import Source, check_source, source_name
 from rlt.video.decoders import DECODERS
-from rlt.video.geometry import View
+from rlt.video.geometry import View, check_size
 from rlt.video.spec import ClipSpec, Place
 
 _REPAIR = "download it again or try `ffmpeg -err_detect ignore_err -i IN -c copy OUT`"
@@ -83,7 +84,7 @@ def read_views(source: Source, planner: Planner, *, decoder: str = "pyav", num_t
         InvalidArgumentError: for a plan or a crop that does not fit.
     """
     _check(source, decoder, num_threads)
-    with VideoFile(source, num_threads=num_threads) as file:
+    with foreign_errors(source_name(source)), VideoFile(source, num_threads=num_threads) as file:
         try:
             clips = _read_plans(file, planner(file), decoder, measured=False)
         except _HeaderError:
@@ -105,7 +106,8 @@ def iter_views(
 def _stream(
     source: Source, spec: ClipSpec, views: Sequence[View], decoder: str, num_threads: int
 ) -> Iterator[list[Clip]]:
-    with VideoFile(source, num_threads=num_threads) as file:
+    with foreign_errors(source_name(source)), VideoFile(source, num_threads=num_threads) as file:
+        _check_bytes(file, [(spec.num_frames, view) for view in views])
         _warn(file)
         step = spec.step(file.rate) * file.frame_ticks
         wanted = ((index * step, views) for index in count())
@@ -113,9 +115,11 @@ def _stream(
         num_sampled = 0
         while chunk := list(islice(shown, spec.num_frames)):
             num_sampled += len(chunk)
+            file.limits.check_sampled(file.name, num_sampled)
             if not file.missing:
                 _require_whole(file, max(chunk[-1][0], ceil((num_sampled - 1) * step)))
             yield [_make_clip(file, chunk, view, spec.num_frames) for view in views]
+            file.restart_clock()  # what is done with a clip is not reading
         if num_sampled == 0:
             raise nothing_decodes(file)
         if not file.missing:  # where it is, the end of the file is damaged and the warning has said so
@@ -124,6 +128,7 @@ def _stream(
 
 def _read_plans(file: VideoFile, plans: Sequence[ClipPlan], decoder: str, *, measured: bool) -> list[list[Clip]]:
     """All clips; `measured`: the number of frames was counted and not taken from the headers."""
+    _check_bytes(file, [(len(plan.places), view) for plan in plans for view in plan.views])
     targets = [_moments(file, plan.places) for plan in plans]
     convert = ViewsConverter(num_threads=file.num_threads)
     clips: dict[int, list[Clip]] = {}
@@ -151,6 +156,15 @@ def _read_plans(file: VideoFile, plans: Sequence[ClipPlan], decoder: str, *, mea
             for number in group:  # what is damaged may lie between clips: one alone begins at the key frame before it
                 read([number])
     return [clips[number] for number in range(len(plans))]
+
+
+def _check_bytes(file: VideoFile, clips: Sequence[tuple[int, View]]) -> None:
+    """Hold that clips of (number of frames, view) are within the limits, before the first frame is decoded."""
+    own = file.stream.height, file.stream.width
+    pixels = sum(num_frames * prod(check_size(view.size) or own) for num_frames, view in clips)
+    if problem := file.limits.bytes_problem(pixels):
+        kind = VideoError if any(view.size is None for _, view in clips) else InvalidArgumentError
+        raise kind(f"{file.name}: {len(clips)} clips of {clips[0][0]} frames {problem}")
 
 
 def _moments(file: VideoFile, places: Sequence[Place]) -> list[Fraction]:
@@ -212,10 +226,10 @@ def _require_plan(file: VideoFile, targets: list[Fraction], ticks: list[int], *,
         if file.missing:
             raise _cut_off(file, targets[-1])
         _require_whole(file, None)
-        if not ticks:
-            raise nothing_decodes(file)
         if not measured:
             raise _HeaderError
+        if not ticks:
+            raise nothing_decodes(file)
         if targets[-1] - ticks[-1] > _SILENT_PACKETS * file.frame_ticks:
             raise _cut_off(file, targets[-1])
     # A frame that is lost between the last frame of a clip and its last moment belongs to it.

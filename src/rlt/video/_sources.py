@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
-from rlt.errors import InvalidArgumentError, VideoError
+from rlt.errors import InvalidArgumentError, RltError, VideoError
 
 Source = str | os.PathLike[str] | bytes | BinaryIO
 """A path, the bytes of a whole file, or a binary file object that can seek."""
 
 _PATH = (str, os.PathLike)
 _BYTES = (bytes, bytearray, memoryview)
+_KINDS = ((stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"))
 _MAX_PARTS = 100_000  # a fragmented MP4 has two boxes per fragment; bounds the walk over a hostile file
 
 
@@ -32,26 +34,54 @@ def source_name(source: Source) -> str:
 def check_source(source: Source) -> None:
     """Raise for what cannot be a video before any library looks at it."""
     name = source_name(source)
-    if isinstance(source, _PATH):
-        if Path(source).is_dir():
-            raise VideoError(f"{name}: is a folder, not a video file; rlt.video.list_videos lists the videos in it")
-    elif not isinstance(source, _BYTES):
-        if not (callable(getattr(source, "read", None)) and callable(getattr(source, "seek", None))):
-            raise InvalidArgumentError(
-                f"a video source is a path, bytes or a binary file object; {type(source).__name__} was given"
-            )
-        if not getattr(source, "seekable", lambda: True)():
-            raise InvalidArgumentError(f"{name}: this file object cannot seek; read it into bytes first")
     try:
+        if isinstance(source, _PATH):
+            _check_regular(source, name)
+        elif not isinstance(source, _BYTES):
+            _check_object(source, name)
         with _reader(source) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
+    except RltError:
+        raise
     except FileNotFoundError:
         raise VideoError(f"{name}: no such file; check the path") from None
-    except OSError as error:
-        raise VideoError(f"{name}: cannot be read ({error.strerror}); check its permissions") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path, a file object that is closed
+        reason = getattr(error, "strerror", None) or error
+        raise VideoError(f"{name}: cannot be read ({reason}); check the path and its permissions") from None
     if size == 0:
         raise VideoError(f"{name}: the file is empty (0 bytes); download or copy it again")
+
+
+def _check_regular(source: str | os.PathLike[str], name: str) -> None:
+    """Refuse what is no file before it is opened: a pipe waits for a writer, a device may never end."""
+    mode = Path(source).stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise VideoError(f"{name}: is a folder, not a video file; rlt.video.list_videos lists the videos in it")
+    if not stat.S_ISREG(mode):
+        kind = next((kind for is_kind, kind in _KINDS if is_kind(mode)), "no regular file")
+        raise VideoError(f"{name}: is {kind}, not a video file; copy what it gives into a file first")
+
+
+def _check_object(source: object, name: str) -> None:
+    if not (callable(getattr(source, "read", None)) and callable(getattr(source, "seek", None))):
+        raise InvalidArgumentError(
+            f"a video source is a path, bytes or a binary file object; {type(source).__name__} was given"
+        )
+    if not getattr(source, "seekable", lambda: True)():
+        raise InvalidArgumentError(f"{name}: this file object cannot seek; read it into bytes first")
+
+
+_LISTS = (b"#EXTM3U", b"ffconcat version", b"v=0")
+
+
+def is_playlist(source: Source) -> bool:
+    """Whether the source is a text that names other files or addresses: HLS, concat, DASH or SDP."""
+    with _reader(source) as file:
+        file.seek(0)
+        head = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()
+        file.seek(0)
+    return head.startswith(_LISTS) or (head.startswith(b"<") and b"<MPD" in head)
 
 
 def library_input(source: Source) -> str | BinaryIO:
@@ -77,7 +107,7 @@ def missing_bytes(source: Source) -> tuple[int, int] | None:
         promised = 0
         for signatures, offset, length_of in _PARTS:
             if head[offset : offset + 4] in signatures:
-                promised = _end_of_parts(file, length_of)
+                promised = _end_of_parts(file, size, length_of)
         file.seek(0)
     return (size, promised) if promised > size else None
 
@@ -90,10 +120,12 @@ def _reader(source: Source) -> AbstractContextManager[BinaryIO]:
     return nullcontext(source)  # not ours to close
 
 
-def _end_of_parts(file: BinaryIO, length_of: Callable[[bytes], int | None]) -> int:
+def _end_of_parts(file: BinaryIO, size: int, length_of: Callable[[bytes], int | None]) -> int:
     """Where the last part of a file would end that says how long it is; 0 if one reaches to the end of the file."""
     position = 0
     for _ in range(_MAX_PARTS):
+        if position >= size:  # the end, or so far behind it that no file could be that long
+            break
         file.seek(position)
         length = length_of(file.read(16))
         if length is None:

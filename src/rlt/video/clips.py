@@ -24,9 +24,10 @@ from rlt.checks import at_least, named_options
 from rlt.errors import InvalidArgumentError, VideoError
 from rlt.structures import Clip
 from rlt.video._filters import Turn
+from rlt.video._limits import Limits, foreign_errors
 from rlt.video._pyav import VideoFile
 from rlt.video._reading import ClipPlan, iter_views, nothing_decodes, read_views
-from rlt.video._sources import Source, check_source
+from rlt.video._sources import Source, check_source, source_name
 from rlt.video.geometry import Size, View
 from rlt.video.spec import ClipSpec
 
@@ -147,6 +148,7 @@ def read_spread(
 ) -> list[Clip]:
     """`read_clips` with the frames and the size of the clips as one value."""
     at_least(1, num_clips=num_clips)
+    Limits.current().check_asked(num_clips=num_clips * spec.num_frames)
 
     def plan(file: VideoFile) -> list[ClipPlan]:
         spread = spec.spread(num_clips, file.num_frames, file.rate)
@@ -186,7 +188,7 @@ def probe(source: Source) -> VideoInfo:
         VideoError: if the file cannot be opened, holds no video, or its first frame cannot be decoded.
     """
     check_source(source)
-    with VideoFile(source, num_threads=1) as file:
+    with foreign_errors(source_name(source)), VideoFile(source, num_threads=1) as file:
         first = next(file.decode(), None)
         if first is None:
             raise nothing_decodes(file)
@@ -224,12 +226,16 @@ def list_videos(paths: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
     Hidden files and folders inside a folder are passed over.
 
     Raises:
-        VideoError: if a path does not exist, or a folder holds no file with one of `VIDEO_EXTENSIONS`.
+        VideoError: if a path does not exist or cannot be looked at, or a folder holds no file with one of
+            `VIDEO_EXTENSIONS`.
     """
     found: list[Path] = []
     for path in [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]:
-        if not path.exists():
-            raise VideoError(f"{path}: no such file or folder; check the path")
+        try:
+            path.stat()
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = "no such file or folder" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+            raise VideoError(f"{path}: {reason}; check the path") from None
         if not path.is_dir():
             found.append(path)
             continue

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlt.checks import at_least, exclusive, one_of
 from rlt.errors import InvalidArgumentError
+from rlt.video._limits import Limits
 from rlt.video.geometry import check_size
 from rlt.video.sampling import clip_starts, segment_indices
 
@@ -42,7 +43,10 @@ class ClipSpec:
             object.__setattr__(self, "frame_stride", 4)
         if isinstance(self.size, list):
             object.__setattr__(self, "size", tuple(self.size))
-        check_size(self.size)
+        limits, (height, width) = Limits.current(), check_size(self.size) or (1, 1)
+        limits.check_asked(num_frames=self.num_frames)
+        if problem := limits.bytes_problem(self.num_frames * height * width):
+            raise InvalidArgumentError(f"num_frames is {self.num_frames} and size is {self.size}, which {problem}")
         one_of(("dense", "uniform"), sampling=self.sampling)
         if self.fps is None:
             return
