@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import rlt
 from models import TINY, tiny_model, video
-from rlt.errors import InvalidArgumentError
+from rlt.errors import CheckpointError, InvalidArgumentError
 from rlt.network import vit
 from rlt.network.embedding import PatchEmbedding
 from rlt.network.positions import SinusoidPositions, sinusoid_table
@@ -179,3 +179,9 @@ def test_cuda_half_precision_agrees_with_float32() -> None:
     torch.testing.assert_close(on_gpu(packed.to("cuda")).cpu(), expected, atol=1e-3, rtol=1e-3)
     with torch.autocast("cuda", torch.bfloat16):
         torch.testing.assert_close(on_gpu(packed.to("cuda")).float().cpu(), expected, atol=0.15, rtol=0.1)
+
+
+def test_a_file_cannot_ask_for_a_table_beyond_bounds() -> None:
+    content = {"model_type": "rlt_vit", **rlt.ViTConfig(num_frames=60_000).to_dict()}
+    with pytest.raises(CheckpointError, match=r"num_frames=60000 .* a table of 5,880,000 positions; at most 349,525"):
+        rlt.ViTConfig.from_dict(content, "weights")

@@ -117,10 +117,19 @@ class ViTConfig:
             if not isinstance(value, {tuple: (list, tuple), float: (float, int)}.get(kind, (kind,))):
                 raise CheckpointError(f"{source} has {name}={value!r} in config.json; a {kind.__name__} is needed")
         try:
-            return cls(**fields)  # type: ignore[arg-type]
+            config = cls(**fields)  # type: ignore[arg-type]
         except InvalidArgumentError as error:
             raise CheckpointError(f"{source} has a config.json that does not hold together: {error}") from error
+        places = config.num_frames // config.tubelet_size * (config.image_size // config.patch_size) ** 2
+        if places * config.width > _MOST_POSITIONS:
+            raise CheckpointError(
+                f"{source} has num_frames={config.num_frames} and image_size={config.image_size} in config.json, which "
+                f"is a table of {places:,} positions; at most {_MOST_POSITIONS // config.width:,} are taken"
+            )
+        return config
 
 
 _REQUIRED = ("width", "depth", "num_heads", "mlp_width", "num_classes", "tubelet_size", "patch_size")
 """Fields without which weights could fit and yet be misread."""
+_MOST_POSITIONS = 2**28
+"""Values of a table of positions that a file may ask for, 1 GiB: what a file says is bounded before it is used."""
