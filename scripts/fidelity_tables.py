@@ -33,7 +33,7 @@ def fidelity_tables() -> str:
         clips = content["views_per_video"]
         rows = [("arm", "tokens kept", "FLOPs of dense", "same top-1", "KL to dense", "cosine", "accuracy")]
         for point in content["points"]:
-            kept = f"{point['kl']:.4f}"
+            kept = f"{point['kl']:.5f}"
             level = _level(point)
             rows.append((f"{level}: {point['arm']}", *_numbers(point)[:3], kept, f"{point['feature_cosine']:.4f}",
                          f"{point['accuracy']:.1%}"))  # fmt: skip
@@ -58,7 +58,7 @@ def paired_tables() -> str:
                     f"{kind} {value:g}: {row['arm']}",
                     row["minus"],
                     f"{100 * row['top1_agreement']:+.1f} ({low:+.1f} to {high:+.1f})",
-                    f"{row['kl']:+.4f} ({least:+.4f} to {most:+.4f}){'' if least <= 0 <= most else ' *'}",
+                    f"{row['kl']:+.5f} ({least:+.5f} to {most:+.5f}){'' if least <= 0 <= most else ' *'}",
                 )
             )
         parts.append(f"### {name}, paired\n\n{table(rows)}")
@@ -96,5 +96,5 @@ def _numbers(point: dict[str, Any]) -> tuple[str, str, str, str]:
         f"{point['tokens_kept']:.1%}",
         f"{point['flops_share']:.1%}",
         f"{point['top1_agreement']:.1%} ({low:.1%} to {high:.1%})",
-        f"{point['kl']:.4f}",
+        f"{point['kl']:.5f}",
     )
