@@ -149,8 +149,8 @@ def _patched(clip: torch.Tensor, added: tuple[str, ...]) -> object:
 
 
 def drifting_patch(added: tuple[str, ...]) -> object:
-    """The same of a clip whose grey rises by two levels a frame, which no step shows."""
-    levels = torch.arange(8, dtype=torch.uint8).view(1, 8, 1, 1, 1) * 2 + 100
+    """The same of a clip whose grey rises by a level a frame, which no step shows."""
+    levels = torch.arange(8, dtype=torch.uint8).view(1, 8, 1, 1, 1) + 100
     return _patched(levels.expand(1, 8, 3, 32, 32).contiguous(), added)
 
 

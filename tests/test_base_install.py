@@ -15,7 +15,9 @@ NEED_MORE = {
     "rlt.tokens._cuda": "triton",
     "rlt.training.checkpointing": "lightning",
     "rlt.training.loaders": "lightning",
+    "rlt.training.loggers": "lightning",
     "rlt.training.module": "lightning",
+    "rlt.training.pace": "lightning",
     "rlt.training.run": "lightning",
     "rlt.video._torchcodec": "torchcodec",
 }

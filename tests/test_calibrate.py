@@ -281,7 +281,7 @@ def test_training_and_evaluation_take_the_file(folder: Path, tmp_path: Path, mon
         "data.clip.size=64", "data.train=all.parquet", "trainer.accelerator=cpu", "trainer.batch_size=2",
         "trainer.max_steps=1", "tokenizer.rule=first.json", "run_dir=run",
     ]  # fmt: skip
-    train(compose(overrides), overrides=overrides, say=lambda _: None, progress=False)
+    train(compose(overrides), overrides=overrides, say=lambda _: None)
     Path("first.json").unlink()  # a run does not need it any more
     plain = evaluate_config(evaluation_config(["checkpoint=run", "data.test=all.parquet"])).result
     assert plain.settings.rule == first.rule
