@@ -289,8 +289,7 @@ def test_training_and_evaluation_take_the_file(folder: Path, tmp_path: Path, mon
     other = evaluation_config(["checkpoint=run", "data.test=all.parquet", "tokenizer.rule=second.json"])
     assert other.tokenizer.build() == second.rule
     assert evaluate_config(other).result.tokens_kept == pytest.approx(second.found.tokens_kept.value)
-    with pytest.raises(InvalidArgumentError, match=r"rule is second.json and threshold is 0.2; give one of them"):
-        compose(["tokenizer.rule=second.json", "tokenizer.threshold=0.2"])
+    assert compose(["tokenizer.rule=second.json", "tokenizer.threshold=0.2"]).tokenizer.build().threshold == 0.2
     assert clip_settings("run") == CLIP
     assert clip_settings("run", num_frames=4, fps=5) == ClipSpec(4, fps=5, size=64)
     assert clip_settings(None) == ClipSpec()
