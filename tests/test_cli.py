@@ -329,3 +329,19 @@ def test_the_installed_command_runs(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: missing.mp4")
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
+
+
+def test_compare_says_when_a_threshold_is_at_its_floor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    video_factory.write_video(
+        tmp_path / "moving.mp4", 30, picture=lambda number: video_factory.numbered_picture(number)
+    )
+    small = ["compare", str(tmp_path / "moving.mp4"), "--model", "vit_micro", "--frames", "4", "--stride", "3",
+             "--size", "32", "--repeats", "2"]  # fmt: skip
+    for threshold, at_floor in (("50", True), ("0.05", False)):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*small, "--threshold", threshold])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert not stop.value.code
+        assert ("Only the first time step of each clip is left" in shown) == at_floor
+        assert "Top 5" not in shown  # classes of random weights
+        assert "random (no --checkpoint)" in shown

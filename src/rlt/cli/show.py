@@ -11,11 +11,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rlt.checkpoints.models import MODELS
+from rlt.checkpoints.models import MODELS, model_config
 from rlt.compare import ARMS, Comparison, VideoComparison
 from rlt.measure import machine_info
 from rlt.network.attention import choose_backend
-from rlt.tokens import Everything, rule_line, rule_name
+from rlt.tokens import Everything, Threshold, rule_line, rule_name
 from rlt.video.geometry import Size
 
 if TYPE_CHECKING:  # what they need is not always installed
@@ -37,16 +37,19 @@ def comparison_report(result: Comparison) -> RenderableType:
     if result.settings.more_frames:
         parts[1] = _arms_table(result)
     clips = result.num_clips
-    if clips <= _MAX_CLIPS_IN_DETAIL:
+    if clips > _MAX_CLIPS_IN_DETAIL:
+        parts.append(_video_table(result))
+    elif result.settings.checkpoint is not None:  # classes of random weights say nothing
         for video in result.videos:
             for index, start in enumerate(video.clip_starts):
                 parts += [Text(f"Top 5 of {video.source} at {start:.2f} s"), _top_table(result, video, index)]
-    else:
-        parts.append(_video_table(result))
+    if _is_at_floor(result):
+        floor = "Only the first time step of each clip is left: no higher threshold drops more, but more frames would."
+        parts.append(Text(floor, style="yellow"))
     same = round(result.top1_agreement * clips)
     weights = Text(f"Weights: {result.settings.checkpoint}")
     if result.settings.checkpoint is None:
-        random = "Weights: random (no --checkpoint), so the classes mean nothing; times and tokens do."
+        random = "Weights: random (no --checkpoint), so classes would mean nothing; times and tokens do."
         weights = Text(random, style="yellow")
     return Group(
         *parts,
@@ -54,6 +57,13 @@ def comparison_report(result: Comparison) -> RenderableType:
         weights,
         Text(f"Machine: {_machine_line(result.settings.device)}, attention {result.attention}"),
     )
+
+
+def _is_at_floor(result: Comparison) -> bool:
+    """Whether a threshold dropped all that it can: every clip keeps its first time step."""
+    steps = result.settings.clip.num_frames // model_config(result.settings.model).tubelet_size
+    kept, dense = result.total_tokens("rlt"), result.total_tokens("dense")
+    return isinstance(result.settings.rule, Threshold) and steps > 1 and kept * steps == dense
 
 
 def benchmark_report(result: BenchmarkResult) -> RenderableType:
