@@ -11,11 +11,12 @@ import torch
 
 import rlt
 from models import tiny_model
+from rlt.conf.schema import Config
 from rlt.data.clips import ViewConfig, read_evaluation_clips
-from rlt.data.manifest import Manifest, VideoEntry
+from rlt.data.manifest import Manifest, VideoEntry, write_manifest
 from rlt.errors import InvalidArgumentError, VideoError
 from rlt.evaluation import EvaluationSettings
-from rlt.frontier import FrontierResult, default_arms, measure, measure_frontier
+from rlt.frontier import FrontierResult, default_arms, frontier_config, measure, measure_frontier
 from rlt.frontier.arms import DENSE, FrontierArm
 from rlt.frontier.plot import write_frontier_plot
 from rlt.frontier.results import COLUMNS
@@ -186,6 +187,17 @@ def test_nothing_to_measure_is_one_line(manifest: Manifest) -> None:
         default_arms((), ())
     with pytest.raises(InvalidArgumentError, match="seeds is 0"):
         default_arms(seeds=0)
+
+
+def test_classes_of_another_data_set_are_refused_as_in_evaluation(manifest: Manifest, tmp_path: Path) -> None:
+    pytest.importorskip("hydra")
+    model = rlt.create_model("vit_micro", num_classes=2)
+    model.save_pretrained(tmp_path / "model")
+    write_manifest(manifest, tmp_path / "videos.csv")
+    config = Config(checkpoint=str(tmp_path / "model"))
+    config.model.name, config.data.test = "vit_micro", str(tmp_path / "videos.csv")
+    with pytest.raises(InvalidArgumentError, match=r"the model has 2 classes, the manifest \d"):
+        frontier_config(config)
 
 
 def test_a_plot(result: FrontierResult, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import oracles
 import rlt
-from rlt import Budget, Threshold
+from rlt import Budget, Threshold, assets
 from rlt.errors import InvalidArgumentError
 from rlt.structures import IMAGENET_MEAN, IMAGENET_STD
 from rlt.tokens import PatchView
@@ -205,6 +205,12 @@ def test_the_floor_is_what_noise_alone_makes(deviation: float, seed: int) -> Non
     made = (noisy[:, 0] - noisy[:, 1]).abs().mean()
     floor = noise_floor(noisy, 16)
     assert 0.95 * made <= floor <= 1.25 * made + 0.002
+
+
+def test_the_bundled_street_keeps_what_readme_and_docs_say() -> None:
+    clip = rlt.read_clip(assets.path("traffic.mp4"), num_frames=16, frame_stride=4, size=224)
+    assert round(100 * rlt.tokenize(clip).share_kept, 1) == 61.4
+    assert round(100 * rlt.tokenize(clip, exposure="gain").share_kept, 1) == 31.0
 
 
 # Names

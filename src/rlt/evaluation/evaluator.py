@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,11 +52,9 @@ def evaluate(
         VideoError: if not a single video could be evaluated.
     """
     at_least(1, max_videos=max_videos)
-    _check_classes(model, manifest)
+    check_classes(model, manifest)
     model.config.patches.grid((settings.clip.num_frames, *settings.clip.frame_size, 3))  # told before a video is read
-    available = len(manifest.entries)
-    chosen = min(max_videos or available, available)
-    entries = [manifest.entries[position * available // chosen] for position in range(chosen)]
+    entries = evenly_chosen(manifest.entries, max_videos)
     usable = [entry for entry in entries if entry.usable]
     tally = _Tally(failed=[(entry.path, entry.status) for entry in entries if not entry.usable])
     was_training = model.training
@@ -112,7 +110,13 @@ def _loader(
     )
 
 
-def _check_classes(model: VisionTransformer, manifest: Manifest) -> None:
+def evenly_chosen(entries: Sequence[VideoEntry], max_videos: int | None) -> list[VideoEntry]:
+    """So many videos, evenly spread over a list that may be sorted by class; all of them for None."""
+    chosen = min(max_videos or len(entries), len(entries))
+    return [entries[position * len(entries) // chosen] for position in range(chosen)]
+
+
+def check_classes(model: VisionTransformer, manifest: Manifest) -> None:
     """The same number of classes, and none that both know under different numbers: accuracy would mean nothing."""
     ours, theirs = model.config.num_classes, len(manifest.class_names)
     if ours != theirs:

@@ -24,6 +24,7 @@ from rlt.data.clips import read_evaluation_clips
 from rlt.data.manifest import Manifest, VideoEntry
 from rlt.data.sampler import derive_seed
 from rlt.errors import VideoError
+from rlt.evaluation.evaluator import evenly_chosen
 from rlt.evaluation.results import EvaluationSettings
 from rlt.files import replacing
 from rlt.frontier.arms import DENSE, FrontierArm
@@ -66,8 +67,7 @@ def measure_frontier(
     """
     at_least(1, max_videos=max_videos)
     usable = [entry for entry in manifest.entries if entry.usable]
-    chosen = min(max_videos or len(usable), len(usable))
-    entries = [usable[position * len(usable) // chosen] for position in range(chosen)]
+    entries = evenly_chosen(usable, max_videos)
     failed = [(entry.path, entry.status) for entry in manifest.entries if not entry.usable]
     found: list[VideoFidelity] = []
     with _measuring(model, settings) as runner:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rlt.conf.schema import Config
 from rlt.data.manifest import read_manifest
+from rlt.evaluation.evaluator import check_classes
 from rlt.evaluation.run import evaluation_settings, load_evaluated, manifest_path
 from rlt.files import refuse_inputs, write_json
 from rlt.frontier.arms import default_arms
@@ -22,7 +23,7 @@ def frontier_config(config: Config, *, on_progress: Callable[[int, int, str], No
     """Measure as configured, and write JSON and a plot where the configuration names files.
 
     Raises:
-        InvalidArgumentError: if the checkpoint or the manifest is missing.
+        InvalidArgumentError: if the checkpoint or the manifest is missing, or its classes are not those of the model.
     """
     path, settings = manifest_path(config), evaluation_settings(config)
     asked = config.frontier
@@ -30,6 +31,7 @@ def frontier_config(config: Config, *, on_progress: Callable[[int, int, str], No
     cache = asked.cache or (None if config.json is None else config.json + CACHE_ENDING)
     refuse_inputs([] if config.json is None else [config.json], [path, str(config.checkpoint)])
     model, manifest = load_evaluated(config), read_manifest(path)
+    check_classes(model, manifest)
     result = measure_frontier(
         model, manifest, settings, arms, cache=cache, max_videos=config.max_videos, on_progress=on_progress
     )
