@@ -71,13 +71,17 @@ def inspect(added: tuple[str, ...], video: str = "0.mp4") -> object:
     return code, videos, Path("other").exists(), Path("elsewhere.json").exists()
 
 
-def calibrate(added: tuple[str, ...], asked: tuple[str, ...] = ("--target-keep", "0.6")) -> object:
+def calibrate(
+    added: tuple[str, ...],
+    asked: tuple[str, ...] = ("--target-keep", "0.6"),
+    videos: tuple[str, ...] = ("0.mp4", "1.mp4"),
+) -> object:
     """The threshold and what it does, what the network said of every video, and which files there are."""
     for folder in ("pictures", "rule.json.cache"):
         shutil.rmtree(folder, ignore_errors=True)
     for name in ("rule.json", "other.json"):
         Path(name).unlink(missing_ok=True)
-    code, numbers = run("calibrate", "0.mp4", "1.mp4", "--output", "rule.json", *asked, *clip(added), *added)
+    code, numbers = run("calibrate", *videos, "--output", "rule.json", *asked, *clip(added), *added)
     found = {key: numbers.get(key) for key in ("tokens_kept", "disagreement", "certain", "curve", "failed")}
     files = [np.load(path) for path in sorted(Path("rule.json.cache").rglob("*.npz"))]
     said = [file[name].tolist() for file in files for name in sorted(file.files)]
@@ -88,6 +92,11 @@ def calibrate(added: tuple[str, ...], asked: tuple[str, ...] = ("--target-keep",
 def of_eight_frames(added: tuple[str, ...]) -> object:
     """`calibrate` where brightness has time to change."""
     return calibrate(("--frames", "8", *added))
+
+
+def of_a_pan(added: tuple[str, ...]) -> object:
+    """`calibrate` on a camera that pans."""
+    return calibrate(("--frames", "8", *added), videos=("pan.mkv", "0.mp4"))
 
 
 def by_network(added: tuple[str, ...]) -> object:
@@ -161,6 +170,14 @@ def exposed_patch(added: tuple[str, ...]) -> object:
     return _patched((picture * gain).to(torch.uint8), added)
 
 
+def panned_patch(added: tuple[str, ...]) -> object:
+    """The same of a camera that pans over a picture with detail."""
+    coarse = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(0)) * 160 + 40
+    scene = torch.nn.functional.interpolate(coarse, size=(96, 96), mode="bilinear")[0]
+    views = [scene[:, 30 : 30 + 32, 50 - 5 * (t // 2) : 82 - 5 * (t // 2)] for t in range(8)]
+    return _patched(torch.stack(views)[None].to(torch.uint8), added)
+
+
 def drifting(look: Any) -> Any:
     """A look at eight frames of a video that drifts at a threshold that its steps do not reach."""
     return _eight_frames(look, "0.mp4", "0.1")
@@ -169,6 +186,11 @@ def drifting(look: Any) -> Any:
 def exposed(look: Any) -> Any:
     """A look at eight frames whose brightness changes as a whole."""
     return _eight_frames(look, "1.mp4", "0.05")
+
+
+def panned(look: Any) -> Any:
+    """A look at eight frames of a camera that pans."""
+    return _eight_frames(look, "pan.mkv", "0.1")
 
 
 @cache
@@ -184,6 +206,7 @@ COMPARE = {
     "--max-tokens": (compare, "--max-tokens", "7"),
     "--reference": (drifting(compare), "--reference", "anchor"),
     "--exposure": (exposed(compare), "--exposure", "gain"),
+    "--motion": (panned(compare), "--motion", "global"),
     "--rule": (compare, "--rule", "none"),
     "--budget": (compare_at_a_rate, "--budget", "7"),
     "--frames": (compare, "--frames", "8"),
@@ -202,6 +225,7 @@ INSPECT = {
     **{option: (inspect, *case[1:]) for option, case in COMPARE.items() if option in command_options("inspect")},
     "--reference": (drifting(inspect), "--reference", "anchor"),
     "--exposure": (exposed(inspect), "--exposure", "gain"),
+    "--motion": (panned(inspect), "--motion", "global"),
     "--output": (inspect, "--output", "other"),
     "--patch-size": (inspect, "--patch-size", "8"),
 }
@@ -209,6 +233,7 @@ CALIBRATE = {
     **{option: (calibrate, *case[1:]) for option, case in COMPARE.items() if option in command_options("calibrate")},
     "--output": (calibrate, "--output", "other.json"),
     "--exposure": (of_eight_frames, "--exposure", "gain"),
+    "--motion": (of_a_pan, "--motion", "global"),
     "--target-keep": (calibrate, "--target-keep", "0.7"),
     "--max-disagreement": (by_run, "--max-disagreement", "0.1"),
     "--checkpoint": (by_network, "--checkpoint", "run"),
@@ -222,6 +247,7 @@ BENCHMARK = {
     **{option: (benchmark, *case[1:]) for option, case in COMPARE.items() if option in command_options("benchmark")},
     "--reference": (drifting(benchmark), "--reference", "anchor"),
     "--exposure": (exposed(benchmark), "--exposure", "gain"),
+    "--motion": (panned(benchmark), "--motion", "global"),
     "--keep-ratio": (benchmark, "--keep-ratio", "1"),
     "--size": (benchmark, "--size", "48"),
     "--rounds": (benchmark, "--rounds", "1"),
@@ -234,6 +260,7 @@ PATCH = {
     "max_tokens": (patch, "max_tokens=6"),
     "reference": (drifting_patch, 'reference="anchor"'),
     "exposure": (exposed_patch, 'exposure="gain"'),
+    "motion": (panned_patch, 'motion="global"'),
     "rule": (patch, 'rule="none"'),
     "run_lengths": (patch, 'run_lengths="aware"'),
     "expand": (patch, 'expand="fill"'),

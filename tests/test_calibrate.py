@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from rlt.evaluation import EvaluationSettings
 from rlt.frontier import measure_frontier
 from rlt.frontier.arms import FrontierArm
 from rlt.tokens import PatchView, make_rule
+from rlt.tokens.aligned import Camera
 from rlt.video import ClipSpec, read_spread
 from video_factory import write_video
 
@@ -36,7 +38,7 @@ RULES = [
     Threshold(reference=reference, exposure=exposure)
     for reference in ("previous", "anchor")
     for exposure in ("none", "gain")
-]
+] + [Threshold(reference=reference, motion="global") for reference in ("previous", "anchor")]
 
 
 def picture(video: int, number: int) -> np.ndarray:
@@ -74,9 +76,9 @@ def test_the_rule_keeps_what_was_asked_for(rule: Threshold, target: float, folde
     one_token = 1 / (4 * 2 * 64)
     assert abs(result.found.tokens_kept.value - target) <= (0.02 if rule.reference == "anchor" else one_token)
     assert result.found.tokens_kept.low < target < result.found.tokens_kept.high
-    assert (result.rule.reference, result.rule.exposure) == (rule.reference, rule.exposure)
+    assert result.rule == replace(rule, threshold=result.rule.threshold)
     for step in result.curve[::16]:
-        there = Threshold(step.threshold, rule.reference, rule.exposure)
+        there = replace(rule, threshold=step.threshold)
         assert step.tokens_kept.value == pytest.approx(np.mean(kept(folder, there, 2)), abs=1e-12)
     assert steps == [(done, 4, f"{done - 1}.mp4") for done in range(1, 5)]
 
@@ -89,9 +91,10 @@ def test_pair_differences_hold_every_mask_with_anchors(exposure: str, floats: bo
     normalised = (clip.permute(0, 1, 4, 2, 3) / 255 - 0.5) / torch.tensor(spec.std).view(3, 1, 1)
     view = PatchView(normalised if floats else clip, spec)
     thresholds = torch.tensor([0.0, 0.1, 0.237, 0.3, 0.5, 3.0], dtype=torch.float64)
-    pairs = view.pair_differences(exposure)  # type: ignore[arg-type]
+    camera = Camera(exposure=exposure)  # type: ignore[arg-type]
+    pairs = view.pair_differences(camera)
     found = shares._anchored_counts(pairs, thresholds).tolist()
-    masks = [view.differ(x, reference="anchor", exposure=exposure) for x in thresholds.tolist()]  # type: ignore[arg-type]
+    masks = [view.differ(x, reference="anchor", camera=camera) for x in thresholds.tolist()]
     expected = [int(mask.sum()) for mask in masks]
     assert [abs(ours - theirs) <= 2 * floats for ours, theirs in zip(found, expected, strict=True)] == [True] * 6
     assert len(set(found)) >= 3
@@ -243,7 +246,7 @@ def test_the_measuring_commands_take_the_file(folder: Path, tmp_path: Path) -> N
     result = calibrated(folder, rule)
     about = json.loads(rule.read_text())
     assert about["rule"] == {
-        "rule": "rlt", "threshold": result.rule.threshold, "reference": "previous", "exposure": "none"
+        "rule": "rlt", "threshold": result.rule.threshold, "reference": "previous", "exposure": "none", "motion": "none"
     }  # fmt: skip
     assert about["target_keep"] == 0.5
     assert about["videos"] == 4

@@ -31,6 +31,7 @@ RULES = [
     Threshold(0.3),
     Threshold(0.1, reference="anchor"),
     Threshold(0.1, exposure="gain"),
+    Threshold(0.1, reference="anchor", exposure="gain", motion="global"),
     Budget(keep_ratio=0.5),
     Budget(keep_ratio=0.4, reference="anchor", exposure="gain"),
     Budget(max_tokens=47),

@@ -201,6 +201,9 @@ RULES_OF_TRAINING = {
     "tokenizer.exposure": Case(
         "tokenizer.exposure=gain", batch, ("data.clip.num_frames=8", "tokenizer.threshold=0.05", "trainer.batch_size=6")
     ),
+    "tokenizer.motion": Case(
+        "tokenizer.motion=global", batch, ("data.clip.num_frames=8", "data.train=pan.parquet", "trainer.batch_size=6")
+    ),
 }
 TRAIN: dict[str, Case] = {
     "data.train": Case("data.train=three.parquet", batch),
@@ -344,6 +347,13 @@ STARTS: dict[tuple[Look, tuple[str, ...]], object] = {}
 """What was found without an addition; found twice, and once for all cases that start alike."""
 
 
+def random_scene(side: int) -> np.ndarray:
+    """uint8 [side, side, 3], smooth, with contrast."""
+    coarse = torch.rand(1, 3, side // 8, side // 8, generator=torch.Generator().manual_seed(0)) * 160 + 40
+    scene = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear")[0]
+    return np.ascontiguousarray(scene.permute(1, 2, 0).to(torch.uint8).numpy())
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Manifests of six and of three videos, a run of one step, its weights in VideoMAE's layout, and predictions."""
@@ -361,7 +371,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         video_factory.write_video(path, 24, picture=picture)
         label = ("dark", "bright", "grey")[number % 2]
         entries.append(VideoEntry(str(path), number % 2, label, 24, 25.0, 64, 48, 0.96, "ok", 0.5 + number / 20))
+    scene = random_scene(96)
+
+    def pan(frame: int) -> np.ndarray:
+        return scene[30:62, 60 - 2 * frame : 92 - 2 * frame]
+
+    video_factory.write_video(root / "pan.mkv", 24, codec="ffv1", pix_fmt="bgr0", picture=pan)
+    pans = [replace(entry, path=str(root / "pan.mkv"), height=32, width=32) for entry in entries]
     for name, videos, classes in (
+        ("pan", pans, ("dark", "bright")),
         ("train", entries, ("dark", "bright")),
         ("val", entries[:3], ("dark", "bright")),
         ("three", entries[3:], ("dark", "bright", "grey")),

@@ -80,6 +80,7 @@ def patch(
     max_tokens: int | None = None,
     reference: str | None = None,
     exposure: str | None = None,
+    motion: str | None = None,
     rule: Rule | str | None = None,
     run_lengths: str | None = None,
     expand: Expand | None = None,
@@ -101,6 +102,7 @@ def patch(
         max_tokens: keep at most so many of each clip's tokens instead.
         reference: "previous" (paper) or "anchor", what a token is compared with, see `rlt.Threshold`.
         exposure: "none" (paper) or "gain", whether a change of exposure is undone first, see `rlt.Threshold`.
+        motion: "none" (paper) or "global", whether a shift of the whole picture is undone first, see `rlt.Threshold`.
         rule: any rule instead, or the name of one, see `rlt.tokens.rules`.
         run_lengths: "aware" lets a kept token count as often as it stood, "ignored" once (paper); see `PatchOptions`,
             as for what follows.
@@ -124,6 +126,7 @@ def patch(
         max_tokens=max_tokens,
         reference=reference,
         exposure=exposure,
+        motion=motion,
     )
     options = PatchOptions(chosen, expand, frames_per_clip, pixel_mean, pixel_std, run_lengths)
     adapter = kind(model, options)  # which may refuse, and leaves a patch from before as it was

@@ -50,7 +50,7 @@ class _OfPrevious:
     """Sorted differences of every video: 11 kB for a clip of 16 frames at 224 pixels."""
 
     def __init__(self, settings: CalibrateSettings) -> None:
-        self.exposed = settings.rule.exposure == "gain"
+        self.camera = settings.rule.camera
         self.tokens = settings.grid.num_tokens * settings.num_clips
         self.videos: list[NDArray[np.float64]] = []
 
@@ -58,8 +58,7 @@ class _OfPrevious:
         return len(self.videos)
 
     def add(self, frames: PatchView) -> None:
-        differences = frames.exposed_differences if self.exposed else frames.differences
-        self.videos.append(np.sort(differences.double().flatten().numpy()))
+        self.videos.append(np.sort(frames.differences_under(self.camera).double().flatten().numpy()))
 
     def kept(self, thresholds_K: NDArray[np.float64]) -> NDArray[np.float64]:
         dropped = [differences.searchsorted(thresholds_K, side="right") for differences in self.videos]
@@ -82,28 +81,34 @@ class _OfPrevious:
 
 
 class _OfAnchors:
-    """Counts of every video at every threshold of the grid."""
+    """Counts of every video at every threshold of a grid: coarse with motion, where each is a pass of its own."""
 
     def __init__(self, settings: CalibrateSettings) -> None:
-        self.exposure = settings.rule.exposure
+        self.camera = settings.rule.camera
         self.tokens = settings.grid.num_tokens * settings.num_clips
+        self.thresholds = CURVE if self.camera.motion == "global" else _GRID
         self.counts: list[NDArray[np.int64]] = []
 
     def __len__(self) -> int:
         return len(self.counts)
 
     def add(self, frames: PatchView) -> None:
-        self.counts.append(_anchored_counts(frames.pair_differences(self.exposure), torch.from_numpy(_GRID)).numpy())
+        if self.camera.motion == "global":
+            masks = (frames.differ(x, reference="anchor", camera=self.camera) for x in self.thresholds.tolist())
+            self.counts.append(np.array([int(mask.sum()) for mask in masks]))
+        else:
+            pairs = frames.pair_differences(self.camera)
+            self.counts.append(_anchored_counts(pairs, torch.from_numpy(self.thresholds)).numpy())
 
     def kept(self, thresholds_K: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.stack(self.counts)[:, np.searchsorted(_GRID, thresholds_K)] / self.tokens
+        return np.stack(self.counts)[:, np.searchsorted(self.thresholds, thresholds_K)] / self.tokens
 
     def find(self, target: float) -> float:
         total = self.tokens * len(self.counts)
         shares = np.sum(self.counts, axis=0) / total
         wanted = round((1 - target) * total)
         _refuse_what_no_threshold_keeps(target, wanted, float(shares[0]), float(shares.min()), total)
-        return float(_GRID[np.abs(shares - target).argmin()])
+        return float(self.thresholds[np.abs(shares - target).argmin()])
 
 
 def _anchored_counts(pairs: Tensor, thresholds_K: Tensor) -> Tensor:

@@ -105,6 +105,14 @@ Exposure = Annotated[
         show_default=False,
     ),
 ]
+Motion = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="none (the paper), or global: undo the shift of the whole picture that a moving camera makes.",
+        show_default=False,
+    ),
+]
 RunLengths = Annotated[
     str | None,
     typer.Option(
@@ -170,6 +178,7 @@ def compare(
     max_tokens: MaxTokens = None,
     reference: Reference = None,
     exposure: Exposure = None,
+    motion: Motion = None,
     rule: RuleName = None,
     budget: Annotated[
         int | None,
@@ -213,7 +222,7 @@ def compare(
     settings = CompareSettings(
         model=model,
         checkpoint=checkpoint,
-        rule=_rule(rule, threshold, keep_ratio, max_tokens if budget is None else budget, reference, exposure),
+        rule=_rule(rule, threshold, keep_ratio, max_tokens if budget is None else budget, reference, exposure, motion),
         more_frames=() if budget is None else (2, 4),
         clip=ClipSpec(frames, stride, fps, _parse_size(size)),
         num_clips=clips,
@@ -242,6 +251,7 @@ def inspect(
     max_tokens: MaxTokens = None,
     reference: Reference = None,
     exposure: Exposure = None,
+    motion: Motion = None,
     rule: RuleName = None,
     frames: NumFrames = 16,
     stride: FrameStride = None,
@@ -265,6 +275,7 @@ def inspect(
             max_tokens=max_tokens,
             reference=reference,
             exposure=exposure,
+            motion=motion,
             rule=rule,
             num_frames=frames,
             frame_stride=stride,
@@ -298,6 +309,7 @@ def benchmark(
     max_tokens: MaxTokens = None,
     reference: Reference = None,
     exposure: Exposure = None,
+    motion: Motion = None,
     rule: RuleName = None,
     frames: NumFrames = 16,
     stride: FrameStride = None,
@@ -323,7 +335,7 @@ def benchmark(
         model=model,
         videos=tuple(chosen),
         clips=clips,
-        rule=_rule(rule, threshold, keep_ratio, max_tokens, reference, exposure),
+        rule=_rule(rule, threshold, keep_ratio, max_tokens, reference, exposure, motion),
         clip=ClipSpec(frames, stride, fps, size),
         rounds=rounds,
         device=device,
@@ -363,6 +375,7 @@ def calibrate(
     run_lengths: RunLengths = None,
     reference: Reference = None,
     exposure: Exposure = None,
+    motion: Motion = None,
     frames: Annotated[
         int | None, typer.Option("--frames", help="Frames per clip; 16 if no run says otherwise.", show_default=False)
     ] = None,
@@ -398,7 +411,7 @@ def calibrate(
     if pictures is not None:
         require_viz()
     settings = jobs.CalibrateSettings(
-        rule=_rule("rlt", None, None, None, reference, exposure),
+        rule=_rule("rlt", None, None, None, reference, exposure, motion),
         clip=jobs.clip_settings(
             checkpoint,
             num_frames=frames,
@@ -479,6 +492,7 @@ def _rule(
     max_tokens: int | None,
     reference: str | None,
     exposure: str | None,
+    motion: str | None,
 ) -> Any:
     """What the options of a command say."""
     from rlt.tokens import choose_rule
@@ -490,6 +504,7 @@ def _rule(
         max_tokens=max_tokens,
         reference=reference,
         exposure=exposure,
+        motion=motion,
     )
 
 

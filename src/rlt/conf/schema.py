@@ -72,6 +72,8 @@ class TokenizerConfig:
     """What a token is compared with: "previous" (the paper) or "anchor", see `rlt.Threshold`."""
     exposure: str | None = None
     """"gain" undoes automatic exposure, flicker and fades first, "none" (the paper) does not, see `rlt.Threshold`."""
+    motion: str | None = None
+    """"global" undoes one shift of the whole picture first, "none" (the paper) does not, see `rlt.Threshold`."""
 
     def build(self) -> Rule:
         """The rule itself.

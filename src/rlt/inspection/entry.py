@@ -42,6 +42,7 @@ def inspect_video(
     max_tokens: int | None = None,
     reference: str | None = None,
     exposure: str | None = None,
+    motion: str | None = None,
     rule: Rule | str | None = None,
     num_frames: int = 16,
     frame_stride: int | None = None,
@@ -62,11 +63,12 @@ def inspect_video(
     Args:
         source: path, bytes or file object of the video.
         output: folder to write into; made if missing. Files of an earlier inspection are replaced, others left alone.
-        threshold: see `rlt.tokenize`, as the next five.
+        threshold: see `rlt.tokenize`, as the next six.
         keep_ratio: share of each clip's tokens to keep instead.
         max_tokens: number of each clip's tokens to keep at most instead.
         reference: "previous" or "anchor".
         exposure: "none" or "gain".
+        motion: "none" or "global".
         rule: any rule, or the name of one.
         num_frames: frames in a clip, a multiple of `tubelet_size`.
         frame_stride: distance of two sampled frames, in frames of the video; 4 if fps is not given either.
@@ -99,6 +101,7 @@ def inspect_video(
             max_tokens=max_tokens,
             reference=reference,
             exposure=exposure,
+            motion=motion,
         ),
         decoder=decoder,
     )

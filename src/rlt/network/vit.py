@@ -117,6 +117,7 @@ class VisionTransformer(
         max_tokens: int | None = None,
         reference: str | None = None,
         exposure: str | None = None,
+        motion: str | None = None,
         rule: Rule | str | None = None,
         seeds: Sequence[int] | None = None,
     ) -> PackedTokens:
@@ -129,6 +130,7 @@ class VisionTransformer(
             max_tokens: number of each clip's tokens to keep at most instead.
             reference: "previous" or "anchor".
             exposure: "none" or "gain".
+            motion: "none" or "global".
             rule: any rule, or the name of one.
             seeds: one number per clip for rules that draw.
 
@@ -145,6 +147,7 @@ class VisionTransformer(
             max_tokens=max_tokens,
             reference=reference,
             exposure=exposure,
+            motion=motion,
         )
         tokens = tokenize(frames, rule=chosen, seeds=seeds, spec=self.config.patches)
         return pack(tokens).to(self.fc_norm.weight.device)

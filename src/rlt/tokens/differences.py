@@ -16,12 +16,10 @@ from torch import Tensor
 from rlt.checks import named_options
 from rlt.errors import InvalidArgumentError
 from rlt.structures import IMAGENET_STD, PatchSpec, TokenGrid, check_frames
-from rlt.tokens.exposure import Exposure, fit_exposure, noise_floor
+from rlt.tokens.aligned import AlignedFrames, Camera, mean_over_cells, to_pixels
 
 ReferenceName = Literal["previous", "anchor"]
 """What a token is compared with: the token before it (the paper), or the one that stands for its place."""
-ExposureName = Literal["none", "gain"]
-"""Whether exposure and noise of the camera are undone before the comparison, see `rlt.tokens.exposure`."""
 
 _EVEN_BYTES = 0x00FF00FF00FF00FF
 _BYTES_PER_WORD = 8
@@ -53,6 +51,7 @@ class PatchView:
         self.frames = frames
         self.spec = spec
         self._differences: Tensor | None = None
+        self._found: dict[Camera, AlignedFrames] = {}
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -88,23 +87,21 @@ class PatchView:
         found = float_token_differences(self.frames, self.spec)
         return found.nan_to_num(nan=torch.finfo(found.dtype).max)
 
-    def differ(
-        self, threshold: float, *, reference: ReferenceName = "previous", exposure: ExposureName = "none"
-    ) -> Tensor:
+    def differ(self, threshold: float, *, reference: ReferenceName = "previous", camera: Camera = Camera()) -> Tensor:
         """Which tokens differ by more than `threshold` from what they are compared with: bool [B, T', H', W'].
 
         The first time step has nothing before it, and differs. With `reference="anchor"` a token is compared with the
-        one that stands for its place, which is the last that differed.
+        one that stands for its place, which is the last that differed. `camera` says what is undone before.
         """
+        are_bytes = not self.frames.is_floating_point()
         if reference == "anchor":
-            return self._differ_from_anchor(threshold, exposure)
-        if exposure == "gain":
-            differs = self.exposed_differences > threshold
-        elif not self.frames.is_floating_point() and (kernels := cuda_kernels(self.device)):
+            if camera.is_ignored and are_bytes:
+                return torch.stack([anchored_mask(clip, threshold, self.spec) for clip in self.frames])
+            return self._aligned(camera).differ_from_anchor(threshold)
+        if camera.is_ignored and are_bytes and (kernels := cuda_kernels(self.device)):
             mask: Tensor = kernels.mark(self.frames, threshold, self.spec)
             return mask
-        else:
-            differs = self.differences > threshold
+        differs = self.differences_under(camera) > threshold
         return torch.cat([differs.new_ones(len(self), 1, *self.grid[1:]), differs], dim=1)
 
     @property
@@ -114,52 +111,31 @@ class PatchView:
         Mean absolute difference of its first frame from that colour, in the units of `differences`.
         """
         patch, image = self.spec.patch_size, self._edges()[0][:, 0]
-        return _mean_over_cells((image - _to_pixels(_mean_over_cells(image, patch), patch)).abs(), patch).mean(1)
+        return mean_over_cells((image - to_pixels(mean_over_cells(image, patch), patch)).abs(), patch).mean(1)
 
-    @property
-    def exposed_differences(self) -> Tensor:
-        """`differences`, or those after gain and offset of each step were undone where they are smaller.
+    def differences_under(self, camera: Camera) -> Tensor:
+        """`differences`, or those after what a camera did was undone where they are smaller: float [B, T' - 1, H', W'].
 
-        float32 [B, T' - 1, H', W']. What does not follow the exposure, such as white skies and subtitles, is compared
-        as it is. What noise alone makes is taken off, as one standard deviation from another. Infinite in steps whose
-        exposure changed so much that they are another scene, see `rlt.tokens.exposure`.
+        What does not follow the camera, such as white skies and subtitles, is compared as it is. See
+        `rlt.tokens.aligned`.
         """
-        first, last = self._edges()
-        floor_B = noise_floor(first, self.spec.patch_size)
-        first, last = first[:, :-1], last[:, 1:]
-        found = fit_exposure(_cell_means(first, self.spec), _cell_means(last, self.spec))
-        gain, offset = (x[:, :, :, None, None] for x in (found.gain, found.offset))
-        return self._smaller(last, (first, first * gain + offset), found.is_cut[..., None, None], floor_B)
+        return self.differences if camera.is_ignored else self._aligned(camera).differences()
 
-    def pair_differences(self, exposure: ExposureName = "none") -> Tensor:
+    def pair_differences(self, camera: Camera = Camera()) -> Tensor:
         """Each token against every earlier one at its place: float [B, T', T', H', W'], entry [:, t, a] of t against a.
 
         Only a < t is filled, the rest is 0. It holds what `differ` with `reference="anchor"` goes by at any threshold:
-        the last frame of tubelet t against the first frame of tubelet a.
+        the last frame of tubelet t against the first frame of tubelet a. Not with motion, under which what stands for a
+        place depends on the threshold.
         """
-        time = self.grid.time
-        if exposure == "none" and not self.frames.is_floating_point():
+        if camera.is_ignored and not self.frames.is_floating_point():
             return torch.stack([_clip_pair_differences(clip, self.spec) for clip in self.frames])
-        first, last = self._edges()
-        gains = _pair_exposures(first, last, self.spec) if exposure == "gain" else None
-        floor_B = noise_floor(first, self.spec.patch_size)
-        found = first.new_zeros(len(self), time, time, *self.grid[1:])
-        for t in range(1, time):
-            for a in range(t):
-                if gains is None:
-                    found[:, t, a] = _mean_over_cells((last[:, t] - first[:, a]).abs(), self.spec.patch_size).mean(1)
-                    continue
-                gain, offset = (x[:, t, a, :, None, None] for x in gains[:2])
-                is_cut = gains.is_cut[:, t, a, None, None]
-                found[:, t, a] = self._smaller(last[:, t], (first[:, a], first[:, a] * gain + offset), is_cut, floor_B)
-        return found
+        return self._aligned(camera).pair_differences()
 
-    def _smaller(self, last: Tensor, pictures: tuple[Tensor, Tensor], is_cut: Tensor, floor_B: Tensor) -> Tensor:
-        """The smaller difference of each token from two pictures [B, ..., 3, H, W] above a floor; infinite at cuts."""
-        parts = [_mean_over_cells((last - picture).abs(), self.spec.patch_size).mean(-3) for picture in pictures]
-        found = torch.minimum(*parts)
-        floor = floor_B.view(-1, *[1] * (found.ndim - 1))
-        return torch.where(is_cut, torch.inf, (found.square() - floor.square()).clamp(min=0).sqrt())
+    def _aligned(self, camera: Camera) -> AlignedFrames:
+        if camera not in self._found:  # a budget asks for many thresholds of the same clip
+            self._found[camera] = AlignedFrames(*self._edges(), self.spec, camera)
+        return self._found[camera]
 
     def _edges(self) -> tuple[Tensor, Tensor]:
         """First and last frame of every tubelet, normalised as ImageNet's: two float32 [B, T', 3, H, W]."""
@@ -173,28 +149,6 @@ class PatchView:
         scale_C11 = torch.tensor(scale, device=self.device).view(3, 1, 1)
         return edges[0].float() * scale_C11, edges[1].float() * scale_C11
 
-    def _differ_from_anchor(self, threshold: float, exposure: ExposureName) -> Tensor:
-        if exposure == "none" and not self.frames.is_floating_point():
-            return torch.stack([anchored_mask(clip, threshold, self.spec) for clip in self.frames])
-        first, last = self._edges()
-        gains = _pair_exposures(first, last, self.spec) if exposure == "gain" else None
-        floor_B = noise_floor(first, self.spec.patch_size)
-        patch = self.spec.patch_size
-        mask = torch.ones(self.shape, dtype=torch.bool, device=self.device)
-        anchor, step = first[:, 0], torch.zeros_like(mask[:, 0], dtype=torch.int64)
-        for t in range(1, self.grid.time):
-            if gains is None:
-                differences = _mean_over_cells((last[:, t] - anchor).abs(), patch).mean(1)
-            else:
-                clip = torch.arange(len(self), device=self.device)[:, None, None]
-                gain, offset = (_to_pixels(x[clip, t, step].movedim(-1, 1), patch) for x in gains[:2])
-                is_cut = gains.is_cut[clip, t, step]
-                differences = self._smaller(last[:, t], (anchor, anchor * gain + offset), is_cut, floor_B)
-            mask[:, t] = differences > threshold
-            anchor = torch.where(_to_pixels(mask[:, t, None], patch), first[:, t], anchor)
-            step = torch.where(mask[:, t], t, step)
-        return mask
-
 
 @torch.no_grad()
 def _clip_pair_differences(clip: Tensor, spec: PatchSpec) -> Tensor:
@@ -207,29 +161,6 @@ def _clip_pair_differences(clip: Tensor, spec: PatchSpec) -> Tensor:
         sums = difference_sums(last[a + 1 :], first[a : a + 1], spec.patch_size)
         found[a + 1 :, a] = (sums / scale).sum(-1) / (3 * spec.patch_size**2)
     return found
-
-
-def _mean_over_cells(images: Tensor, side: int) -> Tensor:
-    """[..., H, W] -> [..., H / side, W / side]."""
-    return images.unflatten(-1, (-1, side)).unflatten(-3, (-1, side)).mean((-3, -1))
-
-
-def _cell_means(frames: Tensor, spec: PatchSpec) -> Tensor:
-    """[B, T', 3, H, W] -> [B, T', cells, 3]: means of cells of half a patch, or of one where it has no half."""
-    side = spec.patch_size // 2 if spec.patch_size % 2 == 0 else spec.patch_size
-    return _mean_over_cells(frames, side).flatten(3).transpose(2, 3)
-
-
-def _to_pixels(places: Tensor, patch_size: int) -> Tensor:
-    """[..., H', W'] -> [..., H, W], each place written over its patch."""
-    return places.repeat_interleave(patch_size, -1).repeat_interleave(patch_size, -2)
-
-
-def _pair_exposures(first: Tensor, last: Tensor, spec: PatchSpec) -> Exposure:
-    """The exposure of every step t against the first frame of every step a: fields [B, t, a, ...]."""
-    firsts, lasts = (_cell_means(frames, spec) for frames in (first, last))
-    time = firsts.shape[1]
-    return fit_exposure(firsts[:, None].expand(-1, time, -1, -1, -1), lasts[:, :, None].expand(-1, -1, time, -1, -1))
 
 
 @torch.no_grad()
@@ -321,7 +252,7 @@ def float_token_differences(frames_BTCHW: Tensor, spec: PatchSpec) -> Tensor:
     if spec.std != IMAGENET_STD:
         scale = [ours / imagenet for ours, imagenet in zip(spec.std, IMAGENET_STD, strict=True)]
         differences *= torch.tensor(scale, device=differences.device).view(3, 1, 1)
-    return _mean_over_cells(differences, spec.patch_size).mean(2)
+    return mean_over_cells(differences, spec.patch_size).mean(2)
 
 
 @cache

@@ -20,7 +20,8 @@ from typing_extensions import override
 from rlt.checks import at_least, exclusive, nearest, one_of, share
 from rlt.errors import InvalidArgumentError
 from rlt.structures import TokenGrid
-from rlt.tokens.differences import ExposureName, PatchView, ReferenceName
+from rlt.tokens.aligned import Camera, ExposureName, MotionName
+from rlt.tokens.differences import PatchView, ReferenceName
 from rlt.tokens.rule_files import is_rule_file, read_rule_file
 
 PAPER_THRESHOLD = 0.1
@@ -83,19 +84,26 @@ def register_rule(name: str) -> Callable[[RuleT], RuleT]:
 
 
 class Compared(Rule):
-    """What rules that compare tokens share: their fields `reference` and `exposure`."""
+    """What rules that compare tokens share: their fields `reference`, `exposure` and `motion`."""
 
     reference: ReferenceName
     exposure: ExposureName
+    motion: MotionName
+
+    @property
+    def camera(self) -> Camera:
+        """What of the camera is undone before tokens are compared."""
+        return Camera(self.exposure, self.motion)
 
     def check_names(self) -> None:
-        """Hold that both are known."""
+        """Hold that all are known."""
         one_of(get_args(ReferenceName), reference=self.reference)
         one_of(get_args(ExposureName), exposure=self.exposure)
+        one_of(get_args(MotionName), motion=self.motion)
 
     def differ(self, frames: PatchView, threshold: float) -> Tensor:
         """Which tokens differ by more than `threshold`: bool [B, T', H', W']."""
-        return frames.differ(threshold, reference=self.reference, exposure=self.exposure)
+        return frames.differ(threshold, reference=self.reference, camera=self.camera)
 
 
 @register_rule("rlt")
@@ -112,6 +120,10 @@ class Threshold(Compared):
     exposure: ExposureName = "none"
     """"gain" undoes one gain and offset per step and channel first, as automatic exposure, flicker and fades make
     them, and takes off what noise of the sensor makes. A step whose gain is beyond 1.5 is another scene, kept whole."""
+    motion: MotionName = "none"
+    """"global" undoes one shift of the whole picture per step first, as a camera that pans makes it: a patch may be
+    covered by where it came from. The run of a kept token is then that of its place: what it shows has moved on, and
+    stands elsewhere."""
 
     def __post_init__(self) -> None:
         self.check_names()
@@ -140,6 +152,8 @@ class Budget(Compared):
     reference: ReferenceName = "previous"
     """See `Threshold`."""
     exposure: ExposureName = "none"
+    """See `Threshold`."""
+    motion: MotionName = "none"
     """See `Threshold`."""
 
     @property
@@ -178,7 +192,7 @@ class Budget(Compared):
 
     def _largest_differences(self, frames: PatchView, count: int) -> Tensor:
         first = frames.grid.height * frames.grid.width
-        differences = frames.differences if self.exposure == "none" else frames.exposed_differences
+        differences = frames.differences_under(self.camera)
         order_BN = differences.flatten(1).argsort(dim=1, descending=True, stable=True)[:, : count - first]
         mask = torch.zeros(frames.shape, dtype=torch.bool, device=frames.device)
         mask[:, 0] = True
@@ -282,6 +296,8 @@ class Drawn(Compared):
     """See `Threshold`."""
     exposure: ExposureName = "none"
     """See `Threshold`."""
+    motion: MotionName = "none"
+    """See `Threshold`."""
 
     @property
     @override
@@ -301,9 +317,9 @@ class Drawn(Compared):
         part = float(torch.rand((), generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
         if self.over == "keep_ratio":
             share_kept = self.lowest + part * (self.highest - self.lowest)
-            return Budget(keep_ratio=share_kept, reference=self.reference, exposure=self.exposure)
+            return Budget(share_kept, None, self.reference, self.exposure, self.motion)
         threshold = self.lowest * (self.highest / self.lowest) ** part
-        return Threshold(threshold, self.reference, self.exposure)
+        return Threshold(threshold, self.reference, self.exposure, self.motion)
 
     @override
     def __call__(self, frames: PatchView, *, seeds: Sequence[int]) -> Tensor:
@@ -311,9 +327,9 @@ class Drawn(Compared):
         return torch.cat([self.at(seed)(clip, seeds=[seed]) for clip, seed in clips])
 
 
-PLAIN = ("threshold", "keep_ratio", "max_tokens", "reference", "exposure")
+PLAIN = ("threshold", "keep_ratio", "max_tokens", "reference", "exposure", "motion")
 """Fields that every door spells out. A rule that keeps as many as another hands them on to that one."""
-_COMPARING = ("reference", "exposure")
+_COMPARING = ("reference", "exposure", "motion")
 """Those that say how tokens are compared; the others, of which one holds at a time, say how many are kept."""
 
 
@@ -371,6 +387,7 @@ def choose_rule(
     max_tokens: int | None = None,
     reference: str | None = None,
     exposure: str | None = None,
+    motion: str | None = None,
 ) -> Rule:
     """What the plain spelling means: a rule, its name with these options, or the options alone.
 
@@ -382,13 +399,14 @@ def choose_rule(
         max_tokens: see `Budget`.
         reference: see `Threshold`.
         exposure: see `Threshold`.
+        motion: see `Threshold`.
 
     Raises:
         InvalidArgumentError: for two of the first three options at once, an option that the rule does not have, or a
             class.
     """
     exclusive(threshold=threshold, keep_ratio=keep_ratio, max_tokens=max_tokens)
-    plain = dict(zip(PLAIN, (threshold, keep_ratio, max_tokens, reference, exposure), strict=True))
+    plain = dict(zip(PLAIN, (threshold, keep_ratio, max_tokens, reference, exposure, motion), strict=True))
     if isinstance(rule, str):
         return make_rule(rule, **plain)
     if isinstance(rule, type):
@@ -406,7 +424,8 @@ def change_rule(rule: Rule, **fields: Any) -> Rule:
     Args:
         rule: any.
         fields: `threshold`, `keep_ratio` or `max_tokens` replaces the rule by that one, which compares as the rule
-            before did; `reference` and `exposure` alone change how the rule compares, or the one that it is like.
+            before did; `reference`, `exposure` and `motion` alone change how the rule compares, or how the one
+            does that it is like.
 
     Raises:
         InvalidArgumentError: for a value that `choose_rule` does not take, or a rule that compares nothing.
@@ -442,7 +461,13 @@ def rule_options(rule: Any) -> dict[str, object]:
 
 def rule_line(rule: Rule) -> str:
     """The rule for people: "threshold 0.1", "keep_ratio 0.5, reference anchor", "random, threshold 0.1, seed 0"."""
-    usual = {"rule": rule_name(rule), "reference": "previous", "exposure": "none", "keep_first": False}
+    usual = {
+        "rule": rule_name(rule),
+        "reference": "previous",
+        "exposure": "none",
+        "motion": "none",
+        "keep_first": False,
+    }
     options = {
         name: value
         for name, value in rule_options(rule).items()

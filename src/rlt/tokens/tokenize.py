@@ -101,6 +101,7 @@ class _Options(TypedDict, total=False):
     max_tokens: int | None
     reference: str | None
     exposure: str | None
+    motion: str | None
     rule: Rule | str | None
     spec: PatchSpec | None
     seeds: Sequence[int] | None
@@ -125,6 +126,7 @@ def tokenize(
     max_tokens: int | None = None,
     reference: str | None = None,
     exposure: str | None = None,
+    motion: str | None = None,
     rule: Rule | str | None = None,
     spec: PatchSpec | None = None,
     seeds: Sequence[int] | None = None,
@@ -141,6 +143,7 @@ def tokenize(
         max_tokens: keep at most so many of each clip's tokens instead.
         reference: "previous" (paper) or "anchor": compare with the token that stands for the place.
         exposure: "none" (paper) or "gain": undo what automatic exposure, flicker and fades do to a whole step first.
+        motion: "none" (paper) or "global": undo one shift of the whole picture first, see `rlt.Threshold`.
         rule: any rule, or the name of one, see `rlt.tokens.rules`.
         spec: how frames are cut into tokens (`model.config.patches`; `model.tokenize` needs none); or
         tubelet_size: frames per token, 2 if not given; divides T.
@@ -164,6 +167,7 @@ def tokenize(
             max_tokens=max_tokens,
             reference=reference,
             exposure=exposure,
+            motion=motion,
         ),
         PatchSpec.of(spec, tubelet_size=tubelet_size, patch_size=patch_size),
         seeds,
