@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +29,22 @@ from rlt.network.attention import choose_backend, packed_attention
 from rlt.network.backends import available_backends
 from rlt.network.embedding import PatchEmbedding
 from rlt.structures import PackedTokens, PatchSpec, Segments, pack
-from rlt.tokens import Everything, tokenize_batch
+from rlt.tokens import Everything, Threshold, tokenize_batch
 
 SPEC = PatchSpec()
+_COMPARED: dict[str, dict[str, Any]] = {
+    "anchor": {"reference": "anchor"},
+    "gain": {"exposure": "gain"},
+    "motion": {"motion": "global"},
+    "anchor+gain+motion": {"reference": "anchor", "exposure": "gain", "motion": "global"},
+}
+"""Name of an arm -> what `Threshold` compares otherwise."""
 
 
 def tokenize_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
     """Frames -> kept patches: "reference" in float32, "rlt" ours, "copy" only copies the bytes that must be read.
 
+    "anchor", "gain", "motion" and "anchor+gain+motion" are ours with these options, at the same threshold.
     On the CPU also the sums of differences alone ("differences_..."), in every way of `difference_ways`.
     """
     threshold = threshold_of(settings.rule)
@@ -51,6 +60,10 @@ def tokenize_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResu
         (Arm("rlt", kept), lambda: tokenize_batch(frames, settings.rule, SPEC)),
         (Arm("copy", kept), lambda: (last.clone(), first.clone(), packed.patches.clone())),
     ]
+    for name, options in _COMPARED.items():
+        rule = Threshold(threshold, **options)
+        share_kept = pack(tokenize_batch(frames, rule, SPEC)).share_kept
+        works.append((Arm(name, share_kept), partial(tokenize_batch, frames, rule, SPEC)))
     if settings.device == "cpu":
         works += [(Arm(f"differences_{name}"), partial(sums, frames)) for name, sums in difference_ways().items()]
     arms = rounds.measure(works, settings.rounds or 15, settings.device)

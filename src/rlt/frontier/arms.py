@@ -12,8 +12,8 @@ from rlt.network.run_lengths import AWARE, IGNORED
 from rlt.tokens import Budget, Everything, Random, Rule, Threshold, UniformFrames, rule_line, rule_options
 
 ArmName = Literal[
-    "paper", "aware", "pooling", "pooling+position", "anchor", "gain", "anchor+gain", "random", "random with runs",
-    "fewer frames", "fewer frames with runs", "token merging", "calibrated",
+    "paper", "aware", "pooling", "pooling+position", "anchor", "gain", "anchor+gain", "motion", "anchor+motion",
+    "random", "random with runs", "fewer frames", "fewer frames with runs", "token merging", "calibrated",
 ]  # fmt: skip
 """Families of arms: each is one line of a plot, from few tokens to many."""
 BASELINES: tuple[ArmName, ...] = (
@@ -99,6 +99,8 @@ def _arms_at(level: dict[str, float], seeds: int) -> list[FrontierArm]:
         FrontierArm("anchor", compared(reference="anchor"), AWARE),
         FrontierArm("gain", compared(exposure="gain"), AWARE),
         FrontierArm("anchor+gain", compared(reference="anchor", exposure="gain"), AWARE),
+        FrontierArm("motion", compared(motion="global"), AWARE),
+        FrontierArm("anchor+motion", compared(reference="anchor", motion="global"), AWARE),
         FrontierArm("fewer frames", UniformFrames(like=plain)),
         FrontierArm("fewer frames with runs", UniformFrames(like=plain), AWARE),
         FrontierArm("token merging", plain),

@@ -12,7 +12,7 @@ from rlt.plots import new_figure, save_figure, style_chart
 
 _COLOURS = {
     "paper": "#d55e00", "aware": "#0072b2", "pooling": "#7ab8e0", "pooling+position": "#3b91c9", "anchor": "#009e73",
-    "gain": "#cc79a7", "anchor+gain": "#6a3d9a",
+    "gain": "#cc79a7", "anchor+gain": "#6a3d9a", "motion": "#b15928", "anchor+motion": "#8c564b",
 }  # fmt: skip
 _GREYS = ("#1f2328", "#59636e", "#8c959f", "#afb8c1", "#e69f00")
 

@@ -19,7 +19,7 @@ COLUMNS = ("agrees", "kl", "cosine", "correct", "tokens_kept", "flops", "flops_s
 """Of one view under one arm: whether its most probable class is the dense network's; the Kullback-Leibler divergence of
 its probabilities from the dense ones, in nats; cosine of the features; whether the class is right; tokens and FLOPs."""
 _SETTINGS = ("clip", "views", "device", "dtype", "seed", "decoder")
-_HELD_AGAINST = ("aware", "anchor", "anchor+gain")
+_HELD_AGAINST = ("aware", "anchor", "anchor+gain", "motion")
 """Families that the others are subtracted from."""
 _RESAMPLES = 2000
 _MOTION_GROUPS = ("still", "some motion", "much motion")
