@@ -18,7 +18,6 @@ from rlt.calibrate import (
     Calibration,
     calibrate_agreement,
     calibrate_tokens,
-    clip_settings,
     shares,
     write_calibration_plot,
 )
@@ -28,6 +27,7 @@ from rlt.errors import InvalidArgumentError, VideoError
 from rlt.evaluation import EvaluationSettings
 from rlt.frontier import measure_frontier
 from rlt.frontier.arms import FrontierArm
+from rlt.loading import stored_config
 from rlt.tokens import PatchView, make_rule
 from rlt.tokens.aligned import Camera
 from rlt.video import ClipSpec, read_spread
@@ -293,9 +293,7 @@ def test_training_and_evaluation_take_the_file(folder: Path, tmp_path: Path, mon
     assert other.tokenizer.build() == second.rule
     assert evaluate_config(other).result.tokens_kept == pytest.approx(second.found.tokens_kept.value)
     assert compose(["tokenizer.rule=second.json", "tokenizer.threshold=0.2"]).tokenizer.build().threshold == 0.2
-    assert clip_settings("run") == CLIP
-    assert clip_settings("run", num_frames=4, fps=5) == ClipSpec(4, fps=5, size=64)
-    assert clip_settings(None) == ClipSpec()
+    assert (stored_config("run").clip_spec, stored_config("run").rule) == (CLIP, first.rule)
 
 
 def test_the_curve_is_drawn(folder: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ LAYERS = [
     {"export", "measure"},
     {"data"},
     {"conf"},
+    {"loading"},
     {"compare", "benchmark", "inspection", "training", "evaluation"},
     {"frontier"},
     {"calibrate"},

@@ -196,6 +196,11 @@ def test_every_tokenizer_trains(manifest: Path, tmp_path: Path, tokenizer: str) 
     assert (kept["tokenizer"]["rule"], kept["data"]["clip"]["size"]) == (rule, 32)
     config = rlt.VisionTransformer.from_pretrained(tmp_path / "run" / "model").config
     assert (config.labels, config.num_frames, config.image_size) == (("dark", "bright"), 4, 32)
+    composed = compose(settings(manifest, tmp_path, f"tokenizer={rule}", *more))
+    assert (config.clip, config.rule) == (
+        composed.data.clip,
+        composed.tokenizer.build(),
+    )  # they travel with the weights
 
 
 def test_one_run_for_a_range_of_thresholds(manifest: Path, tmp_path: Path) -> None:

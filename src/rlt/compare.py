@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from rlt.checkpoints import create_model, model_config
+from rlt.checkpoints.models import size_name
 from rlt.checks import at_least, one_of
 from rlt.errors import InvalidArgumentError, TruncatedVideoWarning, VideoError
+from rlt.loading import is_size, load_model, named, stored_config
 from rlt.measure import MeasureSettings, Timing, check_device, interleave, machine_info
 from rlt.network.attention import choose_backend
 from rlt.network.flops import count_forward_flops
-from rlt.network.vit import VisionTransformer
+from rlt.network.vit import VisionTransformer, ViTConfig
 from rlt.structures import Clip, PackedTokens
 from rlt.tokens import Everything, Rule
 from rlt.video import DECODERS, ClipSpec, probe, read_spread, require_motion
@@ -46,8 +47,11 @@ class Arm(NamedTuple):
 class CompareSettings(MeasureSettings):
     """What is compared; every field is an option of `rlt compare`."""
 
+    model: str | None = None
+    """Size of the network, see `rlt.list_models()`; None is that of the checkpoint, and "vit_base" without one. Or, in
+    the place of `checkpoint`, what that is."""
     checkpoint: str | None = None
-    """Weights: a file, a folder or a hub id. None takes random weights."""
+    """Weights: the folder of a run, a file, a folder or a hub id. None takes random weights."""
     num_clips: int = 1
     """Clips per video, spread evenly."""
     decoder: str = "pyav"
@@ -164,13 +168,13 @@ class Comparison:
 
     settings: CompareSettings
     videos: list[VideoComparison]
-    labels: tuple[str, ...]
-    """Class names, empty if not known or if the weights are random."""
+    network: ViTConfig
+    """What ran, and where run lengths counted."""
+    weights: str | None
+    """The checkpoint; None for random weights."""
     repeats: int
     attention: str
     """The attention back end that ran."""
-    run_lengths: str
-    """Where run lengths counted."""
     failed: list[tuple[str, str]] = field(default_factory=list)
     """Videos that could not be processed: (source, error)."""
 
@@ -258,10 +262,11 @@ class Comparison:
         timings = {stage: self.seconds(stage) for stage in self.videos[0].seconds}
         arms = self.settings.arms
         timings |= {f"end_to_end_{arm}": self.end_to_end(arm) for arm in arms}
-        used = {name: getattr(self, name) for name in ("repeats", "attention", "run_lengths")}
+        used = {"repeats": self.repeats, "attention": self.attention, "run_lengths": self.network.run_lengths}
+        used["model"] = size_name(self.network)
         return {
             **{name: getattr(self, name) for name in _RATIOS},
-            "weights": self.settings.checkpoint or "random",
+            "weights": self.weights or "random",
             "machine": machine_info(self.settings.device),
             "settings": {**self.settings.to_json(), **used},
             "tokens": {arm: self.total_tokens(arm) for arm in arms},
@@ -274,7 +279,7 @@ class Comparison:
 
     def label(self, index: int) -> str | None:
         """Name of a class, None where it is not known."""
-        return self.labels[index] if self.labels else None
+        return self.network.labels[index] if self.network.labels else None
 
 
 def decoding(arm: str) -> str:
@@ -297,15 +302,13 @@ def compare(
     at_least(1, num_clips=settings.num_clips, repeats=settings.repeats)
     one_of(DECODERS, decoder=settings.decoder)
     check_device(settings.device)
-    patches = model_config(settings.model).patches
+    name, size = named(settings.model, settings.checkpoint)
+    patches = stored_config(name, size=size).patches
     for arm in settings.arms.values():
         if arm.clip.size is not None:
             patches.grid((arm.clip.num_frames, *arm.clip.frame_size, 3))
     repeats = settings.repeats or min(5, max(2, -(-8 // (len(sources) * settings.num_clips))))
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(0)  # random weights are the same ones every time
-        model = create_model(settings.model, checkpoint=settings.checkpoint).to(settings.device, settings.dtype)
-    model.run_lengths = settings.run_lengths or model.run_lengths
+    model = load_model(name, size=size, run_lengths=settings.run_lengths).to(settings.device, settings.dtype)
     steps_per_video = 2 + repeats  # decode and count, warm-up, counted rounds
     videos: list[VideoComparison] = []
     failed: list[tuple[str, str]] = []
@@ -330,8 +333,8 @@ def compare(
     if not videos:
         raise VideoError(f"none of {len(sources)} videos could be processed; the first: {failed[0][1]}")
     attention = model.attention_backend or choose_backend(settings.device, settings.dtype)
-    labels = model.config.labels if settings.checkpoint else ()
-    return Comparison(settings, videos, labels, repeats, attention, model.run_lengths, failed)
+    weights = None if is_size(name) else name
+    return Comparison(settings, videos, model.config, weights, repeats, attention, failed)
 
 
 def _compare_video(

@@ -26,8 +26,6 @@ from rlt.video import ClipSpec
 class MeasureSettings:
     """What every measurement of a network on clips can choose; each field is an option of the commands."""
 
-    model: str = "vit_base"
-    """Name of the model, see `rlt.list_models()`."""
     rule: Rule = Threshold()
     """Which tokens are kept."""
     clip: ClipSpec = ClipSpec()

@@ -25,6 +25,8 @@ from rlt.files import newest, replacing_all
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+MODEL = "model"
+"""In the folder of a run, the folder of its weights."""
 _FOLDER_WEIGHTS = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """What a folder's weights may be called, best first."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -32,7 +34,9 @@ _FILE_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
 def find_source(source: str | Path, **download: Any) -> Path:
-    """The local file or folder of a checkpoint; a hub id (owner/name) is downloaded, configuration and weights only.
+    """The local file or folder of a checkpoint: of the folder of a run its model/.
+
+    A hub id (owner/name) that is no path here is downloaded, configuration and weights only.
 
     `download` are options of huggingface_hub's `snapshot_download`.
     """
@@ -40,6 +44,8 @@ def find_source(source: str | Path, **download: Any) -> Path:
     try:
         path = Path(source).expanduser()
         if _is_there(path):
+            if path.is_dir() and not _has_weights(path) and _has_weights(path / MODEL):
+                return path / MODEL
             in_folder = path.name in _FOLDER_WEIGHTS and (path.parent / CONFIG).is_file()
             return path.parent if in_folder else path  # the configuration beside the weights belongs to them
     except (OSError, ValueError, RuntimeError) as error:  # no permission, a NUL, a home of nobody
@@ -57,9 +63,13 @@ def find_source(source: str | Path, **download: Any) -> Path:
                 f"{name} is no file or folder, and the Hugging Face hub does not give it ({first_line(error)}); "
                 "check the name and the network, or give a local path"
             ) from error
-        if any((folder / file).is_file() for file in _FOLDER_WEIGHTS):
+        if _has_weights(folder):
             break
     return folder
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(newest(folder / name).is_file() for name in _FOLDER_WEIGHTS)
 
 
 def _is_there(path: Path) -> bool:

@@ -20,6 +20,8 @@ from rlt.video import read_spread
 class BenchmarkSettings(MeasureSettings):
     """What a suite runs on; every field is an option of `rlt benchmark`. Weights are random."""
 
+    model: str = "vit_base"
+    """Name of the model, see `rlt.list_models()`."""
     videos: tuple[Path, ...] = ()
     """Videos that the clips come from, in turn."""
     clips: int = 8

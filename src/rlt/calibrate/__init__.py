@@ -2,7 +2,7 @@
 
 from rlt.calibrate.plot import write_calibration_plot
 from rlt.calibrate.results import CalibrateSettings, Calibration, Step
-from rlt.calibrate.run import LADDER, calibrate_agreement, calibrate_tokens, check_run, clip_settings, load_network
+from rlt.calibrate.run import LADDER, calibrate_agreement, calibrate_tokens
 
 __all__ = [
     "LADDER",
@@ -11,8 +11,5 @@ __all__ = [
     "Step",
     "calibrate_agreement",
     "calibrate_tokens",
-    "check_run",
-    "clip_settings",
-    "load_network",
     "write_calibration_plot",
 ]

@@ -12,19 +12,17 @@ import torch
 from rlt.calibrate.results import CalibrateSettings, Calibration, Step
 from rlt.calibrate.shares import CURVE, refuse_less_than_a_step, shares_of
 from rlt.checks import share
-from rlt.conf.schema import Config, ModelConfig
 from rlt.data.clips import ViewConfig
 from rlt.data.manifest import MANIFEST_EXTENSIONS, Manifest, VideoEntry, read_manifest
 from rlt.errors import InvalidArgumentError, VideoError
 from rlt.evaluation.results import EvaluationSettings
-from rlt.evaluation.run import config_of_run, load_evaluated
 from rlt.evaluation.statistics import bootstrap_means, wilson_interval
 from rlt.frontier.arms import FrontierArm
 from rlt.frontier.measure import measure_frontier
 from rlt.frontier.results import COLUMNS
 from rlt.network.vit import VisionTransformer
 from rlt.tokens import PatchView
-from rlt.video import ClipSpec, list_videos, read_spread
+from rlt.video import list_videos, read_spread
 
 LADDER = (0.0125, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2, 1.6)
 """Thresholds that `calibrate_agreement` tries, rising."""
@@ -158,52 +156,6 @@ def calibrate_agreement(
         failed=result.failed,
         network={"checkpoint": checkpoint, "run_lengths": model.run_lengths, "device": device, "dtype": dtype},
     )
-
-
-def clip_settings(
-    checkpoint: str | None = None,
-    *,
-    num_frames: int | None = None,
-    frame_stride: int | None = None,
-    fps: float | None = None,
-    size: object = None,
-) -> ClipSpec:
-    """Clips as described; what is left out as the run at `checkpoint` was trained on, else as `ClipSpec` has it."""
-    clip = {} if checkpoint is None else dict(config_of_run(checkpoint).get("data", {}).get("clip", {}))
-    if frame_stride is not None or fps is not None or clip.get("fps") is not None:
-        clip.pop("frame_stride", None)
-    if frame_stride is not None:
-        clip.pop("fps", None)
-    given = {"num_frames": num_frames, "frame_stride": frame_stride, "fps": fps, "size": size}
-    return ClipSpec(**{**clip, **{name: value for name, value in given.items() if value is not None}})
-
-
-def check_run(checkpoint: str | None) -> None:
-    """Hold that a checkpoint says how clips are cut: nothing else of it counts where only tokens are counted.
-
-    Raises:
-        InvalidArgumentError: for anything but a run.
-    """
-    if checkpoint is not None and not config_of_run(checkpoint):
-        raise InvalidArgumentError(
-            f"{checkpoint} is not the folder of a run, and a network plays no part in --target-keep; leave it out"
-        )
-
-
-def load_network(checkpoint: str | None, model: str = "vit_base", run_lengths: str | None = None) -> VisionTransformer:
-    """The network at `checkpoint`, the folder of a run or whatever `rlt.create_model` takes.
-
-    Args:
-        checkpoint: must be given: random weights have no answer to keep.
-        model: its size, where the checkpoint is no run.
-        run_lengths: where run lengths count; as the checkpoint says if None.
-
-    Raises:
-        InvalidArgumentError: without a checkpoint, or for one that cannot be read.
-    """
-    if checkpoint is None:
-        raise InvalidArgumentError("max_disagreement needs the network whose answers shall stay; add --checkpoint")
-    return load_evaluated(Config(checkpoint=checkpoint, model=ModelConfig(name=model, run_lengths=run_lengths)))
 
 
 def _videos(data: Sequence[str | Path]) -> Manifest:

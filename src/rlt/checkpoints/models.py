@@ -15,6 +15,7 @@ MODELS: dict[str, ViTConfig] = {
     "vit_giant": ViTConfig(width=1408, depth=40, num_heads=16, mlp_width=6144, patch_size=14),
 }
 """Sizes of VideoMAE and VideoMAEv2 at 16 frames of 224x224 pixels, and vit_micro, which a CPU trains."""
+_SIZES = ("width", "depth", "num_heads", "mlp_width", "patch_size", "tubelet_size")
 NUM_HEADS = {config.width: config.num_heads for config in MODELS.values()}
 """Width -> attention heads of the published models. No tensor tells the number, and a wrong one fits silently."""
 
@@ -22,6 +23,16 @@ NUM_HEADS = {config.width: config.num_heads for config in MODELS.values()}
 def list_models() -> list[str]:
     """Names that `create_model` takes, from small to large."""
     return list(MODELS)
+
+
+def misfit(config: ViTConfig, other: ViTConfig) -> str | None:
+    """The first of the sizes that make a named model in which two configurations differ; None if none does."""
+    return next((size for size in _SIZES if getattr(config, size) != getattr(other, size)), None)
+
+
+def size_name(config: ViTConfig) -> str | None:
+    """The name of a model of this size; None if it has none."""
+    return next((name for name, known in MODELS.items() if misfit(config, known) is None), None)
 
 
 def model_config(name: str, num_heads: int | None = None) -> ViTConfig:

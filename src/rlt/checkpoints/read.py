@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlt import weights
 from rlt.checkpoints import hf_config
-from rlt.checkpoints.models import MODELS, NUM_HEADS, model_config
+from rlt.checkpoints.models import MODELS, NUM_HEADS, misfit, model_config, size_name
 from rlt.checkpoints.state_maps import (
     LAYOUTS,
     Layout,
@@ -27,7 +27,7 @@ from rlt.checkpoints.state_maps import (
     patches_of,
     to_ours,
 )
-from rlt.checks import some
+from rlt.checks import one_of, some
 from rlt.errors import CheckpointError
 from rlt.files import newest
 from rlt.network.positions import sinusoid_table
@@ -36,7 +36,6 @@ from rlt.network.vit import MODEL_TYPE, VisionTransformer, ViTConfig
 
 _WRAPPERS = ("module", "model", "state_dict")
 _PREFIXES = ("module.", "backbone.", "_orig_mod.", "model.")
-_SIZES = ("width", "depth", "num_heads", "mlp_width", "patch_size", "tubelet_size")
 _log = logging.getLogger(__name__)
 
 
@@ -121,27 +120,32 @@ def create_model(
         InvalidArgumentError: for an unknown name.
         CheckpointError: if the checkpoint cannot be read, or its weights are not those of the named model.
     """
-    config = model_config(name, num_heads)
     if checkpoint is None:
+        config = model_config(name, num_heads)
         model = VisionTransformer(config.replace(num_classes=400 if num_classes is None else num_classes)).eval()
         model.run_lengths = run_lengths or model.run_lengths
         return model
+    one_of(MODELS, model=name)  # before the file is read
     model = load_checkpoint(checkpoint, num_classes=num_classes, new_head=new_head, num_heads=num_heads)
-    for size in _SIZES:
-        ours, theirs = getattr(config, size), getattr(model.config, size)
-        if ours != theirs:
-            raise CheckpointError(
-                f"{checkpoint} has {size}={theirs}, {name} has {ours}; {_matching_model(model.config)}"
-            )
+    check_size(model.config, name, num_heads, checkpoint)
     model.run_lengths = run_lengths or model.run_lengths
     return model
 
 
-def _matching_model(config: ViTConfig) -> str:
-    for name, known in MODELS.items():
-        if all(getattr(known, size) == getattr(config, size) for size in _SIZES):
-            return f"ask for {name}"
-    return "load it with rlt.VisionTransformer.from_pretrained, which takes any size"
+def check_size(config: ViTConfig, name: str | None, num_heads: int | None, source: str | Path) -> None:
+    """Hold that a checkpoint has the named size; None is any.
+
+    Raises:
+        InvalidArgumentError: for an unknown name.
+        CheckpointError: saying what it has, and which name that is.
+    """
+    if name is None:
+        return
+    asked = model_config(name, num_heads)
+    if (size := misfit(config, asked)) is not None:
+        ours, theirs, fitting = getattr(asked, size), getattr(config, size), size_name(config)
+        remedy = f"ask for {fitting}" if fitting else "name none, and the checkpoint's own is taken"
+        raise CheckpointError(f"{source} has {size}={theirs}, {name} has {ours}; {remedy}")
 
 
 def read_checkpoint(

@@ -7,18 +7,42 @@ import warnings
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from rlt.cli import experiments
 from rlt.cli.console import messages, output, progress, say, show
+from rlt.cli.options import (
+    AnyModel,
+    Checkpoint,
+    ClipFrames,
+    DecoderName,
+    Device,
+    Dtype,
+    Exposure,
+    FramesPerSecond,
+    FrameStride,
+    JsonFile,
+    KeepRatio,
+    MaxTokens,
+    Model,
+    Motion,
+    NumFrames,
+    Precision,
+    Reference,
+    RuleName,
+    RunLengths,
+    SizeText,
+    Threshold,
+    Videos,
+    clip_of_options,
+    rule_of_options,
+    stored_of_options,
+)
 from rlt.cli.prepare import prepare_app
 from rlt.errors import InvalidArgumentError, RltError, VideoError
 from rlt.files import refuse_inputs, write_json
-
-if TYPE_CHECKING:
-    from rlt.video.geometry import Size
 
 app = typer.Typer(
     name="rlt",
@@ -34,118 +58,12 @@ app.command("evaluate", cls=experiments.WithOptions)(experiments.evaluate)
 app.command("frontier", cls=experiments.WithOptions)(experiments.frontier)
 
 
-class Precision(str, Enum):
-    """Floating-point type of the network."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
 class Target(str, Enum):
     """Layouts that `rlt convert` writes."""
 
     rlt = "rlt"
     videomae = "videomae"
     hf = "hf"
-
-
-def _parse_size(text: str) -> Size:
-    height, cross, width = text.partition("x")
-    try:
-        return (int(height), int(width)) if cross else int(height)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r}; a number of pixels (224) or height x width (224x384) is needed") from None
-
-
-Videos = Annotated[list[Path], typer.Argument(help="Video files, or folders to search for them.", show_default=False)]
-Model = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        help="Size of the network: vit_micro, vit_tiny, vit_small, vit_base, vit_large, vit_huge or vit_giant.",
-    ),
-]
-RuleName = Annotated[
-    str | None,
-    typer.Option(
-        "--rule",
-        metavar="NAME|FILE",
-        help="Which patches are kept: rlt, budget, none, random, uniform_frames, drawn, or a file of `rlt calibrate`.",
-    ),
-]
-Threshold = Annotated[
-    float | None,
-    typer.Option(
-        help="Keep patches that differ by more: mean absolute difference of normalised pixels, 0 or more; 0.1 where "
-        "nothing else is given.",
-        show_default=False,
-    ),
-]
-KeepRatio = Annotated[
-    float | None,
-    typer.Option(help="Keep this share of the patches instead, those that differ most.", show_default=False),
-]
-MaxTokens = Annotated[
-    int | None, typer.Option(help="Keep at most so many patches of a clip instead.", show_default=False)
-]
-Reference = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Compare with the token before (previous, the paper), or with the one that stands for the place (anchor).",
-        show_default=False,
-    ),
-]
-Exposure = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="none (the paper), or gain: undo what automatic exposure, flicker and fades do to a whole picture.",
-        show_default=False,
-    ),
-]
-Motion = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="none (the paper), or global: undo the shift of the whole picture that a moving camera makes.",
-        show_default=False,
-    ),
-]
-RunLengths = Annotated[
-    str | None,
-    typer.Option(
-        metavar="WORD",
-        help="Whether a token counts as long as it stood: aware, ignored (the paper), or parts, such as "
-        "pooling+attention; the checkpoint's own if not given.",
-        show_default=False,
-    ),
-]
-NumFrames = Annotated[int, typer.Option("--frames", help="Frames per clip.")]
-FrameStride = Annotated[
-    int | None,
-    typer.Option(
-        "--stride",
-        help="Distance of sampled frames, in frames of the video; 4 where --fps is not given either.",
-        show_default=False,
-    ),
-]
-FramesPerSecond = Annotated[
-    float | None,
-    typer.Option(help="Sampled frames per second of the video, instead of --stride.", show_default=False),
-]
-DecoderName = Annotated[str, typer.Option(metavar="NAME", help="What decodes: pyav, or torchcodec if installed.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Dtype = Annotated[Precision, typer.Option(help="Precision of the network.")]
-SizeText = Annotated[
-    str,
-    typer.Option(
-        metavar="PIXELS|HxW",
-        help="Clips are scaled and cropped to PIXELS x PIXELS or H x W, multiples of the patch size.",
-    ),
-]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")]
 
 
 def _show_version(asked: bool) -> None:
@@ -169,10 +87,8 @@ def _options(
 @app.command()
 def compare(
     videos: Videos,
-    model: Model = "vit_base",
-    checkpoint: Annotated[
-        str | None, typer.Option(help="Weights: a file, a folder or a hub id. Random weights without it.")
-    ] = None,
+    model: AnyModel = None,
+    checkpoint: Checkpoint = None,
     threshold: Threshold = None,
     keep_ratio: KeepRatio = None,
     max_tokens: MaxTokens = None,
@@ -189,10 +105,10 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    frames: NumFrames = 16,
+    frames: ClipFrames = None,
     stride: FrameStride = None,
     fps: FramesPerSecond = None,
-    size: SizeText = "224",
+    size: SizeText = None,
     decoder: DecoderName = "pyav",
     run_lengths: RunLengths = None,
     clips: Annotated[int, typer.Option(help="Clips per video, spread evenly.")] = 1,
@@ -210,7 +126,8 @@ def compare(
     from rlt.cli import show as reports
     from rlt.compare import CompareSettings
     from rlt.compare import compare as compare_videos
-    from rlt.video import ClipSpec, list_videos
+    from rlt.loading import dropping_rule
+    from rlt.video import list_videos
 
     for name, value in {
         "rule": rule,
@@ -219,12 +136,17 @@ def compare(
         "max_tokens": max_tokens,
     }.items():
         exclusive(budget=budget, **{name: value})
+    stored = stored_of_options(model, checkpoint)
+    if budget is not None:
+        max_tokens = budget
     settings = CompareSettings(
         model=model,
         checkpoint=checkpoint,
-        rule=_rule(rule, threshold, keep_ratio, max_tokens if budget is None else budget, reference, exposure, motion),
+        rule=rule_of_options(
+            rule, threshold, keep_ratio, max_tokens, reference, exposure, motion, dropping_rule(stored)
+        ),
         more_frames=() if budget is None else (2, 4),
-        clip=ClipSpec(frames, stride, fps, _parse_size(size)),
+        clip=clip_of_options(stored, frames, stride, fps, size),
         num_clips=clips,
         decoder=decoder,
         run_lengths=run_lengths,
@@ -233,7 +155,7 @@ def compare(
         dtype=getattr(torch, dtype.value),
     )
     found = list_videos(videos)
-    _refuse_inputs(json, found, checkpoint, rule)
+    _refuse_inputs(json, found, model, checkpoint, rule)
     with progress("Comparing") as update:
         result = compare_videos(found, settings, on_progress=update)
     output.print(reports.comparison_report(result))
@@ -253,36 +175,42 @@ def inspect(
     exposure: Exposure = None,
     motion: Motion = None,
     rule: RuleName = None,
-    frames: NumFrames = 16,
+    model: AnyModel = None,
+    frames: ClipFrames = None,
     stride: FrameStride = None,
     fps: FramesPerSecond = None,
-    size: SizeText = "224",
+    size: SizeText = None,
     decoder: DecoderName = "pyav",
-    patch_size: Annotated[int, typer.Option(help="Height and width of a patch in pixels.")] = 16,
+    patch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Height and width of a patch in pixels; 16 if the model does not say otherwise.", show_default=False
+        ),
+    ] = None,
     json: JsonFile = None,
 ) -> None:
     """Draw what run-length tokenization drops: pictures, a video overlay, and one page that holds them all."""
     from rlt.inspection import inspect_videos
+    from rlt.loading import dropping_rule
     from rlt.video import list_videos
 
-    _refuse_inputs(json, list_videos(videos), rule)
+    _refuse_inputs(json, list_videos(videos), model, rule)
+    stored = stored_of_options(model, None)
+    clip = clip_of_options(stored, frames, stride, fps, size)
     with progress("Inspecting") as update:
         result = inspect_videos(
             videos,
             folder,
-            threshold=threshold,
-            keep_ratio=keep_ratio,
-            max_tokens=max_tokens,
-            reference=reference,
-            exposure=exposure,
-            motion=motion,
-            rule=rule,
-            num_frames=frames,
-            frame_stride=stride,
-            fps=fps,
-            size=_parse_size(size),
+            rule=rule_of_options(
+                rule, threshold, keep_ratio, max_tokens, reference, exposure, motion, dropping_rule(stored)
+            ),
+            num_frames=clip.num_frames,
+            frame_stride=clip.frame_stride,
+            fps=clip.fps,
+            size=clip.size,
             decoder=decoder,
-            patch_size=patch_size,
+            tubelet_size=stored.tubelet_size,
+            patch_size=patch_size or stored.patch_size,
             on_progress=update,
         )
     for report in result.reports:
@@ -335,7 +263,7 @@ def benchmark(
         model=model,
         videos=tuple(chosen),
         clips=clips,
-        rule=_rule(rule, threshold, keep_ratio, max_tokens, reference, exposure, motion),
+        rule=rule_of_options(rule, threshold, keep_ratio, max_tokens, reference, exposure, motion),
         clip=ClipSpec(frames, stride, fps, size),
         rounds=rounds,
         device=device,
@@ -365,30 +293,16 @@ def calibrate(
         float | None,
         typer.Option(help="share of the clips at most whose top-1 class may differ from the dense network's."),
     ] = None,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="That network: the folder of a run, a file or a hub id. A run says how clips are taken, too."
-        ),
-    ] = None,
-    model: Model = "vit_base",
+    checkpoint: Checkpoint = None,
+    model: AnyModel = None,
     run_lengths: RunLengths = None,
     reference: Reference = None,
     exposure: Exposure = None,
     motion: Motion = None,
-    frames: Annotated[
-        int | None, typer.Option("--frames", help="Frames per clip; 16 if no run says otherwise.", show_default=False)
-    ] = None,
+    frames: ClipFrames = None,
     stride: FrameStride = None,
     fps: FramesPerSecond = None,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PIXELS|HxW",
-            help="Clips are scaled and cropped to this size; 224 if no run says otherwise.",
-            show_default=False,
-        ),
-    ] = None,
+    size: SizeText = None,
     decoder: DecoderName = "pyav",
     clips: Annotated[int, typer.Option(help="Clips per video, spread evenly.")] = 1,
     device: Device = "cpu",
@@ -400,9 +314,9 @@ def calibrate(
 ) -> None:
     """Find the threshold for a data set: by the share of tokens that it keeps, or by how often the answer changes."""
     from rlt import calibrate as jobs
-    from rlt.checkpoints import model_config
     from rlt.checks import exclusive
     from rlt.cli import show as reports
+    from rlt.loading import is_size, load_model, named
     from rlt.plots import require_viz
     from rlt.tokens.rule_files import check_rule_file
 
@@ -410,35 +324,31 @@ def calibrate(
     check_rule_file(rule_file)
     if pictures is not None:
         require_viz()
+    stored, (name, model_size) = stored_of_options(model, checkpoint), named(model, checkpoint)
+    if max_disagreement is not None and is_size(name):  # random weights have no answer to keep
+        raise InvalidArgumentError("--max-disagreement needs the network whose answers shall stay; add --checkpoint")
     settings = jobs.CalibrateSettings(
-        rule=_rule("rlt", None, None, None, reference, exposure, motion),
-        clip=jobs.clip_settings(
-            checkpoint,
-            num_frames=frames,
-            frame_stride=stride,
-            fps=fps,
-            size=None if size is None else _parse_size(size),
-        ),
+        rule=rule_of_options("rlt", None, None, None, reference, exposure, motion),
+        clip=clip_of_options(stored, frames, stride, fps, size),
         num_clips=clips,
         decoder=decoder,
-        spec=model_config(model).patches,
+        spec=stored.patches,
     )
     with progress("Calibrating") as update:
         if max_disagreement is not None:
             result = jobs.calibrate_agreement(
                 data,
                 max_disagreement,
-                jobs.load_network(checkpoint, model, run_lengths),
+                load_model(name, size=model_size, run_lengths=run_lengths),
                 settings,
                 device=device,
                 dtype=dtype.value,
-                checkpoint=checkpoint,
+                checkpoint=name,
                 cache=f"{rule_file}.cache",
                 on_progress=update,
             )
         elif target_keep is not None:
             exclusive(**{"target-keep": target_keep, "run-lengths": run_lengths})
-            jobs.check_run(checkpoint)
             result = jobs.calibrate_tokens(data, target_keep, settings, on_progress=update)
         else:
             raise InvalidArgumentError("neither --target-keep nor --max-disagreement is given; give one of them")
@@ -453,7 +363,9 @@ def calibrate(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="Checkpoint in any supported layout: file, folder or hub id.")],
+    source: Annotated[
+        str, typer.Argument(help="Checkpoint in any supported layout: file, folder, folder of a run or hub id.")
+    ],
     destination: Annotated[Path, typer.Argument(help="What to write: a folder, or a .pth file with --to videomae.")],
     to: Annotated[Target, typer.Option(help="Layout to write.")] = Target.rlt,
     num_heads: Annotated[
@@ -483,29 +395,6 @@ def _refuse_inputs(output: Path | None, videos: Sequence[Path], *others: str | N
     """Hold that a file of results does not take the place of what the command reads."""
     if output is not None:
         refuse_inputs([output], [*videos, *(other for other in others if other is not None)])
-
-
-def _rule(
-    rule: str | None,
-    threshold: float | None,
-    keep_ratio: float | None,
-    max_tokens: int | None,
-    reference: str | None,
-    exposure: str | None,
-    motion: str | None,
-) -> Any:
-    """What the options of a command say."""
-    from rlt.tokens import choose_rule
-
-    return choose_rule(
-        rule,
-        threshold=threshold,
-        keep_ratio=keep_ratio,
-        max_tokens=max_tokens,
-        reference=reference,
-        exposure=exposure,
-        motion=motion,
-    )
 
 
 def _exit_if_any(failed: Sequence[tuple[str, str]], *, num_videos: int) -> None:

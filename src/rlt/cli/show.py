@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rlt.checkpoints.models import MODELS, model_config
+from rlt.checkpoints.models import MODELS, size_name
 from rlt.compare import ARMS, Comparison, VideoComparison
 from rlt.measure import machine_info
 from rlt.network.attention import choose_backend
@@ -39,7 +39,7 @@ def comparison_report(result: Comparison) -> RenderableType:
     clips = result.num_clips
     if clips > _MAX_CLIPS_IN_DETAIL:
         parts.append(_video_table(result))
-    elif result.settings.checkpoint is not None:  # classes of random weights say nothing
+    elif result.weights is not None:  # classes of random weights say nothing
         for video in result.videos:
             for index, start in enumerate(video.clip_starts):
                 parts += [Text(f"Top 5 of {video.source} at {start:.2f} s"), _top_table(result, video, index)]
@@ -47,8 +47,8 @@ def comparison_report(result: Comparison) -> RenderableType:
         floor = "Only the first time step of each clip is left: no higher threshold drops more, but more frames would."
         parts.append(Text(floor, style="yellow"))
     same = round(result.top1_agreement * clips)
-    weights = Text(f"Weights: {result.settings.checkpoint}")
-    if result.settings.checkpoint is None:
+    weights = Text(f"Weights: {result.weights}")
+    if result.weights is None:
         random = "Weights: random (no --checkpoint), so classes would mean nothing; times and tokens do."
         weights = Text(random, style="yellow")
     return Group(
@@ -61,7 +61,7 @@ def comparison_report(result: Comparison) -> RenderableType:
 
 def _is_at_floor(result: Comparison) -> bool:
     """Whether a threshold dropped all that it can: every clip keeps its first time step."""
-    steps = result.settings.clip.num_frames // model_config(result.settings.model).tubelet_size
+    steps = result.settings.clip.num_frames // result.network.tubelet_size
     kept, dense = result.total_tokens("rlt"), result.total_tokens("dense")
     return isinstance(result.settings.rule, Threshold) and steps > 1 and kept * steps == dense
 
@@ -248,7 +248,7 @@ def _settings_line(result: Comparison) -> str:
     name = result.videos[0].source if len(result.videos) == 1 else f"{len(result.videos)} videos"
     return (
         f"{name}: {clips} clip{'s'[: clips != 1]} of {clip.num_frames} frames ({pace}) at {format_size(clip.size)}, "
-        f"{settings.model}, {rule_line(settings.rule)}"
+        f"{size_name(result.network) or 'a network of its own size'}, {rule_line(settings.rule)}"
     )
 
 

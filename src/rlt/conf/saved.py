@@ -12,6 +12,8 @@ from rlt.conf import compose, typed
 from rlt.conf.schema import Config, is_read_by
 from rlt.errors import InvalidArgumentError
 
+_SAME_IN_EVALUATION = ("data", "model", "tokenizer", "trainer", "seed")
+"""Parts of a run's configuration that its evaluation takes over; the others name files and devices of one command."""
 _OF_ONE_COMMAND = ("resume", "change", "run_dir")
 _MAY_CHANGE = (
     *_OF_ONE_COMMAND, "logger", "data.num_workers", "trainer.accelerator", "trainer.strategy", "trainer.validate_every",
@@ -46,6 +48,16 @@ def saved_config(run_dir: str | Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise InvalidArgumentError(f"{run_dir} has a configuration that is cut off ({error})") from error
     return asdict(compose([_as_written_now(override) for override in written]))
+
+
+def config_of_run(checkpoint: str) -> dict[str, Any]:
+    """The configuration of a run, nested as `Config` is, without what names files; empty for anything but a run.
+
+    `checkpoint` is the run's folder, or its model/ or best/.
+    """
+    folder = Path(checkpoint)
+    content = saved_config(folder.parent if folder.name in ("model", "best") else folder)
+    return {name: content[name] for name in _SAME_IN_EVALUATION if name in content}
 
 
 def training_config(overrides: Sequence[str]) -> Config:

@@ -108,8 +108,8 @@ def _tokenizer_class(kind: type[Any]) -> type[TokenizerConfig]:
 class ModelConfig:
     """The network."""
 
-    name: str = "vit_base"
-    """One of `rlt models`."""
+    name: str | None = "vit_base"
+    """One of `rlt models`. In evaluation the checkpoint tells, and one that is typed must be its own."""
     drop_path: float = 0.1
     """Stochastic depth of the last block, 0 or more and below 1."""
     length_encoding: str = "none"
@@ -126,7 +126,7 @@ class ModelConfig:
     trained on all tokens, and training ignores them unless the checkpoint is one of ours that says otherwise."""
 
     def __post_init__(self) -> None:
-        one_of(MODELS, **{"model.name": self.name})
+        one_of((None, *MODELS), **{"model.name": self.name})
         one_of(("none", "learned"), **{"model.length_encoding": self.length_encoding})
         at_least(0, **{"model.merge_per_block": self.merge_per_block})
         at_least(1, **{"model.num_heads": self.num_heads})

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlt.checkpoints import create_model, load_checkpoint
 from rlt.conf import compose, typed
-from rlt.conf.saved import saved_config
+from rlt.conf.saved import config_of_run
 from rlt.conf.schema import Config
 from rlt.data.manifest import read_manifest
 from rlt.errors import InvalidArgumentError
@@ -21,10 +20,11 @@ from rlt.evaluation.pictures import write_pictures
 from rlt.evaluation.predictions import write_predictions
 from rlt.evaluation.results import EvaluationResult, EvaluationSettings
 from rlt.files import refuse_inputs, write_json
+from rlt.loading import load_model, stored_config
 from rlt.network.vit import VisionTransformer
+from rlt.tokens import rule_options
 
-_SAME_IN_EVALUATION = ("data", "model", "tokenizer", "trainer", "seed")
-"""Parts of a run's configuration that its evaluation takes over; the others name files and devices of one command."""
+_MANIFESTS = {"data.test", "data.val"}
 
 
 @dataclass(frozen=True)
@@ -38,26 +38,31 @@ class EvaluationRun:
 def evaluation_config(overrides: Sequence[str]) -> Config:
     """What is typed, above what the run at `checkpoint=` was trained with: how clips are taken, which tokens."""
     given = typed(overrides)
-    run = config_of_run(str(given.get("checkpoint")))
+    checkpoint = given.get("checkpoint")
+    run = {} if checkpoint is None else config_of_run(str(checkpoint))
+    if checkpoint is not None and not run and (Path(str(checkpoint)).is_dir() or given.keys() & _MANIFESTS):
+        run = _inputs_stored(str(checkpoint))
     for key, field in (("model", "name"), ("model.name", "name"), ("model.num_heads", "num_heads")):
         trained = run.get("model", {}).get(field)
-        if run and key in given and given[key] != trained:
+        if "model" in run and key in given and given[key] != trained:
             raise InvalidArgumentError(
                 f"{key} is {given[key]!r}, but {given['checkpoint']} was trained with {trained!r}; leave it out"
             )
     if "data.val" in given:  # a test manifest comes first, but not the run's before what is typed
         run.get("data", {}).pop("test", None)
-    return compose(overrides, run=run)
+    config = compose(overrides, run=run)
+    if checkpoint is not None and "model" not in run and not given.keys() & {"model", "model.name"}:
+        config.model.name = None
+    return config
 
 
-def config_of_run(checkpoint: str) -> dict[str, Any]:
-    """The configuration of a run, nested as `Config` is, without what names files; empty for anything but a run.
-
-    `checkpoint` is the run's folder, or its model/ or best/.
-    """
-    folder = Path(checkpoint)
-    content = saved_config(folder.parent if folder.name in ("model", "best") else folder)
-    return {name: content[name] for name in _SAME_IN_EVALUATION if name in content}
+def _inputs_stored(checkpoint: str) -> dict[str, Any]:
+    """What the configuration beside weights of ours says of clips and rule, nested as `Config` is."""
+    if Path(checkpoint).is_file():  # bare weights
+        return {}
+    config = stored_config(checkpoint)
+    clip = {} if config.clip is None else {"data": {"clip": asdict(config.clip)}}
+    return {**clip, **({} if config.rule is None else {"tokenizer": rule_options(config.rule)})}
 
 
 def manifest_path(config: Config) -> str:
@@ -94,12 +99,9 @@ def evaluation_settings(config: Config) -> EvaluationSettings:
 def load_evaluated(config: Config) -> VisionTransformer:
     """The network at `checkpoint`, with what the configuration says of it."""
     assert config.checkpoint is not None  # `manifest_path` has looked
-    if (of_run := Path(config.checkpoint) / "model").is_dir():
-        model = load_checkpoint(of_run)
-    else:
-        model = create_model(config.model.name, checkpoint=config.checkpoint, num_heads=config.model.num_heads)
-    model.merge_per_block = config.model.merge_per_block
-    model.run_lengths = config.model.run_lengths or model.run_lengths
+    asked = config.model
+    model = load_model(config.checkpoint, size=asked.name, num_heads=asked.num_heads, run_lengths=asked.run_lengths)
+    model.merge_per_block = asked.merge_per_block
     return model
 
 

@@ -6,12 +6,17 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rlt.checks import at_least
-from rlt.errors import CheckpointError, InvalidArgumentError
+from rlt.errors import CheckpointError, InvalidArgumentError, one_line, warn_caller
 from rlt.network.run_lengths import AWARE, IGNORED, RunLengthParts
 from rlt.structures import IMAGENET_MEAN, IMAGENET_STD, PatchSpec
+from rlt.tokens import RULES, Rule
+from rlt.tokens.rules import make_rule, rule_options
+
+if TYPE_CHECKING:
+    from rlt.video import ClipSpec
 
 MODEL_TYPE = "rlt_vit"
 """What `model_type` in config.json says of our checkpoints."""
@@ -59,6 +64,11 @@ class ViTConfig:
     """Standard deviation of each channel that the weights expect, on the scale 0..1."""
     labels: tuple[str, ...] = ()
     """Class names in the order of the outputs; empty if they are not known."""
+    clip: ClipSpec | None = None
+    """How clips were taken in training; None if it is not known."""
+    rule: Rule | None = None
+    """Which tokens it was trained on, and `VisionTransformer.tokenize` keeps where nothing else is asked for; None if
+    it is not known."""
 
     def __post_init__(self) -> None:
         for name in ("pixel_mean", "pixel_std", "labels"):  # JSON gives lists
@@ -78,13 +88,21 @@ class ViTConfig:
         """How the network wants frames to be cut into tokens."""
         return PatchSpec(self.tubelet_size, self.patch_size, self.pixel_mean, self.pixel_std)
 
+    @property
+    def clip_spec(self) -> ClipSpec:
+        """The clips that it is meant for: `clip`, or what `num_frames` and `image_size` say of them."""
+        from rlt.video import ClipSpec  # and with it the decoder, which a network alone does not need
+
+        return self.clip or ClipSpec(self.num_frames, size=self.image_size)
+
     def replace(self, **changes: object) -> ViTConfig:
         """A copy with some fields changed; unknown names are a TypeError."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, object]:
-        """All fields, ready for JSON."""
-        return dataclasses.asdict(self)
+        """All fields, ready for JSON; without `clip` and `rule` where they are not known."""
+        content = {**dataclasses.asdict(self), "rule": None if self.rule is None else rule_options(self.rule)}
+        return {name: value for name, value in content.items() if name not in _INPUTS or value is not None}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, object], source: str | Path) -> ViTConfig:
@@ -103,7 +121,7 @@ class ViTConfig:
                 "other layouts are read by rlt.create_model(name, checkpoint=...)"
             )
         defaults = cls().to_dict()
-        fields = {name: value for name, value in content.items() if name not in ("model_type", "rlt_version")}
+        fields = {name: value for name, value in content.items() if name not in ("model_type", "rlt_version", *_INPUTS)}
         fields.setdefault("run_lengths", IGNORED)  # written before there was a choice
         missing = [name for name in _REQUIRED if name not in fields]
         unknown = [name for name in fields if name not in defaults]
@@ -117,7 +135,7 @@ class ViTConfig:
             if not isinstance(value, {tuple: (list, tuple), float: (float, int)}.get(kind, (kind,))):
                 raise CheckpointError(f"{source} has {name}={value!r} in config.json; a {kind.__name__} is needed")
         try:
-            config = cls(**fields)  # type: ignore[arg-type]
+            config = cls(**fields, **_inputs_of(content, source))  # type: ignore[arg-type]
         except InvalidArgumentError as error:
             raise CheckpointError(f"{source} has a config.json that does not hold together: {error}") from error
         places = config.num_frames // config.tubelet_size * (config.image_size // config.patch_size) ** 2
@@ -127,6 +145,33 @@ class ViTConfig:
                 f"is a table of {places:,} positions; at most {_MOST_POSITIONS // config.width:,} are taken"
             )
         return config
+
+
+_INPUTS = ("clip", "rule")
+
+
+def _inputs_of(content: Mapping[str, object], source: str | Path) -> dict[str, object]:
+    """`clip` and `rule` of a config.json, as far as they stand there."""
+    inputs: dict[str, object] = {}
+    try:
+        if isinstance(clip := content.get("clip"), Mapping):
+            from rlt.video import ClipSpec
+
+            inputs["clip"] = ClipSpec(**clip)
+        if isinstance(rule := content.get("rule"), Mapping):
+            if (name := rule.get("rule")) in RULES:
+                inputs["rule"] = make_rule(**{"name" if key == "rule" else key: value for key, value in rule.items()})
+            else:  # of a program of its own; the weights are of use all the same
+                warn_caller(
+                    f"{source} was trained with rule {name!r}, which is not registered here; give another, or register "
+                    "it with rlt.register_rule first",
+                    UserWarning,
+                )
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{source} has a clip or a rule in config.json that is none: {one_line(error)}"
+        ) from error
+    return inputs
 
 
 _REQUIRED = ("width", "depth", "num_heads", "mlp_width", "num_classes", "tubelet_size", "patch_size")

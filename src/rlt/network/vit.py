@@ -43,7 +43,8 @@ A video classifier for [run-length tokens](https://arxiv.org/abs/2411.05222).
     import rlt
 
     model = rlt.VisionTransformer.from_pretrained("path or hub id")
-    logits = model(model.tokenize(rlt.read_clip("video.mp4")))
+    [clip] = rlt.video.read_spread("video.mp4", model.config.clip_spec)  # frames and size as in training
+    logits = model(model.tokenize(clip))  # and its rule, where no other is given
 """
 
 
@@ -125,7 +126,8 @@ class VisionTransformer(
 
         Args:
             frames: one clip or several of one size, see `rlt.tokenize`, on any device.
-            threshold: see `rlt.tokenize`, as all other options.
+            threshold: see `rlt.tokenize`, as all other options. What is given changes the rule of the configuration
+                (`ViTConfig.rule`), which stands where nothing is given; where it has none, as in `rlt.tokenize`.
             keep_ratio: share of each clip's tokens to keep instead.
             max_tokens: number of each clip's tokens to keep at most instead.
             reference: "previous" or "anchor".
@@ -148,6 +150,7 @@ class VisionTransformer(
             reference=reference,
             exposure=exposure,
             motion=motion,
+            stored=self.config.rule,
         )
         tokens = tokenize(frames, rule=chosen, seeds=seeds, spec=self.config.patches)
         return pack(tokens).to(self.fc_norm.weight.device)

@@ -388,6 +388,7 @@ def choose_rule(
     reference: str | None = None,
     exposure: str | None = None,
     motion: str | None = None,
+    stored: Rule | None = None,
 ) -> Rule:
     """What the plain spelling means: a rule, its name with these options, or the options alone.
 
@@ -400,6 +401,8 @@ def choose_rule(
         reference: see `Threshold`.
         exposure: see `Threshold`.
         motion: see `Threshold`.
+        stored: the rule that a model was trained with: stands where no other is named, changed by the options as
+            `change_rule` says. What it draws for each clip in training is no rule to use: `Threshold` stands for it.
 
     Raises:
         InvalidArgumentError: for two of the first three options at once, an option that the rule does not have, or a
@@ -415,6 +418,10 @@ def choose_rule(
         for name, value in plain.items():
             exclusive(rule=rule, **{name: value})
         return rule
+    if isinstance(stored, Drawn):
+        stored = Threshold(reference=stored.reference, exposure=stored.exposure)
+    if stored is not None:
+        return change_rule(stored, **plain)
     return make_rule("rlt" if keep_ratio is None and max_tokens is None else "budget", **plain)
 
 

@@ -48,7 +48,7 @@ from rlt.training.loaders import TrainingData
 from rlt.training.loggers import make_loggers
 from rlt.training.module import VideoClassifier
 from rlt.training.pace import Pace, Progress
-from rlt.weights import read_config
+from rlt.weights import find_source, read_config
 
 
 @dataclass(frozen=True)
@@ -237,6 +237,8 @@ def build_model(config: Config, manifest: Manifest) -> VisionTransformer:
         CheckpointError: if the checkpoint does not fit, or has other classes and `model.new_head` is not set.
     """
     clip, names, network = config.data.clip, manifest.class_names, config.model
+    if network.name is None:
+        raise InvalidArgumentError("model.name is null; name a size of `rlt models`")
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(config.seed)
         if config.checkpoint is None or config.checkpoint == NO_CHECKPOINT:
@@ -251,7 +253,7 @@ def build_model(config: Config, manifest: Manifest) -> VisionTransformer:
                 new_head=network.new_head,
                 num_heads=network.num_heads,
             )
-    model.config = model.config.replace(labels=names)
+    model.config = model.config.replace(labels=names, clip=clip, rule=config.tokenizer.build())
     if network.length_encoding == "learned":
         model.add_length_encoding()
     model.set_drop_path(network.drop_path)
@@ -272,7 +274,7 @@ def _run_lengths_of(config: Config) -> str:
         return AWARE
     if config.checkpoint is None or not Path(config.checkpoint).is_dir():
         return IGNORED
-    stored = read_config(Path(config.checkpoint)) or {}
+    stored = read_config(find_source(config.checkpoint)) or {}
     return str(stored.get("run_lengths", IGNORED)) if stored.get("model_type") == MODEL_TYPE else IGNORED
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import floor
 from typing import Any
@@ -54,6 +54,27 @@ class ClipSpec:
             raise InvalidArgumentError(f"fps is {self.fps}; sampled frames per second, more than 0, are needed")
         if self.sampling == "uniform":
             raise InvalidArgumentError(f"fps is {self.fps} and sampling is 'uniform', which has no rate; give one")
+
+    def changed(
+        self,
+        *,
+        num_frames: int | None = None,
+        frame_stride: int | None = None,
+        fps: float | None = None,
+        size: Any = None,
+    ) -> ClipSpec:
+        """A copy with other values where they are given. Of frame_stride and fps either takes the other's place, and
+        that of uniform sampling.
+
+        Raises:
+            InvalidArgumentError: for both of them, or a value out of range.
+        """
+        exclusive(frame_stride=frame_stride, fps=fps)
+        given = {"num_frames": num_frames, "size": size}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if frame_stride is not None or fps is not None:
+            changes |= {"frame_stride": frame_stride, "fps": fps, "sampling": "dense"}
+        return replace(self, **changes)
 
     @property
     def frame_size(self) -> tuple[int, int]:
