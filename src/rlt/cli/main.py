@@ -58,6 +58,13 @@ def _parse_size(text: str) -> Size:
         raise typer.BadParameter(f"{text!r}; a number of pixels (224) or height x width (224x384) is needed") from None
 
 
+def _parse_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r}; whole numbers with commas between them (0,2,4) are needed") from None
+
+
 Videos = Annotated[list[Path], typer.Argument(help="Video files, or folders to search for them.", show_default=False)]
 Model = Annotated[
     str,
@@ -286,11 +293,14 @@ def benchmark(
     suite: Annotated[
         str,
         typer.Argument(
-            help="What to measure: tokenize, embed, attention, forward, train-step, decode, end-to-end, frames or "
-            "adapters."
+            help="What to measure: tokenize, embed, attention, forward, train-step, decode, end-to-end, frames, "
+            "adapters or loader."
         ),
     ],
-    videos: Annotated[list[Path] | None, typer.Argument(help="Videos or folders; the bundled clips if none.")] = None,
+    videos: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Videos or folders, the bundled clips if none; for loader a manifest of `rlt prepare`."),
+    ] = None,
     model: Model = "vit_base",
     clips: Annotated[int, typer.Option(help="Clips that are processed together.")] = 8,
     threshold: Threshold = None,
@@ -307,6 +317,21 @@ def benchmark(
     dtype: Dtype = Precision.float32,
     rounds: Annotated[int | None, typer.Option(help="Counted runs of each arm; each suite has its own number.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Also run forward and train-step compiled.")] = False,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            help="For loader: numbers of processes that decode; 0,1,2,4,... up to the cores if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    batches: Annotated[
+        int | None,
+        typer.Option(
+            help="For loader: batches of each number of workers and round; once through the manifest if not given.",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonFile = None,
 ) -> None:
     """Time one stage beside its peers, in turn, on real clips."""
@@ -329,6 +354,8 @@ def benchmark(
         device=device,
         dtype=getattr(torch, dtype.value),
         compiled=compiled,
+        workers=None if workers is None else _parse_numbers(workers),
+        batches=batches,
     )
     with progress("Measuring") as update:
         result = run_suite(suite, settings, on_progress=update)

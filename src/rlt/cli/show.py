@@ -100,9 +100,30 @@ def benchmark_report(result: BenchmarkResult) -> RenderableType:
     return Group(
         Text(f"{result.suite}: {clips}, compared with {result.compared_with}", style="bold"),
         table,
-        Text(extra[:1].upper() + extra[1:]),
+        _loader_limits(result) if result.suite == "loader" else Text(extra[:1].upper() + extra[1:]),
         Text(f"Machine: {_machine_line(settings.device)}"),
     )
+
+
+def _loader_limits(result: BenchmarkResult) -> RenderableType:
+    """How fast batches come, what limits training, and what can be done about it."""
+    found: Any = result.extra
+    table = _table("workers", "clips/s", "in training", "limit", left=("workers", "limit"))
+    for workers, limit in found["limits"].items():
+        rates = (found[name][workers] for name in ("clips_per_second", "training_clips_per_second"))
+        table.add_row(workers, *(f"{rate:.1f}" for rate in rates), limit)
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in found["shares"].items())
+    enough = [workers for workers, limit in found["limits"].items() if limit == "network" and workers != "0"]
+    advice = (
+        f"From data.num_workers={enough[0]} on the network is the limit."
+        if enough
+        else "Batches come slower than the network takes them: more data.num_workers help if cores are free."
+    )
+    parts: list[RenderableType] = [table, Text(f"One batch in one process: {shares}"), Text(advice)]
+    if found["replaced"]:
+        path, error = next(iter(found["replaced"].items()))
+        parts.append(Text(f"Replaced: {len(found['replaced'])} videos, the first: {path}: {error}", style="red"))
+    return Group(*parts)
 
 
 def evaluation_report(result: EvaluationResult) -> RenderableType:
