@@ -36,7 +36,7 @@ def compare_table() -> str:
         dense, rlt = (time(seconds[f"{stage}_{arm}"]) for arm in ("dense", "rlt"))
         rows.append((name, dense, rlt, f"{result[f'speedup_{stage}']:.2f}x"))
     dense, rlt = (f"{flops[arm] / 1e9:.1f} G" for arm in ("dense", "rlt"))
-    rows.append(("FLOPs of the forward pass", dense, rlt, f"{result['speedup_flops']:.2f}x allowed"))
+    rows.append(("FLOPs of the forward pass", dense, rlt, f"{result['speedup_flops']:.2f}x fewer"))
     caption = (
         f"{settings['model']} ({result['weights']} weights), {settings['num_frames']} frames at stride "
         f"{settings['frame_stride']}, {settings['size']} px, threshold {settings['threshold']}; median of "

@@ -121,6 +121,16 @@ def benchmark(added: tuple[str, ...], video: str = "0.mp4") -> object:
     return code, arms, one_round, Path("elsewhere.json").exists()
 
 
+def benchmark_loader(added: tuple[str, ...]) -> object:
+    """For how many workers `benchmark loader` found something, and how many batches each of them made."""
+    few = () if "--workers" in added else ("--workers", "0")
+    code, numbers = run(
+        "benchmark", "loader", "train.parquet", "--model", "vit_micro", "--clips", "1", "--rounds", "1",
+        *clip(added), *few, *added,
+    )  # fmt: skip
+    return code, list(numbers["limits"]), numbers["batches_per_round"]
+
+
 def benchmark_arms(added: tuple[str, ...]) -> object:
     """Names of the arms of the suite `forward`, which are not run."""
     settings = BenchmarkSettings("vit_tiny", clip=ClipSpec(4, 1, size=32), videos=(Path("0.mp4"),), clips=1)
@@ -253,6 +263,8 @@ BENCHMARK = {
     "--rounds": (benchmark, "--rounds", "1"),
     "--device": (benchmark, "--device", "cuda"),
     "--compile": (benchmark_arms, "--compile"),
+    "--workers": (benchmark_loader, "--workers", "0,1"),
+    "--batches": (benchmark_loader, "--batches", "2"),
 }
 PATCH = {
     "threshold": (patch, "threshold=5"),

@@ -7,6 +7,7 @@ import runpy
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,40 @@ import torch
 import oracles
 import rlt
 from rlt import Everything, Threshold, assets
-from rlt.benchmark import SUITES, BenchmarkSettings, adapted, networks, run_suite
+from rlt.benchmark import SUITES, BenchmarkSettings, adapted, loader, networks, run_suite
 from rlt.benchmark.harness import Arm, Rounds, Work, packed_by, read_frames
 from rlt.benchmark.peers.decoders import decoders
 from rlt.benchmark.peers.padded import block_mask_attention, padded_attention, padded_logits
 from rlt.benchmark.peers.tokens import difference_ways, reference_tokenize
 from rlt.checkpoints import MODELS, create_model
+from rlt.conf import compose
+from rlt.data.batch import Batch
+from rlt.data.manifest import Manifest, VideoEntry, read_manifest, write_manifest
 from rlt.errors import InvalidArgumentError
-from rlt.measure import peak_memory_bytes
+from rlt.measure import Timing, peak_memory_bytes
 from rlt.structures import IMAGENET_MEAN, IMAGENET_STD
+from rlt.training.loaders import TrainingData
 from rlt.video import ClipSpec
 
 VIDEOS = (assets.path("traffic.mp4"), assets.path("animation.mp4"))
 SMALL = BenchmarkSettings("vit_tiny", clip=ClipSpec(8, size=64), videos=VIDEOS, clips=2, rounds=2)
 
 
+SETTINGS = dict.fromkeys(SUITES, SMALL)
+NONE = Path("none.csv")
+TOLD: dict[str, list[tuple[int, int, str]]] = {}
+"""Progress of each suite."""
+NOTED: list[Batch] = []
+"""Batches of the suite loader."""
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _three_layers() -> Iterator[None]:
-    """Nothing that is held here needs the twelve layers of ViT-Ti."""
+def _three_layers_and_a_manifest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that is held here needs the twelve layers of ViT-Ti; the suite loader reads a manifest."""
+    manifest = tmp_path_factory.mktemp("manifest") / "videos.csv"
+    entries = [VideoEntry(str(path), number, f"class {number}") for number, path in enumerate((*VIDEOS, "gone.mp4"))]
+    write_manifest(Manifest(tuple(entries), ("class 0", "class 1", "class 2")), manifest)
+    SETTINGS["loader"] = replace(SMALL, videos=(manifest,), workers=(0, 2), batches=2)
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(MODELS, "vit_tiny", MODELS["vit_tiny"].replace(depth=3))
         yield
@@ -43,7 +60,9 @@ def _three_layers() -> Iterator[None]:
 def measured(suite: str) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(adapted, "DEPTH", 4)  # windows, whole frames and features of deeper layers all occur
-        report = run_suite(suite, SMALL)
+        note = loader._Seen.note
+        patched.setattr(loader._Seen, "note", lambda seen, batch: NOTED.append(batch) or note(seen, batch))
+        report = run_suite(suite, SETTINGS[suite], on_progress=lambda *what: TOLD.setdefault(suite, []).append(what))
     numbers: dict[str, Any] = json.loads(json.dumps(report.to_json(), allow_nan=False))
     return numbers
 
@@ -169,6 +188,55 @@ def test_frames_grow_by_doubling_on_every_video() -> None:
     assert memory["rlt"] < memory["dense"]
 
 
+def test_the_loader_makes_the_next_batches_of_training_once_each() -> None:
+    numbers = measured("loader")
+    # 2 rounds of 2 batches without and with workers, after one batch for each worker; 1 + 2 batches of the stages.
+    positions = [batch.position for batch in NOTED]
+    assert sorted(positions) == [2 * number for number in range(2, 2 + 2 * 2 * 2 + 3)]  # clips, two in a batch
+    assert TOLD["loader"][-1] == (8, 8, "2 workers")
+    config = compose(
+        ["data=folder", f"data.train={SETTINGS['loader'].videos[0]}", "data.clip.num_frames=8", "data.clip.size=64",
+         "model=vit_tiny", "trainer.batch_size=2", "trainer.accelerator=cpu"]
+    )  # fmt: skip
+    data = TrainingData(config, read_manifest(str(config.data.train)), None, MODELS["vit_tiny"])
+    for expected in islice(data.train_dataloader(), 2, 5):
+        made = NOTED[positions.index(expected.position)]
+        assert torch.equal(made.packed.patches, expected.packed.patches)
+        assert torch.equal(made.targets, expected.targets)
+    kept = sum(batch.packed.num_tokens for batch in NOTED) / sum(batch.packed.num_dense for batch in NOTED)
+    shares = {arm["name"]: arm["tokens_kept"] for arm in numbers["arms"]}
+    assert shares == {"loader": kept, "decode": 1, "augmentation": 1, "tokens": kept, "network": kept}
+    ((path, error),) = numbers["replaced"].items()
+    assert Path(path).name == "gone.mp4"
+    assert "no such file" in error
+    assert [arm["workers"] for arm in numbers["arms"] if arm["name"] == "loader"] == [0, 2]
+
+
+def test_what_limits_a_run_is_what_is_slowest_there() -> None:
+    def conclusions(decode: float, tokens: float, network: float, **loading: float) -> Any:
+        stages = {"decode": decode, "augmentation": 0.25, "tokens": tokens, "network": network}
+        arms = [Arm(name, timing=Timing((seconds,))) for name, seconds in stages.items()]
+        arms += [
+            Arm("loader", details={"workers": int(name[1:])}, timing=Timing((seconds,)))
+            for name, seconds in loading.items()
+        ]
+        return loader._conclusions(arms, 8)
+
+    found = conclusions(4, 1, 2, w0=5, w1=5, w2=2.5, w4=1.25)
+    assert found["shares"] == {"decode": 4 / 7.25, "augmentation": 0.25 / 7.25, "tokens": 1 / 7.25, "network": 2 / 7.25}
+    assert found["limits"] == {"0": "decode", "1": "decode", "2": "decode", "4": "network"}
+    assert found["clips_per_second"] == {"0": 8 / 5, "1": 8 / 5, "2": 8 / 2.5, "4": 8 / 1.25}
+    assert found["training_clips_per_second"] == {"0": 8 / 7, "1": 8 / 5, "2": 8 / 2.5, "4": 8 / 2}
+    assert conclusions(1, 2, 4, w0=3, w1=3)["limits"] == {"0": "network", "1": "network"}
+    assert conclusions(1, 2, 1, w0=3, w1=3)["limits"] == {"0": "tokens", "1": "tokens"}
+
+
+def test_numbers_of_workers_double_up_to_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, workers in ((1, [0, 1]), (2, [0, 1, 2]), (8, [0, 1, 2, 4, 8]), (12, [0, 1, 2, 4, 8, 12])):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        assert loader.usual_workers() == workers
+
+
 def test_the_reference_finds_the_same_patches() -> None:
     clip = rlt.read_clip(assets.path("traffic.mp4"), size=96)
     patches, mask = reference_tokenize(clip.frames[None])
@@ -228,7 +296,7 @@ def test_tome_is_left_out_where_it_cannot_get_as_cheap() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("suite", SUITES)
 def test_suites_run_on_cuda_in_bfloat16(suite: str) -> None:
-    settings = replace(SMALL, clip=ClipSpec(size=64), rounds=1, device="cuda", dtype=torch.bfloat16)
+    settings = replace(SETTINGS[suite], clip=ClipSpec(size=64), rounds=1, device="cuda", dtype=torch.bfloat16)
     assert run_suite(suite, settings).to_json()["machine"]["driver"]  # type: ignore[index]
 
 
@@ -250,6 +318,25 @@ def test_bfloat16_runs_on_the_cpu() -> None:
         ("decode", BenchmarkSettings(), "no videos"),
         ("end-to-end", BenchmarkSettings(), "no videos"),
         ("frames", BenchmarkSettings(), "no videos"),
+        (
+            "loader",
+            BenchmarkSettings(videos=VIDEOS),
+            "the suite loader reads one manifest, not .*animation.mp4; write it",
+        ),
+        ("loader", BenchmarkSettings(videos=(Path("none.csv"),)), "none.csv: no such file"),
+        (
+            "loader",
+            BenchmarkSettings(videos=(Path("none.csv"),), workers=(0, -1)),
+            "workers is -1; at least 0 is needed",
+        ),
+        ("loader", BenchmarkSettings(videos=(Path("none.csv"),), batches=0), "batches is 0; at least 1 is needed"),
+        (
+            "decode",
+            BenchmarkSettings(videos=VIDEOS, workers=(2,)),
+            r"workers is \(2,\), which the suite decode does not",
+        ),
+        ("forward", BenchmarkSettings(videos=VIDEOS, batches=2), "leave it out, or run loader"),
+        ("loader", BenchmarkSettings(videos=VIDEOS, compiled=True), "leave it out, or run forward or train-step"),
         ("forward", BenchmarkSettings(videos=VIDEOS, clips=0), "clips is 0; at least 1 is needed"),
         ("forward", BenchmarkSettings(videos=VIDEOS, dtype=torch.float64), "dtype is torch.float64; allowed are"),
     ],

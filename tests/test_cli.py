@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -22,6 +23,7 @@ from rlt import assets, cli
 from rlt.benchmark import SUITES
 from rlt.cli import console
 from rlt.data.sources import KINETICS
+from rlt.network.flops import forward_flops
 
 QUICK = ["--model", "vit_tiny", "--size", "64", "--frames", "8", "--repeats", "1"]
 
@@ -64,14 +66,17 @@ def test_compare_shows_and_writes_what_it_measured(run, tmp_path: Path) -> None:
     target = tmp_path / "deep" / "out.json"
     result = run("compare", assets.path("traffic.mp4"), *QUICK, "--json", target)
     assert result.code == 0, result.err
-    for word in ("tokens", "decode", "tokenize", "forward", "end to end", "FLOPs", "allowed", "feature cosine"):
+    for word in ("tokens", "decode", "tokenize", "forward", "end to end", "FLOPs", "fewer", "feature cosine"):
         assert word in result.flat_out
     assert "Weights: random (no --checkpoint)" in result.flat_out
     assert "class " in result.out
     numbers = json.loads(target.read_text())
     assert f"{numbers['tokens_kept']:.1%}" in result.out
     assert f"{numbers['speedup_forward']:.2f}x" in result.out
-    assert f"{numbers['speedup_flops']:.2f}x allowed" in result.out
+    assert f"{numbers['speedup_flops']:.2f}x fewer" in result.out
+    assert "one run" in result.out
+    words = result.out[result.out.index("Token: ") :]
+    assert all(f"{word}: " in words for word in ("Run length", "Threshold", "dense", "RLT", "FLOPs", "Feature cosine"))
 
 
 def test_compare_names_classes_only_with_a_checkpoint(run, tmp_path: Path) -> None:
@@ -99,6 +104,33 @@ def test_compare_takes_folders_and_lists_the_bad_at_the_end(run, tmp_path: Path,
     numbers = json.loads((tmp_path / "out.json").read_text())
     assert [Path(video["source"]).name for video in numbers["videos"]] == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
     assert [Path(entry["source"]).name for entry in numbers["failed"]] == ["broken.mp4", "cut.mp4"]
+
+
+def test_compare_says_which_video_of_a_folder_saves_most(run, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    for name, moving_rows in (("a", 32), ("b", 16), ("c", 0)):
+
+        def picture(number: int, rows: int = moving_rows) -> np.ndarray:
+            return np.concatenate([noise[number, :rows], np.full((64 - rows, 64, 3), 90, np.uint8)])
+
+        path = tmp_path / "in" / f"{name}.mkv"
+        video_factory.write_video(path, 8, codec="ffv1", pix_fmt="bgr0", picture=picture)
+    result = run("compare", tmp_path / "in", *QUICK, "--stride", 1, "--json", tmp_path / "out.json")
+    assert result.code == 0, result.err
+    videos = json.loads((tmp_path / "out.json").read_text())["videos"]
+    assert [video["tokens_kept"] for video in videos] == [40 / 64, 28 / 64, 16 / 64]
+    config = rlt.checkpoints.models.MODELS["vit_tiny"]
+    for video, kept in zip(videos, (40, 28, 16), strict=True):
+        assert video["flops_saved"] == 1 - forward_flops(config, kept) / forward_flops(config, 64)
+    videos.reverse()  # as they are read, the one that saves least comes first
+    table = result.out[result.out.index("saved") :]
+    rows = [line.split("│")[1:5] for line in table.splitlines() if ".mkv" in line]
+    assert [[cell.strip() for cell in row[:3]] for row in rows] == [
+        [f"{Path(video['source']).name}", f"{video['tokens_kept']:.1%}", f"{video['flops_saved']:.1%}"]
+        for video in videos
+    ]
+    assert all(row[3].strip() == f"{video['speedup_forward']:.2f}x" for row, video in zip(rows, videos, strict=True))
 
 
 def test_benchmark_writes_the_speedup(run, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from rlt.data.manifest import Manifest, VideoEntry, read_manifest, write_manifes
 from rlt.data.prepare import prepare
 from rlt.data.probing import ProbeRecord, probe_video
 from rlt.data.sources import kinetics_listing, ssv2_listing
+from rlt.data.splitting import group_of, split_listing
 from rlt.data.tables import read_table, write_table
 from rlt.errors import InvalidArgumentError, MissingDependencyError
 from video_factory import write_video
@@ -324,7 +327,8 @@ def test_class_folders_at_any_depth(put: Put, tmp_path: Path) -> None:
     [
         ([], "no videos in class folders"),
         (["a.mp4"], "no videos in class folders"),
-        (["train/run/a.mp4", "val/run/b.mp4"], "holds splits"),
+        (["train/run/a.mp4", "val/run/b.mp4"], r"holds splits \(train, val\), not classes; .* such as .*/data/train$"),
+        (["train/run/a.mp4", "val/run/b.mp4", "labels/list.txt"], r"holds splits \(train, val\)"),
     ],
 )
 def test_folders_that_are_no_class_folders(put: Put, tmp_path: Path, files: Sequence[str], message: str) -> None:
@@ -335,6 +339,43 @@ def test_folders_that_are_no_class_folders(put: Put, tmp_path: Path, files: Sequ
         folder_listing(tmp_path / "data")
     with pytest.raises(InvalidArgumentError, match="no such folder or list file"):
         folder_listing(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("files", "hint"),
+    [
+        (
+            ["one/run/a.mp4", "two/sit/b.mp4"],
+            r"lies in one, two itself, .* \(one/run, two/sit\); .* such as .*/one$",
+        ),
+        (["videos/run/a.mp4", "videos/sit/b.mp4"], r"no video lies in videos itself"),
+        (["run/2020/a.mp4", "sit/b.mp4"], None),
+        (["run/a.mp4", "sit/b.mp4"], None),
+    ],
+)
+def test_classes_that_lie_deeper_are_hinted_at(put: Put, tmp_path: Path, files: list[str], hint: str | None) -> None:
+    for name in files:
+        put("data", *name.split("/"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert len(folder_listing(tmp_path / "data").videos) == len(files)
+    said = [str(warning.message) for warning in caught]
+    assert [bool(hint and re.search(hint, text)) for text in said] == [True] * bool(hint)
+
+
+@pytest.mark.parametrize(
+    ("unknown", "message"),
+    [
+        (["zumbaa"], "'zumbaa' is not among the 400 classes .*; did you mean 'zumba' for 'zumbaa'\\?$"),
+        (["hugging (not baby)"], "did you mean 'hugging' for"),
+        (["Air-Druming", "beeKeepin"], "did you mean 'air drumming' for 'Air-Druming', 'bee keeping' for 'beeKeepin'"),
+        (["xyzzy"], "--labels$"),
+    ],
+)
+def test_unknown_classes_are_told_the_nearest(unknown: list[str], message: str) -> None:
+    index = ClassIndex(class_names("kinetics400"), origin="kinetics400")
+    with pytest.raises(InvalidArgumentError, match=message):
+        index.find_all([*unknown, "archery"], source="list")
 
 
 @pytest.mark.parametrize(
@@ -564,7 +605,7 @@ def test_folder_from_another_working_directory(
     assert "not a video" in by_name["broken.mp4"].status
     assert by_name["cut.mp4"].status == "the file is cut off; download or copy it again"
     shown = capsys.readouterr().out
-    assert "5 videos of 3 classes, 3 can be used" in shown
+    assert "5 videos of 3 classes (jump, run, sit), 3 can be used" in shown
     assert "cannot be used: 2" in shown
     assert "under 16 frames: 1" in shown
     assert "Classes without a video that can be used: 1\n  sit" in shown
@@ -643,6 +684,131 @@ def test_the_same_file_in_both_splits_is_told_once(put: Put) -> None:
     path = put("a.mp4")
     found = compare_splits({str(path): path.stat().st_size}, [str(path)])
     assert [duplicate.reason for duplicate in found] == ["same file"]
+
+
+# ---- splits --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("v_Archery_g07_c02.avi", "v_Archery_g07"),
+        ("v_Archery_g07.avi", "v_Archery_g07"),
+        ("-3B32lodo2M_000059_000069.mp4", "-3B32lodo2M"),
+        ("April_09_brush_hair_u_nm_np1_ba_goo_0.avi", None),
+        ("fi001.mp4", None),
+        ("run_g.mp4", None),
+    ],
+)
+def test_names_tell_what_a_clip_was_cut_from(name: str, group: str | None) -> None:
+    assert group_of(f"/data_g01_c01/{name}") == group
+
+
+def files_of(class_sizes: Sequence[Sequence[int]], root: str = "/data") -> Listing:
+    """Classes of groups of so many clips each; a group of 0 is a file whose name tells nothing."""
+    videos = []
+    for label_id, sizes in enumerate(class_sizes):
+        for group, size in enumerate(sizes):
+            names = [f"v_{label_id}_g{group:02}_c{clip:02}.avi" for clip in range(size)] or [f"plain{group}.avi"]
+            videos += [(f"{root}/{label_id}/{name}", label_id) for name in names]
+    return Listing(root, tuple(videos), tuple(f"class {label_id}" for label_id in range(len(class_sizes))))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    class_sizes=st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=12), min_size=1, max_size=4).filter(
+        lambda classes: any(len(sizes) > 1 for sizes in classes)
+    ),
+    val_fraction=st.floats(0.01, 0.99),
+    seed=st.integers(0, 3),
+)
+def test_every_class_is_split_near_the_fraction_and_no_group_is(
+    class_sizes: list[list[int]], val_fraction: float, seed: int
+) -> None:
+    listing = files_of(class_sizes)
+    split = split_listing(listing, val_fraction, seed)
+    assert Counter(split.training.videos) + Counter(split.validation.videos) == Counter(listing.videos)
+    assert split.training.class_names == split.validation.class_names == listing.class_names
+    groups, others = ({group_of(path) or path for path, _ in part.videos} for part in split[1::-1])
+    assert not groups & others
+    assert split.num_groups == sum(size > 0 for sizes in class_sizes for size in sizes)
+    for label_id, sizes in enumerate(class_sizes):
+        clips = [max(size, 1) for size in sizes]
+        taken, left = (
+            sum(found == label_id for _, found in part.videos) for part in (split.validation, split.training)
+        )
+        assert taken + left == sum(clips)
+        assert left
+        assert (taken > 0) == (len(clips) > 1)
+        off = abs(taken - val_fraction * sum(clips))
+        assert off <= max(clips) / 2 + 1e-9 or taken == min(clips) or left == min(clips)
+
+
+def test_a_split_is_a_function_of_seed_and_names() -> None:
+    def names(seed: int, root: str) -> list[str]:
+        split = split_listing(files_of([[4] * 25] * 3, root), 0.28, seed)
+        assert (len(split.validation.videos), len(split.training.videos)) == (84, 216)  # 7 of 25 groups a class
+        return [path.removeprefix(root) for path, _ in split.validation.videos]
+
+    assert names(0, "/data") == names(0, "/other/place")
+    assert names(0, "/data") != names(1, "/data")
+
+
+def test_clips_of_one_video_stay_together_across_classes() -> None:
+    videos = tuple((f"/k/{label}/{name}_000001_000011.mp4", label) for label in (0, 1) for name in "abcdefghij")
+    split = split_listing(Listing("k", videos, ("x", "y")), 0.3)
+    held = [{Path(path).name for path, label in split.validation.videos if label == label_id} for label_id in (0, 1)]
+    assert held[0] == held[1]
+    assert len(held[0]) == 3
+
+
+def test_a_folder_without_splits_is_split(
+    put: Put, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("run", "sit"):
+        for group in range(1, 4):
+            for clip in range(1, 3):
+                write_video(put("data", name, f"v_{name}_g{group:02}_c{clip:02}.mp4"), 16 + group + 4 * clip)
+    monkeypatch.chdir(tmp_path)
+    command = ["prepare", "folder", "data", "--output", "all.csv", "--val-fraction", "0.3", "--json", "report.json"]
+    assert cli(*command) == 0
+    shown = capsys.readouterr().out
+    assert "Split by 6 groups that names tell" in shown
+    train, val = read_manifest("all_train.csv"), read_manifest("all_val.csv")
+    assert (len(train.usable), len(val.usable)) == (8, 4)
+    assert train.class_names == val.class_names == ("run", "sit")
+    assert not {group_of(found.path) for found in train.entries} & {group_of(found.path) for found in val.entries}
+    assert not Path("all.csv").exists()
+    report = json.loads(Path("report.json").read_text())
+    assert {part: report[part]["num_videos"] for part in report} == {"train": 8, "val": 4}
+    assert report["val"]["other_split"] == report["train"]["output"]
+    written = [Path(name).read_bytes() for name in ("all_train.csv", "all_val.csv")]
+    assert cli(*command, "--seed", "0") == 0
+    assert [Path(name).read_bytes() for name in ("all_train.csv", "all_val.csv")] == written
+
+
+def test_strict_takes_no_video_that_cannot_be_used(
+    put: Put, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put("data", "run", "a.mp4")
+    command = ["prepare", "folder", tmp_path / "data", "--output", tmp_path / "m.csv", "--strict"]
+    assert cli(*command) == 0
+    put("data", "run", "b.mp4").write_bytes(b"no video")
+    assert cli(*command[:-1]) == 0
+    capsys.readouterr()
+    assert cli(*command) == 2
+    assert "m.csv: 1 of 2 videos cannot be used; its column status says why" in capsys.readouterr().err
+    assert [found.usable for found in read_manifest(tmp_path / "m.csv").entries] == [True, False]
+
+
+def test_a_part_of_a_large_data_set_does_not_list_all_other_classes(
+    put: Put, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put("k400", "zumba", "a.mp4")
+    assert cli("prepare", "kinetics400", "--videos", tmp_path / "k400", "--output", tmp_path / "m.csv") == 0
+    shown = capsys.readouterr().out
+    assert "Classes with a video that can be used: 1\n" in shown
+    assert "without" not in shown
 
 
 # ---- interruption --------------------------------------------------------------------------------------------------
@@ -752,7 +918,8 @@ def test_missing_videos_are_not_remembered(put: Put, tmp_path: Path) -> None:
 def test_all_commands_share_their_options(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert cli("prepare", command, "--help") == 0
     shown = capsys.readouterr().out
-    shared = ("videos", "output", "labels", "workers", "limit", "measure-tokens", "other-split", "json")
+    shared = ("videos", "output", "labels", "workers", "limit", "measure-tokens", "other-split", "json",
+              "val-fraction", "seed", "strict")  # fmt: skip
     own = {"folder": [], "ssv2": ["annotations"]}.get(command, ["csv", "split"])
     assert set(re.findall(r"^  --([a-z-]+) ", shown, re.MULTILINE)) == {*shared, *own, "help"}
 
@@ -774,6 +941,11 @@ def test_errors_are_one_line_and_exit_code_2(put: Put, tmp_path: Path, capsys: p
         (["folder", data, *out, "--other-split", "none.csv"], "no such file"),
         (["folder", data, *out, "--labels", "none.txt"], "cannot be read"),
         (["folder", data, *out, "--limit", "0"], "limit is 0"),
+        (["folder", data, *out, "--seed", "1"], "seed is 1, which is of a split; add --val-fraction"),
+        (["folder", data, *out, "--val-fraction", "1"], "val_fraction is 1.0; above 0 and below 1 is needed"),
+        (["folder", data, *out, "--val-fraction", "0.5"], "no class has two videos or two groups of them"),
+        (["folder", data, *out, "--val-fraction", "0.5", "--limit", "0"], "limit is 0"),
+        (["folder", data, *out, "--val-fraction", "0.5", "--other-split", "x.csv"], "give one of them"),
         (["folder", str(tmp_path / "broken"), *out], "no video can be used"),
         (["folder", str(tmp_path / "gone.txt"), *out], "no video of 1 exists"),
         (["kinetics400", "--csv", "none.csv", "--videos", data, *out], "none.csv: cannot be read"),

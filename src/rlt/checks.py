@@ -61,12 +61,17 @@ def exclusive(**values: object) -> None:
 
 
 def nearest(value: object, allowed: Iterable[object]) -> str:
-    """ "; did you mean 'x'?" for the name that looks most like `value` or begins with it, "" if none does."""
-    names = [str(item) for item in allowed]
-    close = get_close_matches(str(value), names, n=1) or [
-        name for name in names if value and name.startswith(f"{value}")
-    ]
-    return f"; did you mean {close[0]!r}?" if close else ""
+    """ "; did you mean 'x'?" with the `closest` name, "" if there is none."""
+    close = closest(value, allowed)
+    return "" if close is None else f"; did you mean {close!r}?"
+
+
+def closest(value: object, allowed: Iterable[object]) -> str | None:
+    """The name that looks most like `value`, begins with it, or is its beginning; None if there is none."""
+    text, names = str(value), [str(item) for item in allowed]
+    close = get_close_matches(text, names, n=1) or [name for name in names if text and name.startswith(text)]
+    begun = sorted((name for name in names if len(name) > 2 and text.startswith(name)), key=len)
+    return next(iter([*close, *reversed(begun)]), None)
 
 
 def some(names: Collection[str], count: int = 4) -> str:

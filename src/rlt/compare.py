@@ -33,6 +33,7 @@ from rlt.video import DECODERS, ClipSpec, probe, read_spread, require_motion
 ARMS = ("dense", "rlt")
 """The two ways that are always compared: all tokens, or only those that run-length tokenization keeps. Further ones are
 called after their frames, such as "rlt_32"."""
+_OF_VIDEO = ("source", "clip_starts", "tokens_kept", "flops_saved", "speedup_forward", "same_top1", "feature_cosine")
 _RATIOS = ("tokens_kept", "speedup_forward", "speedup_end_to_end", "speedup_flops", "top1_agreement", "feature_cosine")
 
 
@@ -129,6 +130,16 @@ class VideoComparison:
         return self.tokens["rlt"] / self.tokens["dense"]
 
     @property
+    def flops_saved(self) -> float:
+        """Share of the dense forward pass's FLOPs that is not needed, 0..1."""
+        return 1 - self.flops["rlt"] / self.flops["dense"]
+
+    @property
+    def speedup_forward(self) -> float:
+        """Time of the dense forward pass over that with RLT."""
+        return self.seconds["forward_dense"].over(self.seconds["forward_rlt"])
+
+    @property
     def same_top1(self) -> list[bool]:
         """Per clip, whether dense and RLT put the same class first."""
         return self.same_as_dense("rlt")
@@ -150,15 +161,12 @@ class VideoComparison:
         return [list(zip(classes, values, strict=True)) for classes, values in clips]
 
     def to_json(self, label: Callable[[int], str | None]) -> dict[str, object]:
-        """All numbers but tokens, FLOPs and seconds, which count over all videos; classes with the names of `label`."""
+        """What is kept, saved and answered; tokens, FLOPs and seconds count over all videos. `label` names classes."""
 
         def named(clip: list[tuple[int, float]]) -> list[dict[str, object]]:
             return [{"class": index, "label": label(index), "probability": value} for index, value in clip]
 
-        own = {
-            name: getattr(self, name)
-            for name in ("source", "clip_starts", "tokens_kept", "same_top1", "feature_cosine")
-        }
+        own = {name: getattr(self, name) for name in _OF_VIDEO}
         return {**own, "top5": {arm: [named(clip) for clip in self.top(arm)] for arm in self.tokens}}
 
 

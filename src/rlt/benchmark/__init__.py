@@ -8,7 +8,8 @@ import torch
 
 from rlt.benchmark.adapted import adapters_suite
 from rlt.benchmark.files import decode_suite, end_to_end_suite
-from rlt.benchmark.harness import Arm, BenchmarkResult, BenchmarkSettings, Rounds
+from rlt.benchmark.harness import OF_SUITES, Arm, BenchmarkResult, BenchmarkSettings, Rounds
+from rlt.benchmark.loader import loader_suite
 from rlt.benchmark.networks import forward_suite, frames_suite, train_step_suite
 from rlt.benchmark.stages import attention_suite, embed_suite, tokenize_suite
 from rlt.checks import at_least, one_of
@@ -27,6 +28,7 @@ SUITES: dict[str, Callable[[BenchmarkSettings, Rounds], BenchmarkResult]] = {
     "end-to-end": end_to_end_suite,
     "frames": frames_suite,
     "adapters": adapters_suite,
+    "loader": loader_suite,
 }
 """What `rlt benchmark` can measure, in the order of the data path."""
 
@@ -47,7 +49,12 @@ def run_suite(
     """
     one_of(SUITES, suite=name)
     one_of((torch.float32, torch.bfloat16, torch.float16), dtype=settings.dtype)
-    at_least(1, clips=settings.clips, rounds=settings.rounds)
+    at_least(1, clips=settings.clips, rounds=settings.rounds, batches=settings.batches)
+    for option, suites in OF_SUITES.items():
+        if (value := getattr(settings, option)) and name not in suites:
+            raise InvalidArgumentError(
+                f"{option} is {value}, which the suite {name} does not read; leave it out, or run {' or '.join(suites)}"
+            )
     if not settings.videos:
         raise InvalidArgumentError("no videos to take clips from; name at least one")
     check_device(settings.device)

@@ -15,6 +15,9 @@ from rlt.structures import PackedTokens, PatchSpec, pack
 from rlt.tokens import Rule, Threshold, tokenize_batch
 from rlt.video import read_spread
 
+OF_SUITES = {"compiled": ("forward", "train-step"), "workers": ("loader",), "batches": ("loader",)}
+"""Settings that some suites alone read."""
+
 
 @dataclass(frozen=True)
 class BenchmarkSettings(MeasureSettings):
@@ -23,17 +26,23 @@ class BenchmarkSettings(MeasureSettings):
     model: str = "vit_base"
     """Name of the model, see `rlt.list_models()`."""
     videos: tuple[Path, ...] = ()
-    """Videos that the clips come from, in turn."""
+    """Videos that the clips come from, in turn; for the suite `loader` one manifest."""
     clips: int = 8
     """Clips that are processed together."""
     rounds: int | None = None
     """Counted runs of each arm; None takes the suite's own."""
     compiled: bool = False
     """Whether the suites `forward` and `train-step` add arms that run through `torch.compile`."""
+    workers: tuple[int, ...] | None = None
+    """For `loader`: numbers of processes that decode; None takes 0, 1, 2, 4, ... up to one for each core."""
+    batches: int | None = None
+    """For `loader`: batches that each number of workers makes in a round; None takes as many as go once through the
+    manifest in all rounds."""
 
     def to_json(self) -> dict[str, object]:
         """As `MeasureSettings.to_json`, with the names of the videos."""
-        return {**super().to_json(), "videos": [path.name for path in self.videos]}
+        own = {key: value for key, value in super().to_json().items() if value is not None or key not in OF_SUITES}
+        return {**own, "videos": [path.name for path in self.videos]}
 
 
 @dataclass(frozen=True)

@@ -50,12 +50,12 @@ def train_step_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkRe
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     variants = _variants(model, settings)
     smallest = pack(variants[0][2][0].unpack()[0])
-    _train_step(model, [smallest], optimizer, settings)  # makes the optimizer's state, which all arms share
+    train_step(model, [smallest], optimizer, settings)  # makes the optimizer's state, which all arms share
     works: list[Work] = []
     for arm, forward, packs in variants:
         # Each matrix product of the forward pass has two in the backward pass; the input needs no gradient.
         counted = replace(arm, flops=3 * (arm.flops or 0))
-        works.append((counted, partial(_train_step, forward, packs, optimizer, settings)))
+        works.append((counted, partial(train_step, forward, packs, optimizer, settings)))
     arms = rounds.measure(works, settings.rounds or 3, settings.device, gradients=True)
     return _with_ratios("train-step", settings, arms)
 
@@ -123,7 +123,7 @@ def _variants(model: VisionTransformer, settings: BenchmarkSettings) -> list[tup
     return [*variants, (Arm("tome", flops=count_forward_flops(config, dense, merges)), merging, [dense])]
 
 
-def _train_step(
+def train_step(
     forward: Forward, packs: list[PackedTokens], optimizer: torch.optim.Optimizer, settings: BenchmarkSettings
 ) -> None:
     """One update; several packs add up their gradients, as gradient accumulation does.

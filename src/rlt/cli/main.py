@@ -66,6 +66,13 @@ class Target(str, Enum):
     hf = "hf"
 
 
+def _parse_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r}; whole numbers with commas between them (0,2,4) are needed") from None
+
+
 def _show_version(asked: bool) -> None:
     if asked:
         from rlt import __version__
@@ -225,11 +232,14 @@ def benchmark(
     suite: Annotated[
         str,
         typer.Argument(
-            help="What to measure: tokenize, embed, attention, forward, train-step, decode, end-to-end, frames or "
-            "adapters."
+            help="What to measure: tokenize, embed, attention, forward, train-step, decode, end-to-end, frames, "
+            "adapters or loader."
         ),
     ],
-    videos: Annotated[list[Path] | None, typer.Argument(help="Videos or folders; the bundled clips if none.")] = None,
+    videos: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Videos or folders, the bundled clips if none; for loader a manifest of `rlt prepare`."),
+    ] = None,
     model: Model = "vit_base",
     clips: Annotated[int, typer.Option(help="Clips that are processed together.")] = 8,
     threshold: Threshold = None,
@@ -247,6 +257,21 @@ def benchmark(
     dtype: Dtype = Precision.float32,
     rounds: Annotated[int | None, typer.Option(help="Counted runs of each arm; each suite has its own number.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Also run forward and train-step compiled.")] = False,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            help="For loader: numbers of processes that decode; 0,1,2,4,... up to the cores if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    batches: Annotated[
+        int | None,
+        typer.Option(
+            help="For loader: batches of each number of workers and round; once through the manifest if not given.",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonFile = None,
 ) -> None:
     """Time one stage beside its peers, in turn, on real clips."""
@@ -269,6 +294,8 @@ def benchmark(
         device=device,
         dtype=getattr(torch, dtype.value),
         compiled=compiled,
+        workers=None if workers is None else _parse_numbers(workers),
+        batches=batches,
     )
     with progress("Measuring") as update:
         result = run_suite(suite, settings, on_progress=update)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rlt.checks import exclusive, some
 from rlt.cli.console import progress, show
 from rlt.errors import InvalidArgumentError
 from rlt.files import refuse_inputs, write_json
@@ -57,32 +58,61 @@ def _run(
     other_split: Annotated[
         Path | None, typer.Option(help="Manifest of another split, to look for videos that stand in both.")
     ] = None,
+    val_fraction: Annotated[
+        float | None,
+        typer.Option(
+            help="Write two manifests, OUTPUT with _train and _val in its name, and this share of each class into the "
+            "second one; clips of one recording stay together where names tell (_g07_ of UCF-101, ID_000010_000020).",
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of that split; 0 if not given.", show_default=False)] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="A video that cannot be used is an error (exit code 2, after writing).")
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Also write the report to this file.")] = None,
 ) -> None:
     """Prepare what `list_videos` lists by the class names; the other parameters are the options of all commands."""
     from rlt.data.labels import read_class_names
-    from rlt.data.prepare import prepare
+    from rlt.data.prepare import prepare, prepare_split
+    from rlt.data.splitting import split_listing
 
+    exclusive(**{"val-fraction": val_fraction, "other-split": other_split})
+    if val_fraction is None and seed is not None:
+        raise InvalidArgumentError(f"seed is {seed}, which is of a split; add --val-fraction, or leave it out")
     listing = list_videos(names=None if labels is None else read_class_names(labels))
     if json is not None:
         others = (Path(listing.source), other_split, labels, *(Path(video) for video, _ in listing.videos))
         refuse_inputs([json], (other for other in others if other is not None))
+    split = None if val_fraction is None else split_listing(listing, val_fraction, seed or 0, limit=limit)
     with progress("Looking into videos") as update:
-        report = prepare(
-            listing,
-            output,
-            workers=workers,
-            limit=limit,
-            measure_tokens=measure_tokens,
-            other_split=other_split,
-            on_progress=update,
-        )
-    for line in report_lines(report):
-        show(line)
+        how: dict[str, Any] = {"workers": workers, "measure_tokens": measure_tokens, "on_progress": update}
+        if split is None:
+            reports = [prepare(listing, output, limit=limit, other_split=other_split, **how)]
+        else:
+            reports = prepare_split(split, output, **how)
+    if split is not None:
+        groups = f"{split.num_groups} groups that names tell" if split.num_groups else "file: no name tells of a group"
+        show(f"Split by {groups}")
+    for report in reports:
+        for line in report_lines(report):
+            show(line)
     if json is not None:
-        write_json(json, report.to_json())
+        found = [report.to_json() for report in reports]
+        write_json(json, found[0] if split is None else dict(zip(("train", "val"), found, strict=True)))
+    for report in reports:
+        _refuse_unusable(report, strict=strict)
+
+
+def _refuse_unusable(report: PrepareReport, *, strict: bool) -> None:
+    """Hold that there are videos that can be used or, if `strict`, that all of them can be."""
+    unusable = report.num_videos - report.num_usable
     if not report.num_usable:
-        raise InvalidArgumentError(f"{output}: no video can be used; its column status says why")
+        raise InvalidArgumentError(f"{report.output}: no video can be used; its column status says why")
+    if strict and unusable:
+        raise InvalidArgumentError(
+            f"{report.output}: {unusable} of {report.num_videos} videos cannot be used; its column status says why, "
+            "mend them or leave --strict out"
+        )
 
 
 def _add_command(name: str, list_videos: Callable[..., Listing], description: str) -> None:
@@ -166,9 +196,14 @@ def report_lines(report: PrepareReport) -> list[str]:
     """What the command prints: the counts, and the first few names of everything that deserves a look."""
     from rlt.data.prepare import MIN_FRAMES
 
+    manifest, empty = report.manifest, report.empty_classes
     lines = [
-        f"{report.output}: {report.num_videos} videos of {report.num_classes} classes, {report.num_usable} can be used"
+        f"{report.output}: {report.num_videos} videos of {report.num_classes} classes ({some(manifest.class_names)}), "
+        f"{report.num_usable} can be used"
     ]
+    if 2 * len(empty) > report.num_classes:  # a part of a large data set
+        lines.append(f"Classes with a video that can be used: {report.num_classes - len(empty)}")
+        empty = []
     same_name = [str(pair) for pair in report.between_splits if pair.reason == "same name"]
     same = [str(pair) for pair in report.between_splits if pair.reason != "same name"]
     if report.tokens_kept is not None:
@@ -179,7 +214,7 @@ def report_lines(report: PrepareReport) -> list[str]:
         "Missing videos": report.missing,
         "Videos that cannot be used": [f"{path}: {status}" for path, status in report.unreadable],
         f"Videos under {MIN_FRAMES} frames": report.short,
-        "Classes without a video that can be used": report.empty_classes,
+        "Classes without a video that can be used": empty,
         "Videos that stand in it twice": [str(pair) for pair in report.duplicates],
         f"Videos that stand in {report.other_split} too": same,
         f"Same names, other content in {report.other_split} (no harm if files are numbered)": same_name,

@@ -29,6 +29,14 @@ if TYPE_CHECKING:  # what they need is not always installed
 _MAX_CLIPS_IN_DETAIL = 4
 _MAX_CLASSES = 10
 _MAX_FAILED = 10
+_WORDS = """\
+Token: a square of two frames, what the network reads; dropped where it repeats.
+Run length: the time steps that a kept token stands for.
+Threshold: the change that keeps a token; 0.1 is 5.7 of 255 grey levels.
+FLOPs: the network's arithmetic; dense: on all tokens, RLT: on those kept.
+Same top-1, agreement: dense and RLT put the same class first.
+Feature cosine: how alike both see a clip; 1 is the same, 0 nothing in common."""
+"""What the words of `rlt compare` mean."""
 
 
 def comparison_report(result: Comparison) -> RenderableType:
@@ -37,9 +45,10 @@ def comparison_report(result: Comparison) -> RenderableType:
     if result.settings.more_frames:
         parts[1] = _arms_table(result)
     clips = result.num_clips
-    if clips > _MAX_CLIPS_IN_DETAIL:
+    if len(result.videos) > 1:
         parts.append(_video_table(result))
-    elif result.weights is not None:  # classes of random weights say nothing
+    trained = result.weights is not None  # classes of random weights say nothing
+    if trained and clips <= _MAX_CLIPS_IN_DETAIL:
         for video in result.videos:
             for index, start in enumerate(video.clip_starts):
                 parts += [Text(f"Top 5 of {video.source} at {start:.2f} s"), _top_table(result, video, index)]
@@ -56,6 +65,7 @@ def comparison_report(result: Comparison) -> RenderableType:
         Text(f"Agreement: same top-1 class in {same} of {clips} clips, feature cosine {result.feature_cosine:.4f}"),
         weights,
         Text(f"Machine: {_machine_line(result.settings.device)}, attention {result.attention}"),
+        Text(_WORDS, style="dim"),
     )
 
 
@@ -90,9 +100,30 @@ def benchmark_report(result: BenchmarkResult) -> RenderableType:
     return Group(
         Text(f"{result.suite}: {clips}, compared with {result.compared_with}", style="bold"),
         table,
-        Text(extra[:1].upper() + extra[1:]),
+        _loader_limits(result) if result.suite == "loader" else Text(extra[:1].upper() + extra[1:]),
         Text(f"Machine: {_machine_line(settings.device)}"),
     )
+
+
+def _loader_limits(result: BenchmarkResult) -> RenderableType:
+    """How fast batches come, what limits training, and what can be done about it."""
+    found: Any = result.extra
+    table = _table("workers", "clips/s", "in training", "limit", left=("workers", "limit"))
+    for workers, limit in found["limits"].items():
+        rates = (found[name][workers] for name in ("clips_per_second", "training_clips_per_second"))
+        table.add_row(workers, *(f"{rate:.1f}" for rate in rates), limit)
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in found["shares"].items())
+    enough = [workers for workers, limit in found["limits"].items() if limit == "network" and workers != "0"]
+    advice = (
+        f"From data.num_workers={enough[0]} on the network is the limit."
+        if enough
+        else "Batches come slower than the network takes them: more data.num_workers help if cores are free."
+    )
+    parts: list[RenderableType] = [table, Text(f"One batch in one process: {shares}"), Text(advice)]
+    if found["replaced"]:
+        path, error = next(iter(found["replaced"].items()))
+        parts.append(Text(f"Replaced: {len(found['replaced'])} videos, the first: {path}: {error}", style="red"))
+    return Group(*parts)
 
 
 def evaluation_report(result: EvaluationResult) -> RenderableType:
@@ -253,7 +284,7 @@ def _settings_line(result: Comparison) -> str:
 
 
 def _stage_table(result: Comparison) -> Table:
-    table = _table("", "dense", "RLT", "speed-up", caption=f"median of {result.repeats} runs")
+    table = _table("", "dense", "RLT", "speed-up", caption=_median_of(result))
     dense, kept = result.total_tokens("dense"), result.total_tokens("rlt")
     table.add_row("tokens", f"{dense:,}", f"{kept:,} ({result.tokens_kept:.1%})", "")
     decode = format_seconds(result.seconds("decode").median)
@@ -265,8 +296,12 @@ def _stage_table(result: Comparison) -> Table:
     ):
         table.add_row(name, *(format_seconds(seconds(arm).median) for arm in ARMS), speedup)
     flops = (f"{result.total_flops(arm) / 1e9:,.1f} G" for arm in ARMS)
-    table.add_row("FLOPs of forward", *flops, f"{result.speedup_flops:.2f}x allowed")
+    table.add_row("FLOPs of forward", *flops, f"{result.speedup_flops:.2f}x fewer")
     return table
+
+
+def _median_of(result: Comparison) -> str:
+    return "one run" if result.repeats == 1 else f"median of {result.repeats} runs"
 
 
 def _arms_table(result: Comparison) -> Table:
@@ -279,7 +314,7 @@ def _arms_table(result: Comparison) -> Table:
         "forward",
         "end to end",
         "same top-1",
-        caption=f"median of {result.repeats} runs",
+        caption=_median_of(result),
     )
     for name, arm in result.settings.arms.items():
         forward, whole = result.seconds(f"forward_{name}"), result.end_to_end(name)
@@ -308,13 +343,16 @@ def _top_table(result: Comparison, video: VideoComparison, clip: int) -> Table:
 
 
 def _video_table(result: Comparison) -> Table:
+    """What each video saves, the one that saves most first."""
     folder = os.path.commonpath([Path(video.source).absolute().parent for video in result.videos])
-    table = _table("video", "tokens kept", "same top-1", "feature cosine", caption=f"videos in {folder}")
-    for video in result.videos:
+    caption = f"videos in {folder}, most saved first"
+    table = _table("video", "tokens kept", "FLOPs saved", "forward", "same top-1", "cosine", caption=caption)
+    for video in sorted(result.videos, key=lambda video: video.tokens_kept):
         name = str(Path(video.source).absolute().relative_to(folder))
         cosine = sum(video.feature_cosine) / video.num_clips
         same = f"{sum(video.same_top1)} of {video.num_clips}"
-        table.add_row(Text(name), f"{video.tokens_kept:.1%}", same, f"{cosine:.4f}")
+        saved, faster = f"{video.flops_saved:.1%}", f"{video.speedup_forward:.2f}x"
+        table.add_row(Text(name), f"{video.tokens_kept:.1%}", saved, faster, same, f"{cosine:.4f}")
     return table
 
 

@@ -11,7 +11,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -107,6 +107,10 @@ class TrainingDataset(_Videos[TrainingSample]):
             self._members[entry.label_id].append(index)
 
     def __getitem__(self, key: SampleKey) -> TrainingSample:
+        return self.augmented(self.read(key))
+
+    def read(self, key: SampleKey) -> TrainingSample:
+        """The clip as it is decoded, cropped, scaled and mirrored, but not augmented."""
         seed = derive_seed(self.seed, key.position)
         failed: list[tuple[str, str]] = []
         for index in self._candidates(key.index):
@@ -117,9 +121,13 @@ class TrainingDataset(_Videos[TrainingSample]):
             except VideoError as error:
                 failed.append((entry.path, str(error)))
                 continue
-            frames = augment_clip(clip.frames, self.augment, seed=derive_seed(seed, 3))
-            return TrainingSample(frames, entry.label_id, entry.path, tuple(failed), key.position, tuple(notes))
+            return TrainingSample(clip.frames, entry.label_id, entry.path, tuple(failed), key.position, tuple(notes))
         raise VideoError(f"none of {len(self.entries)} videos can be decoded; the first one: {failed[0][1]}")
+
+    def augmented(self, sample: TrainingSample) -> TrainingSample:
+        """A clip of `read` after RandAugment and random erasing."""
+        seed = derive_seed(derive_seed(self.seed, sample.position), 3)
+        return replace(sample, frames=augment_clip(sample.frames, self.augment, seed=seed))
 
     def _candidates(self, index: int) -> Iterator[int]:
         """The sample itself, the others of its class from there on, then the next classes."""

@@ -9,7 +9,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from rlt.checks import one_of, some
+from rlt.checks import closest, one_of, some
 from rlt.data.manifest import MANIFEST_EXTENSIONS, read_manifest
 from rlt.errors import InvalidArgumentError
 
@@ -95,9 +95,15 @@ class ClassIndex:
             raise InvalidArgumentError(
                 f"{source}: {some([repr(name) for name in unknown], 3)} {'is' if len(unknown) == 1 else 'are'} not "
                 f"among the {len(self.names)} classes of {self._origin}; "
-                "correct the names, or give the right list with --labels"
+                f"correct the names, or give the right list with --labels{self._meant(unknown[:3])}"
             )
         return {name: label_id for name, label_id in found.items() if label_id is not None}
+
+    def _meant(self, unknown: Sequence[str]) -> str:
+        """ "; did you mean 'zumba' for 'zumbaa'?" """
+        close = {name: closest(_letters(name), self._spelled) for name in unknown}
+        meant = [f"{self.names[self._spelled[letters]]!r} for {name!r}" for name, letters in close.items() if letters]
+        return f"; did you mean {', '.join(meant)}?" if meant else ""
 
     def check(self, label_id: int, *, source: str) -> None:
         """Hold that there is a class of this label id, which stands in `source`."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from rlt.checks import some
 from rlt.data.labels import ClassIndex, class_index, read_text
 from rlt.data.manifest import MAX_LABEL_ID, absolute_path
-from rlt.errors import InvalidArgumentError
+from rlt.errors import InvalidArgumentError, warn_caller
 from rlt.video import VIDEO_EXTENSIONS, videos_below
 
 _SPLITS = frozenset({"train", "training", "val", "valid", "validate", "validation", "test", "testing"})
@@ -81,8 +81,19 @@ def class_folder_listing(root: Path, *, index: ClassIndex | None = None, undersc
             f"{root}: no videos in class folders ({root.name}/<class>/video.mp4) were found; "
             "sort the videos into one folder per class, or give a list file with a path and a label per line"
         )
-    if all(name.lower() in _SPLITS for name in found):
-        raise InvalidArgumentError(f"{root} holds splits ({', '.join(found)}), not classes; prepare each of them alone")
+    filled = {name: paths for name, paths in found.items() if paths}
+    if all(name.lower() in _SPLITS for name in filled):
+        raise InvalidArgumentError(
+            f"{root} holds splits ({', '.join(filled)}), not classes; prepare each of them alone, such as "
+            f"{root / next(iter(filled))}"
+        )
+    deeper = {str(path.relative_to(root).parent) for paths in filled.values() for path in paths}
+    if not deeper & filled.keys():
+        warn_caller(
+            f"{root}: no video lies in {some([*filled])} itself, all lie deeper ({some(sorted(deeper))}); if those are "
+            f"the classes, give the folder above them, such as {root / next(iter(filled))}",
+            UserWarning,
+        )
     names = {name: name if index or underscores else name.replace("_", " ") for name in found}
     return make_listing(
         root, index, names.values(), ((path, names[name]) for name, paths in found.items() for path in paths)

@@ -14,6 +14,7 @@ from rlt.data.duplicates import Duplicate, compare_splits, find_duplicates
 from rlt.data.listings import Listing, check_some_exist
 from rlt.data.manifest import Manifest, check_manifest_path, check_unicode, read_manifest, write_manifest
 from rlt.data.probing import MISSING, Probe, ProbeRecord, Progress, probe_videos
+from rlt.data.splitting import Split
 from rlt.errors import RltError
 from rlt.files import refuse_inputs
 
@@ -160,6 +161,44 @@ def prepare(
         between_splits=() if other is None else compare_splits(sizes, [entry.path for entry in other.entries]),
         class_names_differ=other is not None and other.class_names != manifest.class_names,
     )
+
+
+def prepare_split(
+    split: Split,
+    output: str | Path,
+    *,
+    workers: int | None = None,
+    measure_tokens: bool = False,
+    on_progress: Progress | None = None,
+) -> list[PrepareReport]:
+    """Write a manifest of each part, "x.csv" as "x_train.csv" and "x_val.csv"; other arguments are those of `prepare`.
+
+    Returns:
+        The report on training, and the one on validation, which names what stands in both.
+    """
+    target = check_manifest_path(output)
+    parts = {"train": split.training, "val": split.validation}
+    total = sum(len(part.videos) for part in parts.values())
+    for part in parts.values():
+        check_unicode(target, (path for path, _ in part.videos))
+    reports: list[PrepareReport] = []
+    for name, part in parts.items():
+        before = sum(report.num_videos for report in reports)
+
+        def tell(done: int, _: int, video: str, before: int = before) -> None:
+            if on_progress is not None:
+                on_progress(before + done, total, video)
+
+        report = prepare(
+            part,
+            target.with_name(f"{target.stem}_{name}{target.suffix}"),
+            workers=workers,
+            measure_tokens=measure_tokens,
+            other_split=reports[0].output if reports else None,
+            on_progress=tell,
+        )
+        reports.append(report)
+    return reports
 
 
 def _measured_before(target: Path, probes: Mapping[str, Probe]) -> dict[str, float]:

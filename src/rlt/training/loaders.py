@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from typing import Any
-
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 from typing_extensions import override
@@ -15,34 +11,12 @@ from rlt.conf.schema import Config
 from rlt.data.batch import Collate, collate_evaluation
 from rlt.data.clips import ViewConfig
 from rlt.data.dataset import EvaluationDataset, EvaluationSample, TrainingDataset, TrainingSample
+from rlt.data.loader import training_loader
 from rlt.data.manifest import Manifest
 from rlt.data.sampler import StepSampler
 from rlt.errors import InvalidArgumentError
 from rlt.network.vit import ViTConfig
 from rlt.tokens import Budget, Drawn, Everything
-
-
-class TimedLoader(DataLoader[TrainingSample]):
-    """A loader that knows how long training waited for its batches."""
-
-    _waited = 0.0
-
-    @override
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch promises a class of its own
-        batches = super().__iter__()
-        while True:
-            begin = time.perf_counter()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            self._waited += time.perf_counter() - begin
-            yield batch
-
-    def take_waited(self) -> float:
-        """Seconds since the last call."""
-        waited, self._waited = self._waited, 0.0
-        return waited
 
 
 class TrainingData(LightningDataModule):
@@ -98,15 +72,14 @@ class TrainingData(LightningDataModule):
     @override
     def train_dataloader(self) -> DataLoader[TrainingSample]:
         config, data = self.config, self.config.data
-        return TimedLoader(
+        return training_loader(
             TrainingDataset(self.training, data.clip, data.augment, seed=config.seed, decoder=data.decoder),
-            batch_sampler=self.sampler(*self._place()),
-            collate_fn=Collate(
+            Collate(
                 config.tokenizer.build(), data.augment, len(self.class_names), self.model.patches, seed=config.seed
             ),
+            self.sampler(*self._place()),
             num_workers=data.num_workers,
             pin_memory=config.trainer.accelerator != "cpu",
-            persistent_workers=data.num_workers > 0,
         )
 
     @override

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from rlt.data.batch import Batch
-from rlt.training.loaders import TimedLoader
+from rlt.data.loader import TimedLoader
 
 Progress = Callable[[int, int, str], None]
 """Called with the steps done, the steps of the whole run, and the newest numbers."""
