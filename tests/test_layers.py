@@ -108,6 +108,7 @@ def test_public_names() -> None:
             "Segments",
             "Threshold",
             "TokenGrid",
+            "TokenStream",
             "UniformFrames",
             "ViTConfig",
             "VisionTransformer",

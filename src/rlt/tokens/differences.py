@@ -36,12 +36,13 @@ class PatchView:
         frames: uint8 [B, T, H, W, 3] with any strides, or floats [B, T, 3, H, W] that were normalised by the mean and
             the standard deviation of `spec`.
         spec: how they are cut into tokens.
+        noise: where it is known already, see `noise`.
 
     Raises:
         InvalidArgumentError: for frames of another dtype or shape, or sizes that do not divide.
     """
 
-    def __init__(self, frames: Tensor, spec: PatchSpec) -> None:
+    def __init__(self, frames: Tensor, spec: PatchSpec, *, noise: Tensor | None = None) -> None:
         if frames.is_floating_point():
             if frames.ndim != 5 or frames.shape[2] != 3:
                 raise InvalidArgumentError(f"frames are {list(frames.shape)}; floats of [B, T, 3, H, W] are needed")
@@ -52,6 +53,7 @@ class PatchView:
             self.grid = spec.grid(frames.shape)
         self.frames = frames
         self.spec = spec
+        self._noise = noise
         self._differences: Tensor | None = None
 
     def __len__(self) -> int:
@@ -60,7 +62,9 @@ class PatchView:
 
     def clips(self) -> list[PatchView]:
         """Each clip for itself."""
-        return [PatchView(self.frames[row : row + 1], self.spec) for row in range(len(self))]
+        noise = [None] * len(self) if self._noise is None else self._noise.split(1)
+        rows = zip(self.frames.split(1), noise, strict=True)
+        return [PatchView(frames, self.spec, noise=floor) for frames, floor in rows]
 
     @property
     def device(self) -> torch.device:
@@ -125,7 +129,7 @@ class PatchView:
         exposure changed so much that they are another scene, see `rlt.tokens.exposure`.
         """
         first, last = self._edges()
-        floor_B = noise_floor(first, self.spec.patch_size)
+        floor_B = self._floor(first)
         first, last = first[:, :-1], last[:, 1:]
         found = fit_exposure(_cell_means(first, self.spec), _cell_means(last, self.spec))
         gain, offset = (x[:, :, :, None, None] for x in (found.gain, found.offset))
@@ -142,7 +146,7 @@ class PatchView:
             return torch.stack([_clip_pair_differences(clip, self.spec) for clip in self.frames])
         first, last = self._edges()
         gains = _pair_exposures(first, last, self.spec) if exposure == "gain" else None
-        floor_B = noise_floor(first, self.spec.patch_size)
+        floor_B = self._floor(first)
         found = first.new_zeros(len(self), time, time, *self.grid[1:])
         for t in range(1, time):
             for a in range(t):
@@ -161,6 +165,14 @@ class PatchView:
         floor = floor_B.view(-1, *[1] * (found.ndim - 1))
         return torch.where(is_cut, torch.inf, (found.square() - floor.square()).clamp(min=0).sqrt())
 
+    @property
+    def noise(self) -> Tensor:
+        """What noise of the sensor alone makes of `differences`: float32 [B], see `noise_floor`."""
+        return self._floor(self._edges()[0])
+
+    def _floor(self, first: Tensor) -> Tensor:
+        return noise_floor(first, self.spec.patch_size) if self._noise is None else self._noise
+
     def _edges(self) -> tuple[Tensor, Tensor]:
         """First and last frame of every tubelet, normalised as ImageNet's: two float32 [B, T', 3, H, W]."""
         tubelet = self.spec.tubelet_size
@@ -178,7 +190,7 @@ class PatchView:
             return torch.stack([anchored_mask(clip, threshold, self.spec) for clip in self.frames])
         first, last = self._edges()
         gains = _pair_exposures(first, last, self.spec) if exposure == "gain" else None
-        floor_B = noise_floor(first, self.spec.patch_size)
+        floor_B = self._floor(first)
         patch = self.spec.patch_size
         mask = torch.ones(self.shape, dtype=torch.bool, device=self.device)
         anchor, step = first[:, 0], torch.zeros_like(mask[:, 0], dtype=torch.int64)
