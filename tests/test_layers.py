@@ -109,6 +109,7 @@ def test_public_names() -> None:
             "Segments",
             "Threshold",
             "TokenGrid",
+            "TokenStream",
             "UniformFrames",
             "ViTConfig",
             "VisionTransformer",

@@ -226,15 +226,17 @@ def test_decodes_from_the_key_frame_to_the_last_sampled_frame(long_video, monkey
     decoded = []
     decode = VideoFile.decode
 
-    def spy(self, ticks=0):
-        for timed in decode(self, ticks):
+    def spy(self, *arguments):
+        for timed in decode(self, *arguments):
             decoded.append(read_number(timed.frame.to_ndarray(format="rgb24")))
             yield timed
 
     monkeypatch.setattr(VideoFile, "decode", spy)
     clip = read_clip(long_video, num_frames=4, frame_stride=5, size=(48, 80), start=100 / 25)
     assert numbers(clip) == [100, 105, 110, 115]
-    assert decoded == list(range(90, 116))
+    assert decoded[0] == 90
+    assert decoded[-1] == 115
+    assert set(numbers(clip)) < set(decoded) < set(range(90, 116))  # frames that no other refers to are left out
 
 
 def test_reads_only_a_part_of_the_file():

@@ -18,6 +18,7 @@ from rlt.tokens.rules import (
     rule_name,
     rule_options,
 )
+from rlt.tokens.stream import TokenStream
 from rlt.tokens.tokenize import Frames, keep_mask, run_lengths, select_tokens, tokenize, tokenize_batch
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Random",
     "Rule",
     "Threshold",
+    "TokenStream",
     "UniformFrames",
     "change_rule",
     "choose_rule",

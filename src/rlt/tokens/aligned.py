@@ -49,12 +49,18 @@ class AlignedFrames:
         last: the last frames, likewise.
         spec: how they are cut into tokens.
         camera: what is undone.
+        noise_B: float32 [B], what noise makes of a difference, if it is known; else it is measured.
     """
 
-    def __init__(self, first: Tensor, last: Tensor, spec: PatchSpec, camera: Camera) -> None:
+    def __init__(
+        self, first: Tensor, last: Tensor, spec: PatchSpec, camera: Camera, noise_B: Tensor | None = None
+    ) -> None:
         self.first, self.last, self.spec = first, last, spec
         self.follows_exposure, self.follows_motion = camera.exposure == "gain", camera.motion == "global"
-        self.floor_B = noise_floor(first, spec.patch_size).nan_to_num(0.0) if self.follows_exposure else None
+        self.floor_B = None
+        if self.follows_exposure:
+            measured = noise_floor(first, spec.patch_size) if noise_B is None else noise_B
+            self.floor_B = measured.nan_to_num(0.0)
 
     def differences(self) -> Tensor:
         """Each token against the step before it: float32 [B, T' - 1, H', W'].

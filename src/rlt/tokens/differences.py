@@ -17,6 +17,7 @@ from rlt.checks import named_options
 from rlt.errors import InvalidArgumentError
 from rlt.structures import IMAGENET_STD, PatchSpec, TokenGrid, check_frames
 from rlt.tokens.aligned import AlignedFrames, Camera, mean_over_cells, to_pixels
+from rlt.tokens.exposure import noise_floor
 
 ReferenceName = Literal["previous", "anchor"]
 """What a token is compared with: the token before it (the paper), or the one that stands for its place."""
@@ -34,12 +35,13 @@ class PatchView:
         frames: uint8 [B, T, H, W, 3] with any strides, or floats [B, T, 3, H, W] that were normalised by the mean and
             the standard deviation of `spec`.
         spec: how they are cut into tokens.
+        noise: where it is known already, see `noise`.
 
     Raises:
         InvalidArgumentError: for frames of another dtype or shape, or sizes that do not divide.
     """
 
-    def __init__(self, frames: Tensor, spec: PatchSpec) -> None:
+    def __init__(self, frames: Tensor, spec: PatchSpec, *, noise: Tensor | None = None) -> None:
         if frames.is_floating_point():
             if frames.ndim != 5 or frames.shape[2] != 3:
                 raise InvalidArgumentError(f"frames are {list(frames.shape)}; floats of [B, T, 3, H, W] are needed")
@@ -50,6 +52,7 @@ class PatchView:
             self.grid = spec.grid(frames.shape)
         self.frames = frames
         self.spec = spec
+        self._noise = noise
         self._differences: Tensor | None = None
         self._found: dict[Camera, AlignedFrames] = {}
 
@@ -59,7 +62,9 @@ class PatchView:
 
     def clips(self) -> list[PatchView]:
         """Each clip for itself."""
-        return [PatchView(self.frames[row : row + 1], self.spec) for row in range(len(self))]
+        noise = [None] * len(self) if self._noise is None else self._noise.split(1)
+        rows = zip(self.frames.split(1), noise, strict=True)
+        return [PatchView(frames, self.spec, noise=floor) for frames, floor in rows]
 
     @property
     def device(self) -> torch.device:
@@ -134,8 +139,13 @@ class PatchView:
 
     def _aligned(self, camera: Camera) -> AlignedFrames:
         if camera not in self._found:  # a budget asks for many thresholds of the same clip
-            self._found[camera] = AlignedFrames(*self._edges(), self.spec, camera)
+            self._found[camera] = AlignedFrames(*self._edges(), self.spec, camera, self._noise)
         return self._found[camera]
+
+    @property
+    def noise(self) -> Tensor:
+        """What noise of the sensor alone makes of `differences`: float32 [B], see `noise_floor`."""
+        return noise_floor(self._edges()[0], self.spec.patch_size) if self._noise is None else self._noise
 
     def _edges(self) -> tuple[Tensor, Tensor]:
         """First and last frame of every tubelet, normalised as ImageNet's: two float32 [B, T', 3, H, W]."""

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from heapq import heappop, heappush
-from itertools import chain
+from itertools import chain, tee
 from math import ceil
 
 import av
 from av.container import InputContainer
-from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from rlt.errors import VideoError
+from rlt.video._headers import best_stream, declared_seconds, frame_rate
 from rlt.video._limits import Limits, remedy
+from rlt.video._skipping import SKIPPABLE, Judged, References, Unwanted, judge, ticks_of
 from rlt.video._sources import Source, is_playlist, library_input, missing_bytes, source_name
 from rlt.video.sampling import Timed, nearest_in_time
 
@@ -46,8 +46,6 @@ _OPEN_OTHERS = {
 }
 _OPENING = {"protocol_whitelist": "file", "format_whitelist": ",".join(sorted(av.formats_available - _OPEN_OTHERS))}
 
-_DURATION = re.compile(r"(\d{1,6}):(\d{1,2}):(\d{1,2}(?:\.\d{1,9})?)")  # Matroska, per stream: 00:00:05.000000000
-
 
 @dataclass(frozen=True)
 class TimedFrame(Timed):
@@ -74,6 +72,10 @@ class VideoFile:
     """Unit of its times in seconds."""
     frame_ticks: Fraction
     """How many ticks a frame is shown at a constant rate."""
+    skips: bool
+    """Whether frames that nobody asks for may be left undecoded."""
+    skipped: bool
+    """Whether any were in what was decoded last."""
 
     def __init__(self, source: Source, *, num_threads: int = 0) -> None:
         self.name = source_name(source)
@@ -82,6 +84,7 @@ class VideoFile:
         self.limits = Limits.current()
         self.restart_clock()
         self.missing = missing_bytes(source)
+        self.skips = True
         self._scanned: list[Timed] | None = None
         self._container = self._open()
         try:
@@ -134,7 +137,7 @@ class VideoFile:
         self._deadline = time.monotonic() + self.limits.seconds
 
     def _start(self) -> None:
-        self.stream = _best_stream(self._container, self.name)
+        self.stream = best_stream(self._container, self.name)
         context = self.stream.codec_context
         context.thread_type = "AUTO"
         context.thread_count = self.num_threads
@@ -151,6 +154,7 @@ class VideoFile:
         self._pending: set[int] = set()
         self._first_ticks: int | None = None
         self._demuxer_failed = False
+        self.skipped = False
 
     def _measure(self) -> None:
         """Rate, origin and length, from headers and the first packet only."""
@@ -162,7 +166,7 @@ class VideoFile:
                 f"{self.name}: its frames have {stream.width}x{stream.height} pixels, {pixels:,}, and "
                 f"{self.limits.pixels:,} are allowed; {remedy('bytes')}"
             )
-        self.rate = _frame_rate(stream)
+        self.rate = frame_rate(stream)
         for packet in self._packets():
             self._peeked.append(packet)
             if not packet.is_discard:
@@ -173,7 +177,7 @@ class VideoFile:
         if first is not None and stream.time_base:
             self.has_times, self.tick, self.origin = True, stream.time_base, first
         self.frame_ticks = 1 / (self.rate * self.tick)
-        seconds = _declared_seconds(stream, self._container) if self.has_times else None
+        seconds = declared_seconds(stream, self._container) if self.has_times else None
         declared = None if seconds is None else max(round(seconds * self.rate), 1)
         if declared is None or declared > self.limits.frames:
             self.rescan()
@@ -218,11 +222,17 @@ class VideoFile:
         self._container = self._open()
         self._start()
 
-    def decode(self, ticks: int = 0) -> Iterator[TimedFrame]:
+    def decode(self, ticks: int = 0, moments: Iterable[Fraction] | None = None) -> Iterator[TimedFrame]:
         """Frames in display order, from the key frame at or before `ticks` to the end of the stream.
 
         Damage does not end the iteration; `damage_until` tells of it afterwards.
+
+        Args:
+            ticks: moment to begin at.
+            moments: all that is wanted, in ticks and ascending: frames that no other refers to and that are nearest to
+                none of these may be missing. What is damaged in them is not seen, and reaches nothing else.
         """
+        moments = iter(moments) if moments is not None and self._can_skip else None
         if ticks > 0 and self.has_times:
             one_second = max(round(1 / self.tick), 1)
             for margin in (0, 1, 4, 16, 64):
@@ -235,7 +245,8 @@ class VideoFile:
                 except (av.FFmpegError, OSError):
                     break  # no index: a container that cannot seek is decoded from its beginning
                 self._peeked = []
-                frames = self._decode_on()
+                attempt, moments = (None, None) if moments is None else tee(moments)
+                frames = self._decode_on(attempt)
                 first = next(frames, None)
                 # Some demuxers seek by decoding time and land behind a moment that lies before a key frame.
                 if first is not None and first.ticks <= ticks:
@@ -243,28 +254,44 @@ class VideoFile:
             self._reopen()
         elif not self._at_beginning:
             self._reopen()
-        return self._decode_on()
+        return self._decode_on(moments)
 
-    def _decode_on(self) -> Iterator[TimedFrame]:
+    @property
+    def _can_skip(self) -> bool:
+        """Whether frames may be left out: their packets say when they are shown, and that nothing refers to them."""
+        # A field of an interlaced frame may have a packet for itself, and the frame needs both.
+        is_progressive = self.stream.codec_context.field_order in (0, 1)
+        has_times = self.has_times and self._container.format.name != "avi"
+        return self.skips and has_times and is_progressive and self.codec in SKIPPABLE
+
+    def _decode_on(self, moments: Iterator[Fraction] | None) -> Iterator[TimedFrame]:
         self._at_beginning = False
         self._start_record()
-        frames = self._raw_frames()
+        frames = self._raw_frames(self._judged_packets(moments))
         # AVI stores no presentation times; libav guesses them, and swaps neighbours where B-frames are packed.
         return _in_time_order(frames) if self._container.format.name == "avi" else frames
 
-    def _raw_frames(self) -> Iterator[TimedFrame]:
+    def _judged_packets(self, moments: Iterator[Fraction] | None) -> Iterator[Judged]:
+        packets, self._peeked = chain(self._peeked, self._packets()), []
+        if moments is None:
+            return (Judged(packet, ticks_of(packet, self.origin)) for packet in packets)
+        references = References(self.codec, self.stream.codec_context.extradata)
+        return judge(packets, self.origin, Unwanted(moments), references)
+
+    def _raw_frames(self, packets: Iterator[Judged]) -> Iterator[TimedFrame]:
         checks_packets = self.has_times and self.codec in _ONE_FRAME_PER_PACKET
         # A frame may stand as long as the whole video, and a little; a longer pause is a broken time.
         longest_pause = round((self.num_frames + _LITTLE) * self.frame_ticks)
         latest = before = -1
         count = 0
         refused: set[int | None] = set()
-        peeked, self._peeked = self._peeked, []
-        for packet in chain(peeked, self._packets(), [None]):
-            ticks = None
-            if packet is not None and packet.pts is not None:
-                ticks = packet.pts - self.origin
-                if checks_packets and not packet.is_discard:
+        is_interlaced = False
+        for packet, ticks, is_unwanted in chain(packets, [Judged(None, None)]):
+            is_left_out = is_unwanted and not is_interlaced
+            self.stream.codec_context.skip_frame = "NONREF" if is_left_out else "DEFAULT"
+            self.skipped |= is_left_out
+            if packet is not None and ticks is not None:
+                if checks_packets and not packet.is_discard and not is_left_out:
                     self._pending.add(ticks)
                 if packet.is_corrupt:
                     self._flaws.append(ticks)
@@ -296,9 +323,12 @@ class VideoFile:
                     self._first_ticks = latest
                 elif latest - before > longest_pause:
                     self._flaws.append(before + 1)
+                is_interlaced |= frame.interlaced_frame
+                # Frames out of order or without times are not what their packets let expect.
+                is_strange = self.skipped and (latest <= before or frame.pts is None)
                 before = latest
                 self._pending.discard(latest)
-                if _is_corrupt(frame) or (self.codec == "hevc" and latest in refused):
+                if is_strange or _is_corrupt(frame) or (self.codec == "hevc" and latest in refused):
                     self._flaws.append(latest)
                 if latest >= 0:
                     duration = min(frame.duration or 0, longest_pause) if self.has_times else 1
@@ -332,8 +362,9 @@ def frames_at(file: VideoFile, moments: Iterable[Fraction], /) -> Iterator[Timed
     """Frames shown at `moments`, as `rlt.video.Decoder` says; decodes from the key frame before the first one on."""
     moments = iter(moments)
     first = next(moments)
-    stream = file.decode(ceil(first - Fraction(1, 2)))  # the tick that a container rounds the moment to
-    return nearest_in_time(stream, chain([first], moments), file.frame_ticks)
+    asked, wanted = tee(chain([first], moments))
+    stream = file.decode(ceil(first - Fraction(1, 2)), wanted)  # the tick that a container rounds the moment to
+    return nearest_in_time(stream, asked, file.frame_ticks)
 
 
 def _is_corrupt(frame: av.VideoFrame) -> bool:
@@ -352,43 +383,3 @@ def _in_time_order(frames: Iterator[TimedFrame]) -> Iterator[TimedFrame]:
             yield replace(waiting.popleft(), ticks=heappop(times))
     while waiting:
         yield replace(waiting.popleft(), ticks=heappop(times))
-
-
-def _best_stream(container: InputContainer, name: str) -> VideoStream:
-    """libav's choice among the video streams (default, then largest), without cover art."""
-    cover = Disposition.attached_pic
-    pictures = [stream for stream in container.streams.video if cover in Disposition(stream.disposition)]
-    moving = [stream for stream in container.streams.video if stream not in pictures]
-    best = container.streams.best("video")
-    stream = best if best in moving else next(iter(moving), None)
-    if stream is None or not isinstance(stream, VideoStream):
-        held = sorted({stream.type for stream in container.streams})
-        kinds = "only cover art and audio" if pictures else f"only {' and '.join(held)}" if held else "nothing"
-        raise VideoError(f"{name}: no video stream, the file holds {kinds}; give a file with a picture track")
-    if stream.codec_context is None:
-        raise VideoError(
-            f"{name}: FFmpeg has no decoder for its video; convert it with `ffmpeg -i IN -c:v libx264 OUT.mp4`"
-        )
-    return stream
-
-
-def _frame_rate(stream: VideoStream) -> Fraction:
-    """Frames a second: the exact rate of a constant-rate stream, the average one otherwise."""
-    average, base = stream.average_rate, stream.base_rate
-    # The average of a constant-rate file is a little off where the last frame has an odd duration.
-    if average and base and abs(base / average - 1) < Fraction(1, 50):
-        return Fraction(base)
-    return Fraction(average or stream.guessed_rate or base or 25)
-
-
-def _declared_seconds(stream: VideoStream, container: InputContainer) -> Fraction | None:
-    """Length of the stream in seconds as the headers have it."""
-    if stream.duration and stream.time_base:
-        return stream.duration * stream.time_base
-    if tag := _DURATION.fullmatch(stream.metadata.get("DURATION", "")):
-        hours, minutes, seconds = tag.groups()
-        length = int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
-        start = (stream.start_time or 0) * (stream.time_base or Fraction(0))
-        if length > start:
-            return Fraction(length - start)
-    return Fraction(container.duration, 1_000_000) if container.duration and container.duration > 0 else None

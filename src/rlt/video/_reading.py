@@ -110,15 +110,27 @@ def _stream(
         _check_bytes(file, [(spec.num_frames, view) for view in views])
         _warn(file)
         step = spec.step(file.rate) * file.frame_ticks
-        wanted = ((index * step, views) for index in count())
-        shown = _show(file, wanted, ViewsConverter(num_threads=num_threads), decoder)
-        num_sampled = 0
-        while chunk := list(islice(shown, spec.num_frames)):
-            num_sampled += len(chunk)
-            file.limits.check_sampled(file.name, num_sampled)
+        convert = ViewsConverter(num_threads=num_threads)
+
+        def show(first: int) -> Iterator[_Shown]:
+            return _show(file, ((index * step, views) for index in count(first)), convert, decoder)
+
+        shown, num_sampled = show(0), 0
+        while True:
+            chunk = list(islice(shown, spec.num_frames))
+            end = num_sampled + len(chunk)
+            file.limits.check_sampled(file.name, end)
+            until = max(chunk[-1][0], ceil((end - 1) * step)) if chunk else None
+            if file.skipped and file.damage_until(until) is not None:
+                file.skips = False
+                shown = show(num_sampled)
+                continue
+            if not chunk:
+                break
             if not file.missing:
-                _require_whole(file, max(chunk[-1][0], ceil((num_sampled - 1) * step)))
+                _require_whole(file, until)
             yield [_make_clip(file, chunk, view, spec.num_frames) for view in views]
+            num_sampled = end
             file.restart_clock()  # what is done with a clip is not reading
         if num_sampled == 0:
             raise nothing_decodes(file)
@@ -147,9 +159,19 @@ def _read_plans(file: VideoFile, plans: Sequence[ClipPlan], decoder: str, *, mea
             places, views = plans[number].places, plans[number].views
             clips[number] = [_make_clip(file, frames, view, len(places)) for view in views]
 
-    for group in _groups(targets, file.frame_ticks):
+    def read_again(group: list[int]) -> None:
+        """Read them; what seems damaged with frames left out is decoded whole, so that skipping refuses nothing."""
         try:
             read(group)
+        except (VideoError, _HeaderError):
+            if not file.skipped:
+                raise
+            file.skips = False
+            read(group)
+
+    for group in _groups(targets, file.frame_ticks):
+        try:
+            read_again(group)
         except VideoError:
             if len(group) == 1:
                 raise
