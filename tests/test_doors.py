@@ -41,7 +41,7 @@ RULES = [
     UniformFrames(like=Threshold(0.2)),
     Drawn(),
 ]
-OWN = ("seed", "keep_first", "lowest", "highest", "over")
+OWN = ("seed", "keep_first", "shared", "lowest", "highest", "over")
 """Fields that a rule takes and no door spells out."""
 
 

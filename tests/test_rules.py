@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from rlt import (
     UniformFrames,
     register_rule,
 )
+from rlt.conf import compose
 from rlt.errors import InvalidArgumentError
 from rlt.tokens import PatchView, change_rule, choose_rule, make_rule, rule_name, rule_options, tokenize_batch
 from rlt.tokens.rule_files import write_rule_file
@@ -373,3 +375,50 @@ def test_files_that_hold_no_rule_are_one_line(text: str, message: str, tmp_path:
         choose_rule(str(tmp_path / "rule.json"))
     with pytest.raises(InvalidArgumentError, match=r"no\.json cannot be read"):
         choose_rule(str(tmp_path / "no.json"))
+
+
+# Budgets that clips share
+
+
+def three_clips() -> torch.Tensor:
+    """uint8 [3, 8, 32, 32, 3]: one stands, one moves a little, one is noise."""
+    generator = torch.Generator().manual_seed(3)
+    clips = torch.randint(100, 120, (3, 1, 32, 32, 3), generator=generator).repeat(1, 8, 1, 1, 1)
+    clips[1, :, :16] += torch.arange(8).view(8, 1, 1, 1) * 3
+    clips[2] = torch.randint(0, 256, (8, 32, 32, 3), generator=generator)
+    return clips.to(torch.uint8)
+
+
+@pytest.mark.parametrize("options", [{}, {"reference": "anchor"}, {"reference": "anchor", "exposure": "gain"}])
+@pytest.mark.parametrize("max_tokens", [2, 4, 6, 9, 16])
+def test_clips_share_a_budget(max_tokens: int, options: dict[str, str]) -> None:
+    clips = three_clips()
+    rule = Budget(max_tokens=max_tokens, shared=True, **options)  # type: ignore[arg-type]
+    masks = torch.stack([tokens.mask() for tokens in rlt.tokenize(clips, rule=rule)])
+    kept = masks.flatten(1).sum(1)
+    assert kept.min() >= 1
+    assert kept.sum() <= 3 * max_tokens + 2
+    if "exposure" not in options:  # which takes noise off
+        assert kept[0] <= kept[1] <= kept[2]
+    if max_tokens >= 4:  # what the clips have in common is one threshold
+        assert masks[:, 0].all()
+    if 4 < max_tokens < 16 and not options:
+        assert kept.sum() == 3 * max_tokens
+        differences = PatchView(clips, PatchSpec()).differences
+        assert differences[masks[:, 1:]].min() >= differences[~masks[:, 1:]].max()
+    alone = rlt.tokenize(clips[2], rule=rule)
+    plain = rlt.tokenize(clips[2], rule=dataclasses.replace(rule, shared=False))
+    assert torch.equal(alone.mask(), plain.mask())
+
+
+def test_random_tokens_are_as_many_as_a_shared_budget_keeps_of_each_clip() -> None:
+    clips = three_clips()
+    rule = Budget(max_tokens=9, shared=True)
+    counts = [len(tokens) for tokens in rlt.tokenize(clips, rule=rule)]
+    assert [len(tokens) for tokens in rlt.tokenize(clips, rule=Random(like=rule))] == counts
+    assert len(set(counts)) == 3
+
+
+def test_a_shared_budget_is_refused_where_clips_come_one_by_one() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"tokenizer.shared is true, but clips are tokenized one by one"):
+        compose(["tokenizer=budget", "tokenizer.keep_ratio=0.5", "tokenizer.shared=true"]).tokenizer.build()

@@ -79,11 +79,16 @@ class TokenizerConfig:
         """The rule itself.
 
         Raises:
-            InvalidArgumentError: for an unknown rule, or options that it does not have.
+            InvalidArgumentError: for an unknown rule, options that it does not have, or clips that share a budget.
         """
-        return make_rule(
+        rule = make_rule(
             self.rule, **{option.name: getattr(self, option.name) for option in fields(self) if option.name != "rule"}
         )
+        if getattr(rule, "shared", False):
+            raise InvalidArgumentError(
+                "tokenizer.shared is true, but clips are tokenized one by one here; leave it out"
+            )
+        return rule
 
     @staticmethod
     def presets() -> dict[str, TokenizerConfig]:

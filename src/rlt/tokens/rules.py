@@ -138,7 +138,7 @@ class Threshold(Compared):
 @register_rule("budget")
 @dataclass(frozen=True)
 class Budget(Compared):
-    """Keep those that differ most from the token before them, so many of each clip; of equal ones the earlier.
+    """Keep those that differ most from the token before them, so many a clip; of equal ones the earlier.
 
     With `reference="anchor"` it is the smallest threshold that keeps no more than so many. The first time step is kept
     whole, unless the budget is smaller than that: then the flattest of its patches are dropped too, for which nothing
@@ -155,6 +155,9 @@ class Budget(Compared):
     """See `Threshold`."""
     motion: MotionName = "none"
     """See `Threshold`."""
+    shared: bool = False
+    """Whether the clips of a call share so many tokens a clip: what stands gives to what moves. What a clip keeps then
+    depends on the others, so that it is refused where clips come one by one, as in training and evaluation."""
 
     @property
     @override
@@ -177,27 +180,27 @@ class Budget(Compared):
 
     @override
     def __call__(self, frames: PatchView, *, seeds: Sequence[int]) -> Tensor:
-        count = self.count(frames.grid)
+        parts = [frames] if self.shared else frames.clips()
+        return torch.cat([self._of_one_budget(part, self.count(frames.grid)) for part in parts])
+
+    def _of_one_budget(self, frames: PatchView, count: int) -> Tensor:
         if count < frames.grid.height * frames.grid.width:
             return self._most_telling(frames, count)
         if self.reference == "anchor":
-            return torch.cat([self._at_smallest_threshold(clip, count) for clip in frames.clips()])
+            return self._at_smallest_threshold(frames, count)
         return self._largest_differences(frames, count)
 
     def _most_telling(self, frames: PatchView, count: int) -> Tensor:
         """Less than a time step: what stands at the first step is held against a flat patch of its mean colour."""
-        told = torch.cat([frames.detail[:, None].to(frames.differences.dtype), frames.differences], 1).flatten(1)
-        order_BN = told.argsort(dim=1, descending=True, stable=True)[:, :count]
-        return torch.zeros_like(told, dtype=torch.bool).scatter_(1, order_BN, True).view(frames.shape)
+        told = torch.cat([frames.detail[:, None].to(frames.differences.dtype), frames.differences], 1)
+        mask = _largest(told, count * len(frames))
+        mask[:, 0, 0, 0] |= ~mask.flatten(1).any(1)  # no clip is left without a token
+        return mask
 
     def _largest_differences(self, frames: PatchView, count: int) -> Tensor:
         first = frames.grid.height * frames.grid.width
-        differences = frames.differences_under(self.camera)
-        order_BN = differences.flatten(1).argsort(dim=1, descending=True, stable=True)[:, : count - first]
-        mask = torch.zeros(frames.shape, dtype=torch.bool, device=frames.device)
-        mask[:, 0] = True
-        mask.flatten(1).scatter_(1, order_BN + first, True)
-        return mask
+        kept = _largest(frames.differences_under(self.camera), (count - first) * len(frames))
+        return torch.cat([kept.new_ones(len(kept), 1, *kept.shape[2:]), kept], 1)
 
     def _at_smallest_threshold(self, clip: PatchView, count: int) -> Tensor:
         """Halve the interval of thresholds until it is narrower than a hundredth of a grey level."""
@@ -212,8 +215,16 @@ class Budget(Compared):
         return mask if _fits(mask, count) else self._largest_differences(clip, count)
 
 
+def _largest(values: Tensor, count: int) -> Tensor:
+    """Where the so many largest of all values are, of equal ones the first: bool of the same shape."""
+    order = values.flatten().argsort(descending=True, stable=True)[:count]
+    return (
+        torch.zeros(values.numel(), dtype=torch.bool, device=values.device).index_fill_(0, order, True).view_as(values)
+    )
+
+
 def _fits(mask: Tensor, count: int) -> bool:
-    return int(mask.sum()) <= count
+    return int(mask.sum()) <= count * len(mask)
 
 
 _HUNDREDTH_OF_A_LEVEL = 0.01 / 255 / 0.225
@@ -329,6 +340,7 @@ class Drawn(Compared):
 
 PLAIN = ("threshold", "keep_ratio", "max_tokens", "reference", "exposure", "motion")
 """Fields that every door spells out. A rule that keeps as many as another hands them on to that one."""
+_HANDED_ON = (*PLAIN, "shared")
 _COMPARING = ("reference", "exposure", "motion")
 """Those that say how tokens are compared; the others, of which one holds at a time, say how many are kept."""
 
@@ -358,13 +370,13 @@ def make_rule(name: str, **fields: Any) -> Rule:
     known = [field.name for field in dataclasses.fields(kind)]
     given = {field: value for field, value in fields.items() if value is not None}
     if "like" in known and "like" not in given:
-        plain = {field: given.pop(field) for field in PLAIN if field in given and field not in known}
+        plain = {field: given.pop(field) for field in _HANDED_ON if field in given and field not in known}
         if plain:
-            given["like"] = choose_rule(**plain)
+            given["like"] = make_rule(_plain_name(plain), **plain)
     required = [field.name for field in dataclasses.fields(kind) if _is_required(field)]
     if missing := [field for field in required if field not in given]:
         raise InvalidArgumentError(f"rule {name!r} needs {', '.join(missing)}; give a value")
-    allowed = [*known, *(field for field in PLAIN if "like" in known)]
+    allowed = [*known, *(field for field in _HANDED_ON if "like" in known)]
     for field, value in given.items():
         if field not in known:
             listed = f"allowed are {', '.join(allowed)}" if allowed else "it has none"
@@ -373,6 +385,11 @@ def make_rule(name: str, **fields: Any) -> Rule:
             )
     rule: Rule = kind(**given)
     return rule
+
+
+def _plain_name(fields: dict[str, Any]) -> str:
+    """The rule that is meant where none is named."""
+    return "rlt" if fields.get("keep_ratio") is None and fields.get("max_tokens") is None else "budget"
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:
@@ -422,7 +439,7 @@ def choose_rule(
         stored = Threshold(reference=stored.reference, exposure=stored.exposure)
     if stored is not None:
         return change_rule(stored, **plain)
-    return make_rule("rlt" if keep_ratio is None and max_tokens is None else "budget", **plain)
+    return make_rule(_plain_name(plain), **plain)
 
 
 def change_rule(rule: Rule, **fields: Any) -> Rule:
@@ -474,6 +491,7 @@ def rule_line(rule: Rule) -> str:
         "exposure": "none",
         "motion": "none",
         "keep_first": False,
+        "shared": False,
     }
     options = {
         name: value
@@ -513,7 +531,7 @@ def apply_rule(rule: Rule, frames: PatchView, seeds: Sequence[int] | None = None
 
 def _counts(like: Rule, frames: PatchView, seeds: Sequence[int]) -> list[int]:
     """Tokens of each clip under another rule. A budget below the first time step is no hindrance here."""
-    if isinstance(like, Budget):
+    if isinstance(like, Budget) and not like.shared:
         return [like.count(frames.grid)] * len(frames)
     counts: list[int] = like(frames, seeds=seeds).flatten(1).sum(1).tolist()
     return counts

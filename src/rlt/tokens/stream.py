@@ -23,11 +23,11 @@ class TokenStream:
         for frames in chunks:                   # uint8 [T, H, W, 3], any T
             tokens = stream.push(frames)
 
-    What `push` gives are the tokens of the whole, cut where the call ends. A run that goes on over that border is cut in
-    two: the part before ends with the window, and at step 0 of the next one the same token, with the pixels that it had
-    when it was new, stands for what is left of it there. So each window is whole in itself, and its run lengths are
-    final: how much longer a picture stands is not known before it changes, and shows in the windows to come. `carried`
-    and `ages` tell of each place how long its token has stood by then.
+    What `push` gives are the tokens of the whole, cut where the call ends. A run that goes on over that border is cut
+    in two: the part before ends with the window, and at step 0 of the next one the same token, with the pixels that
+    it had when it was new, stands for what is left of it there. So each window is whole in itself, and its run
+    lengths are final: how much longer a picture stands is not known before it changes, and shows in the windows to
+    come. `carried` and `ages` tell of each place how long its token has stood by then.
 
     With `exposure="gain"` two things differ from the whole, which a stream never sees: noise is measured in the first
     frame of the stream, and with `reference="anchor"` the exposure of a step is held against the picture that stands,
