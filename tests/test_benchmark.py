@@ -6,7 +6,7 @@ import json
 import runpy
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partialmethod
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,11 @@ def test_networks_run_beside_their_peers_at_the_same_count_or_cost(suite: str) -
     assert arms["dense"]["runs"] in ("dense_packed", "dense_clip_by_clip")
 
 
-def test_compiled_arms_train_the_same_weights() -> None:
+def test_compiled_arms_train_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_network = rlt.VisionTransformer.compile_network
+    traced = partialmethod(compile_network, backend="eager")  # tests/test_compile.py holds what is generated
+    monkeypatch.setattr(rlt.VisionTransformer, "compile_network", traced)
+    monkeypatch.setitem(MODELS, "vit_tiny", MODELS["vit_tiny"].replace(depth=1))
     model = rlt.create_model("vit_tiny", num_classes=5)
     variants = networks._variants(model, replace(SMALL, compiled=True))
     by_name = {arm.name: (forward, packs) for arm, forward, packs in variants}

@@ -78,18 +78,26 @@ def test_training_does_not_recompile_over_token_counts() -> None:
     assert counting.graphs <= 2
 
 
-def test_the_default_compiler_gives_the_same_logits() -> None:
-    model = tiny()
+def test_the_default_compiler_gives_the_same_logits_and_gradients() -> None:
     packs = [random_pack(seed, num_clips=3) for seed in range(3)]
-    with torch.no_grad():
-        eager = [model(packed) for packed in packs]
-        model.compile_network()
+    found = []
+    for compiled in (False, True):
+        model = tiny(depth=1)  # two graphs are generated, for inference and for training
+        if compiled:
+            model.compile_network()
         try:
-            compiled = [model(packed) for packed in packs]
+            with torch.no_grad():
+                logits = [model(packed) for packed in packs]
+            model.train()
+            for packed in packs:
+                model(packed).square().sum().backward()
         except torch._inductor.exc.InductorError as error:
             pytest.skip(f"no C++ compiler that works: {error}")
-    for ours, expected in zip(compiled, eager, strict=True):
+        found.append((logits, {name: parameter.grad for name, parameter in model.named_parameters()}))
+    for ours, expected in zip(found[1][0], found[0][0], strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-3)
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], gradient, atol=1e-4, rtol=1e-3, msg=name)
 
 
 def test_features_run_through_the_same_graph_in_the_same_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from video_factory import write_video
 pytest.importorskip("lightning")
 
 import rlt
+from rlt.checkpoints.models import MODELS
 from rlt.data.manifest import read_manifest
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +32,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     variables = found["main"].__globals__
     stages = [stage._replace(overrides=(*stage.overrides, *SMALLEST)) for stage in variables["STAGES"]]
     monkeypatch.setitem(variables, "STAGES", tuple(stages))
+    monkeypatch.setitem(MODELS, "vit_micro", MODELS["vit_micro"].replace(depth=1))
     monkeypatch.setitem(variables, "SHORT_SIDE", 32)
     monkeypatch.setitem(variables, "ROOT", tmp_path)
     return variables

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -23,6 +24,7 @@ import video_factory
 pytest.importorskip("lightning")
 
 import rlt
+from rlt.checkpoints.models import MODELS
 from rlt.conf import compose, experiments, typed
 from rlt.conf.schema import Config, OptimizerConfig
 from rlt.data.manifest import Manifest, VideoEntry, read_manifest, write_manifest
@@ -49,6 +51,14 @@ SMALL = [
     "logger=none",
     "optimizer.lr=0.05",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _two_layers() -> Iterator[None]:
+    """Nothing that is held here needs the twelve layers of ViT-Ti; processes of their own take ViT-micro."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(MODELS, "vit_tiny", MODELS["vit_tiny"].replace(depth=2))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +104,7 @@ def assert_same_weights(first: Path, second: Path) -> None:
 
 
 def test_layer_decay_is_applied_as_the_closed_form_says() -> None:
-    config = rlt.checkpoints.models.MODELS["vit_tiny"].replace(depth=3, num_classes=2, length_encoding="learned")
+    config = MODELS["vit_tiny"].replace(depth=3, num_classes=2, length_encoding="learned")
     model = rlt.VisionTransformer(config)
     optimizer, _ = make_optimizer(
         model, 3, OptimizerConfig(lr=1e-3, layer_decay=0.5, warmup_steps=1), clips_per_step=512, total_steps=10
@@ -117,7 +127,7 @@ def test_layer_decay_is_applied_as_the_closed_form_says() -> None:
 
 
 def test_the_step_really_moves_layers_by_their_own_rate() -> None:
-    model = rlt.VisionTransformer(rlt.checkpoints.models.MODELS["vit_tiny"].replace(depth=2, num_classes=2))
+    model = rlt.VisionTransformer(MODELS["vit_tiny"].replace(depth=2, num_classes=2))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer, _ = make_optimizer(
         model,
@@ -156,7 +166,7 @@ def test_drop_path_drops_whole_clips_and_keeps_the_mean() -> None:
 
 def test_activation_checkpointing_changes_memory_not_gradients() -> None:
     torch.manual_seed(0)
-    model = rlt.VisionTransformer(rlt.checkpoints.models.MODELS["vit_tiny"].replace(depth=2, num_classes=2)).train()
+    model = rlt.VisionTransformer(MODELS["vit_tiny"].replace(depth=2, num_classes=2)).train()
     packed = rlt.pack(rlt.tokenize(torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)))
     gradients = []
     for model.activation_checkpointing in (False, True):
@@ -169,7 +179,7 @@ def test_activation_checkpointing_changes_memory_not_gradients() -> None:
 
 def test_length_encoding_starts_neutral() -> None:
     torch.manual_seed(0)
-    model = rlt.VisionTransformer(rlt.checkpoints.models.MODELS["vit_tiny"].replace(depth=2, num_classes=2)).eval()
+    model = rlt.VisionTransformer(MODELS["vit_tiny"].replace(depth=2, num_classes=2)).eval()
     packed = rlt.pack(rlt.tokenize(torch.zeros(16, 32, 32, 3, dtype=torch.uint8)))
     before = model(packed)
     model.add_length_encoding()
@@ -251,7 +261,8 @@ def test_a_network_that_is_fine_tuned_is_in_training_mode(manifest: Path, tmp_pa
 
 
 def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(manifest: Path, tmp_path: Path) -> None:
-    overrides = settings(manifest, tmp_path / "killed", "trainer.max_steps=40", "trainer.save_every=3")
+    same = ["model=vit_micro", "trainer.max_steps=40", "trainer.save_every=3"]
+    overrides = settings(manifest, tmp_path / "killed", *same)
     code = "import sys; from rlt.cli import main; main(['train', *sys.argv[1:]])"
     process = subprocess.Popen(
         [sys.executable, "-c", code, *overrides], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -262,9 +273,9 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(manifest: Pa
     os.kill(process.pid, signal.SIGKILL)
     stderr = process.communicate()[1]
     assert process.returncode == -signal.SIGKILL, stderr.decode()[-2000:]
-    summary = run(manifest, tmp_path / "killed", "trainer.max_steps=40", "trainer.save_every=3", "resume=auto")
+    summary = run(manifest, tmp_path / "killed", *same, "resume=auto")
     assert 3 <= summary.resumed_at < 40
-    run(manifest, tmp_path / "whole", "trainer.max_steps=40", "trainer.save_every=3")
+    run(manifest, tmp_path / "whole", *same)
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
@@ -295,7 +306,8 @@ def test_a_run_is_not_overwritten_by_accident(manifest: Path, tmp_path: Path) ->
 
 
 def test_two_processes_equal_one(manifest: Path, tmp_path: Path) -> None:
-    same = ["model.drop_path=0", "data.augment.mixup_alpha=0", "data.augment.cutmix_alpha=0", "trainer.max_steps=3"]
+    same = ["model=vit_micro", "model.drop_path=0", "data.augment.mixup_alpha=0", "data.augment.cutmix_alpha=0",
+            "trainer.max_steps=3"]  # fmt: skip
     run(manifest, tmp_path / "one", *same, "trainer.batch_size=4")
     overrides = settings(
         manifest, tmp_path / "two", *same, "trainer.batch_size=2", "trainer.devices=2", "trainer.strategy=ddp"
@@ -357,11 +369,20 @@ def test_wandb_is_one_flag_away_and_works_offline(
 
 
 def test_compiled_blocks_give_the_same_run(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    models = rlt.checkpoints.models.MODELS
-    monkeypatch.setitem(models, "vit_tiny", models["vit_tiny"].replace(depth=2))  # compiles in seconds
+    compile_network = rlt.VisionTransformer.compile_network
+    compiled: list[rlt.VisionTransformer] = []
+
+    def traced(model: rlt.VisionTransformer) -> None:
+        """All of the compiler but its code generator, which `tests/test_compile.py` holds."""
+        compile_network(model, backend="aot_eager")
+        compiled.append(model)
+
+    monkeypatch.setattr(rlt.VisionTransformer, "compile_network", traced)
     same = ["model.drop_path=0", "trainer.max_steps=2"]
     run(manifest, tmp_path / "eager", *same)
+    assert not compiled
     run(manifest, tmp_path / "compiled", *same, "trainer.compile=true")
+    assert len(compiled) == 1
     ours, theirs = weights(tmp_path / "eager"), weights(tmp_path / "compiled")
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-3, rtol=1e-2, msg=name)
