@@ -108,7 +108,8 @@ def test_old_checkpoints_of_killed_runs_are_removed(tmp_path: Path) -> None:
     for step in (10, 20, 30, 40):
         (tmp_path / f"step={step}.ckpt").touch()
     (tmp_path / "mine.ckpt").touch()
-    remove_older(tmp_path / "step=30.ckpt")
+    remove_older(tmp_path / "step=30.ckpt", 2)
+    remove_older(tmp_path / "mine.ckpt", 1)
     assert names(tmp_path) == ["mine.ckpt", "step=20.ckpt", "step=30.ckpt", "step=40.ckpt"]
 
 
