@@ -136,6 +136,7 @@ class QwenVLAdapter(Patch):
 
     def note_past(self, _module: nn.Module, _inputs: object, output: Any) -> None:
         """Note on the cache what it lost: what `before` has left for this call."""
+        self.check_runner()
         past, self._call = self._call, None
         if past is not None:
             for cache in output if isinstance(output, tuple) else output.values():
