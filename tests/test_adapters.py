@@ -122,6 +122,9 @@ def test_bare_encoders_fill_the_grid(make: Callable[[], nn.Module]) -> None:
     grid = filled[:, extra:].view(2, *GRID, -1)
     assert torch.equal(grid[:, 1:, :, 0], grid[:, :1, :, 0].expand(-1, 3, -1, -1))  # the first column stands still
     assert not torch.equal(grid[0, 1, :, 3], grid[0, 0, :, 3])
+    states = model(frames, output_hidden_states=True).hidden_states
+    assert len(states) == 3
+    assert {state.shape for state in states} == {(2, 64 + extra, states[0].shape[-1])}
 
 
 def test_filling_before_a_classifier_weighs_tokens_by_their_run() -> None:

@@ -118,7 +118,7 @@ def test_pictures_that_are_not_square() -> None:
 
 @pytest.mark.parametrize("make", [videomae, vivit, vjepa2], ids=["videomae", "vivit", "vjepa2"])
 def test_sizes_that_the_patch_does_not_divide(make: Any) -> None:
-    """Peer suites, bug 5: raw errors of torch, where the unpatched model leaves out the rest."""
+    """Raw errors of torch, where the unpatched model leaves out the rest."""
     odd = replace(SIZE, image_size=38, num_frames=8 if make is vjepa2 else 9)
     frames = torch.randn(2, odd.num_frames, 3, 38, 38, generator=torch.Generator().manual_seed(3))
     frames[:, :, :, :16] = frames[:, :1, :, :16]

@@ -143,7 +143,7 @@ class InterfacePatch(PackedPatch):
             raise InvalidArgumentError(
                 "output_attentions is set, but packed attention has no weights to give; leave it out, or rlt.unpatch"
             )
-        if self.options.expand != "fill":
+        if not self.fills:
             return output
         if plain:
             return tuple(self._fill_states(value) if isinstance(value, tuple) else value for value in output)
