@@ -224,7 +224,7 @@ def test_loss_and_gradients_are_those_of_the_parts(make: Callable[..., Any]) -> 
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
 def test_labels_that_are_shifted_already_lose_the_same_columns(make: Callable[..., Any], side: str) -> None:
-    """Trainers that cut sequences among devices shift labels before; what is wanted of a token is the next that stays."""
+    """As trainers that cut sequences among devices shift them; wanted of a token is the next that stays."""
     model = patched(make(), threshold=THRESHOLD)
     given = inputs_of(model, BATCHES["mixed"](), side=side)
     labels = given["input_ids"].masked_fill(given["attention_mask"] == 0, -100)  # of placeholders, too

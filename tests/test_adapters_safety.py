@@ -9,6 +9,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,6 +94,13 @@ def test_subclasses_are_known_and_namesakes_are_not() -> None:
         InvalidArgumentError, match=r"model is a VideoMAEForPreTraining of transformers; rlt\.patch knows"
     ):
         rlt.patch(build(transformers.VideoMAEForPreTraining, videomae().config))
+
+
+def test_what_wraps_a_known_model_is_told_by_name() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"patch it before torch.compile: rlt.patch\(model._orig_mod\)"):
+        rlt.patch(torch.compile(videomae()))
+    with pytest.raises(InvalidArgumentError, match=r"patch what it wraps: rlt.patch\(model.model\)"):
+        rlt.patch(SimpleNamespace(model=videomae()))  # as a pipeline has it
 
 
 def test_pictures_that_are_not_square() -> None:

@@ -217,7 +217,8 @@ def test_ctrl_c_keeps_what_was_measured(
     ]  # fmt: skip
     calibrate = [
         "calibrate", f"{tmp_path}/videos.csv", "--checkpoint", f"{tmp_path}/model", "--model", "vit_micro",
-        "--max-disagreement", "1", "--output", f"{tmp_path}/rule.json", "--frames", "4", "--stride", "3", "--size", "32",
+        "--max-disagreement", "1", "--output", f"{tmp_path}/rule.json", "--frames", "4", "--stride", "3",
+        "--size", "32",
     ]  # fmt: skip
     for command, written in ((frontier, tmp_path / "frontier.json"), (calibrate, tmp_path / "rule.json")):
         codes, seen = [], [0]

@@ -120,7 +120,7 @@ class InterfacePatch(PackedPatch):
         return super().begin(pixel_values)
 
     def leave(self, _module: nn.Module, _inputs: object, output: Any) -> Any:
-        """Behind the layers: tokens [1, T, D] -> clips, [B, E + L, D] filled, or what the head of a classifier reads."""
+        """Behind the layers: tokens [1, T, D] -> clips, [B, E + L, D] filled, or what a head reads."""
         x_TD = self.remember(output if isinstance(output, Tensor) else output.last_hidden_state)[0]
         clips = self.call.fill(x_TD) if self.fills else self.read_by_head(x_TD)
         if isinstance(output, Tensor):

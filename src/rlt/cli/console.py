@@ -55,7 +55,9 @@ def kept_after_ctrl_c(folder: str | Path | None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        kept = "nothing is kept" if folder is None else f"what was measured lies in {folder}; the same line goes on there"
+        kept = (
+            "nothing is kept" if folder is None else f"what was measured lies in {folder}; the same line goes on there"
+        )
         say(f"stopped: {kept}", "yellow")
         raise
 

@@ -37,7 +37,13 @@ def frontier_config(config: Config, *, on_progress: Callable[[int, int, str], No
     model, manifest = load_evaluated(config), read_manifest(path)
     check_classes(model, manifest)
     result = measure_frontier(
-        model, manifest, settings, arms, cache=cache_folder(config), max_videos=config.max_videos, on_progress=on_progress
+        model,
+        manifest,
+        settings,
+        arms,
+        cache=cache_folder(config),
+        max_videos=config.max_videos,
+        on_progress=on_progress,
     )
     if config.json is not None:
         write_json(config.json, {**result.to_json(), "checkpoint": config.checkpoint, "manifest": str(path)})

@@ -174,9 +174,7 @@ def remove_older(newest: Path, keep: int) -> None:
     if not _STEP.fullmatch(newest.name):
         return
     steps = {path: int(match[1]) for path in newest.parent.glob("*.ckpt") if (match := _STEP.fullmatch(path.name))}
-    older = sorted(
-        (path for path in steps if steps[path] <= steps[newest]), key=steps.__getitem__, reverse=True
-    )
+    older = sorted((path for path in steps if steps[path] <= steps[newest]), key=steps.__getitem__, reverse=True)
     for path in older[keep:]:
         path.unlink(missing_ok=True)
 

@@ -18,7 +18,6 @@ from typing_extensions import override
 from rlt.conf.schema import Config
 from rlt.files import replacing
 
-
 WANDB_ID = "wandb-id"
 """In the run's folder: under which id Weights & Biases knows it."""
 
