@@ -485,8 +485,8 @@ def token_at_place(mask: Tensor) -> Tensor:
     whole = bool(mask.select(-3, 0).all())
     _require(
         whole,
-        "a column has no token at t=0, so its places belong to no run; a rule whose tokens stand for runs is needed, or "
-        "a budget of at least one whole time step",
+        "a column has no token at t=0, so its places belong to no run; a rule whose tokens stand for runs is needed, "
+        "or a budget of at least one whole time step",
     )
     rows = torch.where(mask, mask.flatten().cumsum(0).view(mask.shape) - 1, -1)
     return rows.cummax(dim=-3).values  # rows grow with t within a column, so the newest kept one is the largest so far

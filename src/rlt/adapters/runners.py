@@ -7,7 +7,7 @@ import threading
 import torch
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def runner() -> tuple[bool, int]:
     """A thread, or a backward pass, which has several and computes layers anew.
 
