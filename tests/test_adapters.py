@@ -123,6 +123,9 @@ def test_bare_encoders_fill_the_grid(make: Callable[[], nn.Module]) -> None:
     grid = filled[:, extra:].view(2, *GRID, -1)
     assert torch.equal(grid[:, 1:, :, 0], grid[:, :1, :, 0].expand(-1, 3, -1, -1))  # the first column stands still
     assert not torch.equal(grid[0, 1, :, 3], grid[0, 0, :, 3])
+    states = model(frames, output_hidden_states=True).hidden_states
+    assert len(states) == 3
+    assert {state.shape for state in states} == {(2, 64 + extra, states[0].shape[-1])}
 
 
 def test_filling_before_a_classifier_weighs_tokens_by_their_run() -> None:
@@ -233,15 +236,37 @@ def test_budgets_keep_what_differs_most(options: dict[str, Any], count: int) -> 
             assert clip[kept].min() >= clip[~kept].max()
 
 
-def test_random_keeps_as_many_as_rlt() -> None:
-    frames = clips()
+@pytest.mark.parametrize("make", CLASSIFIERS, ids=IDS)
+def test_random_keeps_as_many_as_rlt(make: Callable[[], nn.Module]) -> None:
+    model, frames = make(), clips()
     found = []
     for rule in (Threshold(), Random(), Random(seed=1)):
-        model = rlt.patch(videomae(), rule=rule)
-        assert output_of(model, frames).shape == (3, 5)
+        rlt.patch(model, rule=rule)
+        logits = output_of(model, frames)
         found.append(model.rlt.last)
+        twin = twin_logits(rlt.unpatch(model), frames, found[-1].mask)
+        torch.testing.assert_close(logits, twin, atol=2e-5, rtol=1e-4)
     assert found[0].num_kept == found[1].num_kept == found[2].num_kept == (52, 40, 28)
     assert not any(torch.equal(one.mask, other.mask) for one, other in pairwise(found))
+
+
+@pytest.mark.parametrize("make", ENCODERS, ids=IDS)
+def test_rules_that_a_full_grid_cannot_follow_are_refused_at_once(make: Callable[[], nn.Module]) -> None:
+    """Where a first token is missing, nothing stands for its place."""
+    model, frames = make(), clips()
+    with pytest.raises(InvalidArgumentError, match=r"go back on the full grid, but tokens of Random\(.*another rule"):
+        rlt.patch(model, rule="random")
+    assert not hasattr(model, "rlt")
+    rlt.patch(model)
+    with pytest.raises(InvalidArgumentError, match="go back on the full grid"), model.rlt.override(rule=Random()):
+        pass
+    with (
+        model.rlt.override(max_tokens=15),  # of a time step of 16, which shows in the call alone
+        pytest.raises(InvalidArgumentError, match="a budget of at least one whole time step"),
+    ):
+        output_of(model, frames)
+    with model.rlt.override(rule=Random(keep_first=True)):
+        assert output_of(model, frames).shape == output_of(rlt.unpatch(model), frames).shape
 
 
 @settings(max_examples=60, deadline=None)

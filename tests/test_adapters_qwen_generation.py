@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import rlt
 from qwen_inputs import (
     BATCHES,
     CACHE,
@@ -168,6 +169,42 @@ def test_candidates_from_the_prompt_change_nothing(make: Callable[..., Any]) -> 
     found = model.generate(**given, max_new_tokens=12, do_sample=False, prompt_lookup_num_tokens=3)
     assert torch.equal(found, expected)
     assert max(lengths[1:]) > 1
+
+
+@every_family
+@pytest.mark.parametrize("assistant", ["itself", "unpatched", "patched"])
+@torch.no_grad()
+def test_an_assistant_changes_nothing(make: Callable[..., Any], assistant: str) -> None:
+    """The first call has the prompt and its candidates at once, and some of those are refused."""
+    model, other = patched(make(), threshold=THRESHOLD), make()
+    helper = {"itself": model, "unpatched": other, "patched": other}[assistant]
+    if assistant == "patched":
+        patched(other, threshold=THRESHOLD)
+    given = inputs_of(model, [row_a()])
+    expected = model.generate(**given, max_new_tokens=12, do_sample=False)
+    assert torch.equal(model.generate(**given, max_new_tokens=12, do_sample=False, assistant_model=helper), expected)
+
+
+@every_family
+@torch.no_grad()
+def test_prompts_may_come_as_embeddings(make: Callable[..., Any]) -> None:
+    model = make()
+    given = inputs_of(model, [row_a()])
+    embeds = {name: value for name, value in given.items() if name != "input_ids"}
+    embeds["inputs_embeds"] = model.get_input_embeddings()(given["input_ids"])
+    text = {"inputs_embeds": embeds["inputs_embeds"][:, :3]}
+    options = {"max_new_tokens": 6, "do_sample": False}
+    before = [model.generate(**text, **options), model.generate(**embeds, **options)]
+    patched(model, rule=rlt.Everything())
+    assert torch.equal(model.generate(**text, **options), before[0])
+    assert torch.equal(model.generate(**embeds, **options), before[1])
+    patched(model, threshold=THRESHOLD)
+    assert torch.equal(model.generate(**text, **options), before[0])
+    found = model.generate(**embeds, **options)
+    assert model.rlt.last.share_kept < 1
+    assert torch.equal(found, model.generate(**embeds, **options, use_cache=False))
+    ids = model.generate(**given, **options)
+    assert torch.equal(model.generate(**given, inputs_embeds=embeds["inputs_embeds"], **options), ids)
 
 
 @every_family

@@ -301,9 +301,20 @@ def test_what_is_not_offered_is_told() -> None:
     with pytest.raises(InvalidArgumentError, match="starts anew within a row"):
         model(**packs, use_cache=False)
     cache = model(**given, use_cache=True)[CACHE]
-    cache.crop(-1)
+    cache.crop(-20)
     with pytest.raises(InvalidArgumentError, match=r"the cache was cut to \d+ columns"):
         model(input_ids=torch.tensor([[5]]), **{CACHE: cache})
+
+
+@pytest.mark.parametrize("cut", [1, 4])
+def test_text_behind_a_video_can_be_cut_off_a_cache(cut: int) -> None:
+    model = patched(qwen25(), threshold=THRESHOLD)
+    given = inputs_of(model, [row_a()])
+    whole = model(**given, use_cache=True)
+    whole[CACHE].crop(-cut)
+    again = {"input_ids": given["input_ids"][:, -cut:], "attention_mask": given["attention_mask"]}
+    found = model(**again, **{CACHE: whole[CACHE]}).logits
+    torch.testing.assert_close(found, whole.logits[:, -cut:], atol=2e-5, rtol=1e-4)
 
 
 def test_a_cache_that_was_emptied_can_be_filled_again() -> None:

@@ -218,3 +218,17 @@ def test_loss_and_gradients_are_those_of_the_parts(make: Callable[..., Any]) -> 
         if ours is not None and twin_grad is not None:
             assert torch.isfinite(ours).all()
             assert torch.allclose(ours, twin_grad, atol=1e-4, rtol=1e-3), name
+
+
+@every_family
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_labels_that_are_shifted_already_lose_the_same_columns(make: Callable[..., Any], side: str) -> None:
+    """As trainers that cut sequences among devices shift them; wanted of a token is the next that stays."""
+    model = patched(make(), threshold=THRESHOLD)
+    given = inputs_of(model, BATCHES["mixed"](), side=side)
+    labels = given["input_ids"].masked_fill(given["attention_mask"] == 0, -100)  # of placeholders, too
+    shifted = F.pad(labels[:, 1:], (0, 1), value=-100)
+    expected = model(**given, labels=labels).loss
+    assert model.rlt.last.share_kept < 1
+    torch.testing.assert_close(model(**given, labels=labels, shift_labels=shifted).loss, expected)

@@ -58,7 +58,7 @@ with files.replacing_all(sys.argv[1], ("a", "b", "c")) as staging:
 
 @pytest.mark.parametrize("moved", [0, 1, 2])
 def test_a_kill_between_two_files_leaves_all_new_ones_to_read(tmp_path: Path, moved: int) -> None:
-    """Row 22: new weights stood beside an old configuration."""
+    """New weights stood beside an old configuration."""
     for name in ("a", "b", "c"):
         (tmp_path / name).write_text("old")
     killed(KILL_AT_MOVE, tmp_path, moved)
@@ -71,7 +71,7 @@ def test_a_kill_between_two_files_leaves_all_new_ones_to_read(tmp_path: Path, mo
 
 
 def test_weights_that_were_killed_between_two_files_load_as_written(tmp_path: Path) -> None:
-    """Row 22: `save_pretrained` over a model of another depth, killed between weights and configuration."""
+    """`save_pretrained` over a model of another depth, killed between weights and configuration."""
     model_of_depth(2).save_pretrained(tmp_path)
     script = KILL_AT_MOVE.partition("with files")[0] + (
         "import rlt\nfrom rlt.network.config import ViTConfig\n"
@@ -85,7 +85,7 @@ def test_weights_that_were_killed_between_two_files_load_as_written(tmp_path: Pa
 
 
 def test_what_killed_writers_staged_is_removed(tmp_path: Path) -> None:
-    """Row 18 and the counts of kills while writing: hidden temporaries stayed for ever."""
+    """The counts of kills while writing: hidden temporaries stayed for ever."""
     script = (
         "import os, signal, sys\nfrom rlt.files import replacing\n"
         "with replacing(sys.argv[1]) as temporary:\n"
@@ -104,16 +104,17 @@ def test_what_killed_writers_staged_is_removed(tmp_path: Path) -> None:
 
 
 def test_old_checkpoints_of_killed_runs_are_removed(tmp_path: Path) -> None:
-    """Row 18: step=10, 20, 30 outlived keep=2."""
+    """Steps 10, 20 and 30 outlived keep=2."""
     for step in (10, 20, 30, 40):
         (tmp_path / f"step={step}.ckpt").touch()
     (tmp_path / "mine.ckpt").touch()
-    remove_older(tmp_path / "step=30.ckpt")
+    remove_older(tmp_path / "step=30.ckpt", 2)
+    remove_older(tmp_path / "mine.ckpt", 1)
     assert names(tmp_path) == ["mine.ckpt", "step=20.ckpt", "step=30.ckpt", "step=40.ckpt"]
 
 
 def test_links_are_followed(tmp_path: Path) -> None:
-    """Output paths: a symbolic link was replaced by a file, and what it names stayed as it was."""
+    """A symbolic link was replaced by a file, and what it names stayed as it was."""
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "numbers").write_text("old")
     (tmp_path / "link.json").symlink_to(tmp_path / "real" / "numbers")
@@ -126,7 +127,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
 
 
 def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
-    """Row 3: `--json /dev/null` replaced the device as root."""
+    """`--json /dev/null` replaced the device as root."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "null").symlink_to("/dev/null")
     for name in ("pipe", "null"):
@@ -139,14 +140,14 @@ def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
 
 
 def test_numbers_that_json_has_not_are_one_line(tmp_path: Path) -> None:
-    """Row 15: a raw ValueError."""
+    """A raw ValueError."""
     with pytest.raises(InvalidArgumentError, match="JSON has no such number"):
         write_json(tmp_path / "x.json", [float("inf")])
     assert names(tmp_path) == []
 
 
 def test_no_output_takes_the_place_of_an_input(tmp_path: Path) -> None:
-    """Row 3: `rlt compare V.mp4 --json V.mp4` replaced the video by JSON."""
+    """`rlt compare V.mp4 --json V.mp4` replaced the video by JSON."""
     from rlt.cli.main import app
 
     video = tmp_path / "v.mp4"
@@ -173,7 +174,7 @@ def test_no_output_takes_the_place_of_an_input(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
-    """Row 15: 2 of 2 files with NaN or infinity loaded without a word."""
+    """2 of 2 files with NaN or infinity loaded without a word."""
     model = model_of_depth(1)
     with torch.no_grad():
         model.head.weight[3, 5] = value
@@ -184,7 +185,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -
 
 
 def test_an_index_without_entries_ends(tmp_path: Path) -> None:
-    """Row 8: `all()` over no keys is true, and the loop that takes prefixes off never ended."""
+    """`all()` over no keys is true, and the loop that takes prefixes off never ended."""
     (tmp_path / "config.json").write_text('{"model_type": "videomae"}')
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
     with pytest.raises(CheckpointError, match="no weight_map with entries"):
@@ -193,13 +194,13 @@ def test_an_index_without_entries_ends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nul\0.pth", "n" * 300 + ".pth", "~nobody-of-this-name/x.pth"])
 def test_names_that_no_checkpoint_can_have(name: str) -> None:
-    """Row 19: raw OSError, ValueError and RuntimeError."""
+    """Raw OSError, ValueError and RuntimeError."""
     with pytest.raises(CheckpointError):
         load_checkpoint(name)
 
 
 def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Row 19: a raw PermissionError from `load_checkpoint`."""
+    """A raw PermissionError from `load_checkpoint`."""
 
     def stat(self: Path, **_: object) -> object:
         raise PermissionError(13, "Permission denied", str(self))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 
 import rlt
 from models import tiny_model
+from rlt import cli
 from rlt.conf.schema import Config
 from rlt.data.clips import ViewConfig, read_evaluation_clips
 from rlt.data.manifest import Manifest, VideoEntry, write_manifest
@@ -198,6 +201,44 @@ def test_classes_of_another_data_set_are_refused_as_in_evaluation(manifest: Mani
     config.model.name, config.data.test = "vit_micro", str(tmp_path / "videos.csv")
     with pytest.raises(InvalidArgumentError, match=r"the model has 2 classes, the manifest \d"):
         frontier_config(config)
+
+
+def test_ctrl_c_keeps_what_was_measured(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`rlt frontier` and `rlt calibrate` end with 130 and one line; the same line goes on, and then nothing is read."""
+    pytest.importorskip("hydra")
+    rlt.create_model("vit_micro", num_classes=7).save_pretrained(tmp_path / "model")
+    write_manifest(Manifest(manifest.entries[:4], NAMES), tmp_path / "videos.csv")
+    frontier = [
+        "frontier", f"checkpoint={tmp_path}/model", "model=vit_micro", f"data.test={tmp_path}/videos.csv",
+        f"json={tmp_path}/frontier.json", "frontier.thresholds=[0.1]", "frontier.keep_ratios=[]", "frontier.seeds=1",
+        "data.clip.num_frames=4", "data.clip.frame_stride=3", "data.clip.size=32",
+    ]  # fmt: skip
+    calibrate = [
+        "calibrate", f"{tmp_path}/videos.csv", "--checkpoint", f"{tmp_path}/model", "--model", "vit_micro",
+        "--max-disagreement", "1", "--output", f"{tmp_path}/rule.json", "--frames", "4", "--stride", "3",
+        "--size", "32",
+    ]  # fmt: skip
+    for command, written in ((frontier, tmp_path / "frontier.json"), (calibrate, tmp_path / "rule.json")):
+        codes, seen = [], [0]
+
+        def interrupted(*arguments: Any, seen: list[int] = seen, **options: Any) -> Any:
+            seen[0] += 1
+            if seen[0] == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            return read_evaluation_clips(*arguments, **options)
+
+        monkeypatch.setattr(measure, "read_evaluation_clips", interrupted)
+        for _ in range(3):
+            with pytest.raises(SystemExit) as stop:
+                cli.main(command)
+            codes.append((stop.value.code or 0, seen[0], written.exists()))
+            said = capsys.readouterr().err
+            if codes[-1][0]:
+                line = f"stopped: what was measured lies in {written}.cache; the same line goes on there"
+                assert [text for text in said.splitlines() if not text.startswith(("Measuring: ", "Calib"))] == [line]
+        assert codes == [(130, 3, False), (0, 5, True), (0, 5, True)]
 
 
 def test_a_plot(result: FrontierResult, tmp_path: Path) -> None:

@@ -43,14 +43,14 @@ def write_csv(path: Path, **changed: object) -> Path:
 
 @pytest.mark.parametrize("label_id", ["99999999999999999999999", "20000000", "100000", "9" * 5000])
 def test_label_ids_that_name_no_class(tmp_path, label_id):
-    """Row 11: names of classes were made up to the largest id, for 300 s or in 1.7 GB."""
+    """Names of classes were made up to the largest id, for 300 s or in 1.7 GB."""
     refused(lambda: read_manifest(write_csv(tmp_path / "m.csv", label_id=label_id)), "label_id")
     (tmp_path / "list.txt").write_text(f"v.mp4 {label_id}\n")
     refused(lambda: folder_listing(tmp_path / "list.txt"), "no label id")
 
 
 def test_parquet_of_somebody_else(tmp_path):
-    """Row 20: metadata that is no UTF-8 was a UnicodeDecodeError, deeply nested class names a RecursionError."""
+    """Metadata that is no UTF-8 was a UnicodeDecodeError, deeply nested class names a RecursionError."""
     arrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     columns = {**{name: [1] for name in COLUMNS}, "path": ["v.mp4"], "label": ["a"], "status": ["ok"], "label_id": [0]}
@@ -62,7 +62,7 @@ def test_parquet_of_somebody_else(tmp_path):
 
 
 def test_mutated_parquet_is_a_manifest_or_one_line(tmp_path):
-    """Row 20: 2 of 300 fuzzed files were raw exceptions."""
+    """2 of 300 fuzzed files were raw exceptions."""
     pytest.importorskip("pyarrow")
     path, rng = tmp_path / "m.parquet", random.Random(6)
     write_manifest(Manifest((VideoEntry("/v.mp4", 0, "a", 10, 25.0, 8, 8, 0.4, "ok", 0.5),) * 5, ("a", "b")), path)
@@ -79,7 +79,7 @@ def test_mutated_parquet_is_a_manifest_or_one_line(tmp_path):
 
 
 def test_a_length_beyond_all_integers_does_not_lose_the_work(tmp_path):
-    """Row 13: a video of 9e17 s ended `rlt prepare` with an OverflowError after all files were looked at."""
+    """A video of 9e17 s ended `rlt prepare` with an OverflowError after all files were looked at."""
     buffer = io.BytesIO()
     write_video(buffer, 20, container="matroska")
     data = buffer.getvalue()
@@ -100,7 +100,7 @@ def test_a_length_beyond_all_integers_does_not_lose_the_work(tmp_path):
 
 
 def test_one_bad_video_does_not_end_a_training(tmp_path):
-    """Row 4: a box of 2^63 bytes was a raw exception, and only a VideoError is replaced."""
+    """A box of 2^63 bytes was a raw exception, and only a VideoError is replaced."""
     good = assets.path(assets.names()[0]).read_bytes()
     end = int.from_bytes(good[:4], "big")  # of the first box
     (tmp_path / "bad.mp4").write_bytes(good[:end] + struct.pack(">I4sQ", 1, b"free", 2**63 - 1) + good[end:])
@@ -112,7 +112,7 @@ def test_one_bad_video_does_not_end_a_training(tmp_path):
 
 
 def test_lists_that_no_parser_takes(tmp_path):
-    """Item 4: RecursionError, OverflowError, csv.Error and OSError of lists are one line, too."""
+    """RecursionError, OverflowError, csv.Error and OSError of lists are one line, too."""
     (tmp_path / "deep.json").write_text("[" * 100_000)
     refused(lambda: read_class_names(tmp_path / "deep.json"), "not a JSON file")
     refused(lambda: ssv2_listing(tmp_path / "deep.json", tmp_path), "not a JSON file")

@@ -7,8 +7,10 @@ import os
 import random
 import socket
 import struct
+import sys
 import threading
 import time
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -68,14 +70,14 @@ def refused(call: Callable[[], object], *words: str, kind: type[RltError] = Vide
 
 @pytest.mark.parametrize("tag", [b"00:00:1e999999999", b"00:00:1/0", b"0:0:9e17", b"-9:-9:-9", b"99999999999:0:0"])
 def test_a_length_that_is_no_time_is_not_computed(tag):
-    """Rows 1, 13 and 25: exponents hung for ever, 1/0 was a ZeroDivisionError, silly lengths refused a good file."""
+    """Exponents hung for ever, 1/0 was a ZeroDivisionError, silly lengths refused a good file."""
     data = with_tag(video_bytes(), tag)
     assert probe(data).num_frames == 70
     assert numbers(read_clip(data, num_frames=4, frame_stride=2, size=None)) == [31, 33, 35, 37]
 
 
 def test_a_length_beyond_the_frames_of_the_file_is_measured_again():
-    """Row 25: a length of years that is a time: the packets say how many frames there are."""
+    """A length of years that is a time: the packets say how many frames there are."""
     data = with_tag(with_duration(video_bytes(), 1e9), b"999999:59:59.00")
     assert probe(data).num_frames == 70
     hours = with_tag(with_duration(video_bytes(), 3e4), b"0008:20:00.00")
@@ -91,7 +93,7 @@ def jumping(jump: int) -> bytes:
 
 
 def test_times_that_jump_end_a_walk_over_the_video():
-    """Row 9: 2.5e10 frames that repeat one came, at 1,300 clips a second."""
+    """2.5e10 frames that repeat one came, at 1,300 clips a second."""
     clips = iter_clips(jumping(10**12), num_frames=16, frame_stride=1, size=32)
     whole = [next(clips) for _ in range(3)]
     assert [clip.num_repeated for clip in whole] == [0, 0, 0]
@@ -101,7 +103,7 @@ def test_times_that_jump_end_a_walk_over_the_video():
 
 
 def test_times_that_no_header_bounds_are_bounded_by_the_limit():
-    """Row 9, without a length in the headers: the packets themselves say 25,000,000,002,800 frames."""
+    """Without a length in the headers: the packets themselves say 25,000,000,002,800 frames."""
     times = [40 * number + (10**12 if number >= 62 else 0) for number in range(70)]
     data = video_bytes(pts=times, time_base=Fraction(1, 1000), options={"bf": "0"})
     refused(lambda: probe(data), "frames", "5,000,000", "RLT_VIDEO_MAX_FRAMES")
@@ -130,7 +132,7 @@ def test_a_frame_that_stands_long_is_no_damage():
 
 @pytest.mark.parametrize("length", [2**44, 2**62, 2**63 - 1, 2**64 - 1])
 def test_boxes_longer_than_any_file(length):
-    """Row 4: a raw OSError or ValueError of `seek`, which ended a folder and a training."""
+    """A raw OSError or ValueError of `seek`, which ended a folder and a training."""
     data = video_bytes(container="mp4") + struct.pack(">I4sQ", 1, b"free", length) + bytes(64)
     assert probe(data).truncated
     matroska = video_bytes()
@@ -145,7 +147,7 @@ def test_boxes_longer_than_any_file(length):
 
 
 def test_more_frames_than_anybody_means_are_refused_before_work():
-    """Row 23: `--frames 1000000` gave no answer, `--size 1000000` a raw ArgumentError."""
+    """`--frames 1000000` gave no answer, `--size 1000000` a raw ArgumentError."""
     data = video_bytes(8)
     for options in ({"num_frames": 1_000_000}, {"size": 1_000_000}, {"num_frames": 10**12, "size": None}):
         refused(lambda options=options: read_clip(data, **options), "RLT_VIDEO_MAX_", kind=InvalidArgumentError)
@@ -155,7 +157,7 @@ def test_more_frames_than_anybody_means_are_refused_before_work():
 
 
 def test_every_limit_can_be_set(monkeypatch):
-    """Row 23 and the budget of a decode: a video beyond a limit is a VideoError that names its variable."""
+    """The budget of a decode: a video beyond a limit is a VideoError that names its variable."""
     data = video_bytes()
     monkeypatch.setenv("RLT_VIDEO_MAX_FRAMES", "69")
     refused(lambda: probe(data), "70 frames", "69", "RLT_VIDEO_MAX_FRAMES")
@@ -186,6 +188,33 @@ def test_the_time_between_two_clips_is_not_that_of_reading(monkeypatch):
         now[0] += 1000
 
 
+def test_time_holds_with_torchcodec_too(monkeypatch):
+    """Between two calls of it, which give four frames each: here a decoder of its form that takes 60 s for them."""
+    now, calls = [0.0], []
+
+    class Slow:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def get_frames_played_at(self, seconds: list[float]) -> object:
+            calls.append(len(seconds))
+            now[0] += 60
+            return types.SimpleNamespace(data=torch.zeros(len(seconds), 96, 160, 3, dtype=torch.uint8))
+
+    monkeypatch.setitem(sys.modules, "torchcodec", types.ModuleType("torchcodec"))
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", types.SimpleNamespace(VideoDecoder=Slow))
+    monkeypatch.delitem(sys.modules, "rlt.video._torchcodec", raising=False)
+    monkeypatch.setenv("RLT_VIDEO_MAX_SECONDS", "100")
+    monkeypatch.setattr("rlt.video._pyav.time.monotonic", lambda: now[0])
+    options = {"frame_stride": 2, "size": 32, "decoder": "torchcodec"}
+    try:
+        assert read_clip(video_bytes(), num_frames=8, **options).num_repeated == 0
+        refused(lambda: read_clip(video_bytes(), num_frames=16, **options), "100 s", "RLT_VIDEO_MAX_SECONDS")
+        assert calls == [4, 4, 4, 4]
+    finally:
+        sys.modules.pop("rlt.video._torchcodec", None)
+
+
 def test_a_picture_that_covers_the_size_only_when_it_is_huge(monkeypatch):
     monkeypatch.setenv("RLT_VIDEO_MAX_BYTES", str(1 << 20))
     wide = video_bytes(4, picture=lambda _: np.zeros((16, 1024, 3), np.uint8))
@@ -196,7 +225,7 @@ def test_a_picture_that_covers_the_size_only_when_it_is_huge(monkeypatch):
 
 
 def test_pipes_devices_and_folders_are_refused_before_they_are_opened(tmp_path):
-    """Row 10: a FIFO waited for a writer for ever."""
+    """A FIFO waited for a writer for ever."""
     os.mkfifo(tmp_path / "pipe.mp4")
     (tmp_path / "zero.mp4").symlink_to("/dev/zero")
     (tmp_path / "loop.mp4").symlink_to("loop.mp4")
@@ -212,13 +241,13 @@ def test_pipes_devices_and_folders_are_refused_before_they_are_opened(tmp_path):
 
 @pytest.mark.parametrize("name", ["nul\0.mp4", "n" * 300 + ".mp4", "\udcff.mp4"])
 def test_names_that_no_file_can_have(tmp_path, name):
-    """Row 19: NUL in a path was a raw ValueError, 300 letters a raw OSError."""
+    """NUL in a path was a raw ValueError, 300 letters a raw OSError."""
     refused(lambda: read_clip(tmp_path / name), "check the path")
     refused(lambda: list_videos(tmp_path / name), "check the path")
 
 
 def test_a_folder_without_permission(tmp_path, monkeypatch):
-    """Row 19: a raw PermissionError."""
+    """A raw PermissionError."""
 
     def stat(self: Path, **_: object) -> object:
         raise PermissionError(13, "Permission denied", str(self))
@@ -269,7 +298,7 @@ PLAYLISTS = {
 @pytest.mark.parametrize("kind", PLAYLISTS)
 @pytest.mark.parametrize("way", ["path", "bytes", "object", "named object"])
 def test_lists_of_other_files_and_addresses_open_nothing(tmp_path, kind, way):
-    """Row 5: SDP opened UDP ports and waited 60 s, a file object named x.m3u8 fetched http and read other files."""
+    """SDP opened UDP ports and waited 60 s, a file object named x.m3u8 fetched http and read other files."""
     neighbour = tmp_path / "neighbour.ts"
     write_video(neighbour, 70, container="mpegts")
     suffix = {"hls": ".m3u8", "concat": ".ffconcat", "sdp": ".sdp", "dash": ".mpd"}[kind]
@@ -320,7 +349,7 @@ class Broken(io.BytesIO):
     ],
 )
 def test_what_a_library_raises_becomes_one_line(error, monkeypatch):
-    """Item 4: raw exceptions of somebody else's file end at one place."""
+    """Raw exceptions of somebody else's file end at one place."""
 
     def fail(*_: object, **__: object) -> None:
         raise error
@@ -360,7 +389,7 @@ def noisy(number: int) -> np.ndarray:
 
 
 def test_hevc_that_carries_hashes_gives_no_wrong_pixels():
-    """Row 12: FFmpeg compares hashes that an encoder wrote, and gave frame and error; the error was passed over."""
+    """FFmpeg compares hashes that an encoder wrote, and gave frame and error; the error was passed over."""
     options = {"x265-params": "log-level=none:keyint=40:hash=1", "preset": "ultrafast"}
     data = video_bytes(24, codec="libx265", container="mp4", options=options, picture=noisy)
     whole = {"num_frames": 24, "frame_stride": 1, "size": None, "start": 0, "num_threads": 1}
@@ -392,7 +421,7 @@ class Unknown:
 
 @pytest.mark.parametrize("turn", [0, 90, 180, 270])
 def test_side_data_that_is_not_known_hides_no_turn(turn):
-    """Peer suites, bug 2: EXIF in frames was a bare ValueError; `frame.rotation` still says the turn."""
+    """EXIF in frames was a bare ValueError; `frame.rotation` still says the turn."""
     if not hasattr(av.VideoStream, "set_display_rotation"):
         pytest.skip("this PyAV cannot write display matrices")
     with av.open(io.BytesIO(video_bytes(4, container="mp4", rotation=(turn, False, False)))) as container:
@@ -401,7 +430,7 @@ def test_side_data_that_is_not_known_hides_no_turn(turn):
 
 
 def test_motion_jpeg_with_exif_is_read():
-    """Peer suites, bug 2: JPEGs with EXIF in a container could not be read at all."""
+    """JPEGs with EXIF in a container could not be read at all."""
     image = pytest.importorskip("PIL.Image")
     exif = image.Exif()
     exif[0x010E] = "a description"

@@ -75,6 +75,20 @@ def test_structures_refuse_fields_that_disagree() -> None:
         rlt.Clip(torch.zeros(2, 4, 4, 3, dtype=torch.uint8), torch.zeros(3))
 
 
+def test_what_is_no_tokens_is_one_line():
+    frames = torch.zeros(4, 32, 32, 3, dtype=torch.uint8)
+    clip = rlt.Clip(frames=frames, times=torch.arange(4.0, dtype=torch.float64), source="x", num_repeated=0)
+    model = rlt.create_model("vit_micro", num_classes=2)
+    for wrong in (clip, frames, rlt.tokenize(frames)):
+        with pytest.raises(InvalidArgumentError, match=r"the network takes packed tokens: model\(rlt\.pack"):
+            model(wrong)
+    for wrong in ([clip], [frames], "x"):
+        with pytest.raises(InvalidArgumentError, match=r"pack takes what rlt\.tokenize gives"):
+            rlt.pack(wrong)
+    with pytest.raises(InvalidArgumentError, match="2,147,483,652 tokens; a pack holds up to 2,147,483,647"):
+        rlt.Segments.from_lengths([2**31 - 1, 5])
+
+
 def test_shapes_are_printed() -> None:
     tokens = random_tokens(4)
     assert repr(tokens).startswith(f"RunLengthTokens({len(tokens)} of 24 tokens (")

@@ -363,7 +363,7 @@ def test_a_rule_file_is_the_rule(rule: Rule, tmp_path: Path) -> None:
         ("[1]", "has no object 'rule'"),
         ('{"rule": {"threshold": 1}}', "does not name its rule"),
         ('{"rule": {"rule": "rlt", "threshold": -1}}', "threshold is -1; 0 or more"),
-        ('{"rule": {"rule": "rlt", "threshold": "x"}}', "rule.json: '>=' not supported"),
+        ('{"rule": {"rule": "rlt", "threshold": "x"}}', "rule.json: threshold is 'x'; a number is needed"),
         ('{"rule": {"rule": "rtl"}}', "rule is 'rtl'; allowed are"),
         ('{"rule": {"rule": "again.json"}}', "again.json cannot be read"),
         ("[" * 100_000, "cannot be read"),

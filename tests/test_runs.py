@@ -118,6 +118,23 @@ def test_sigterm_saves_says_so_and_is_no_success(
     assert_same_weights(tmp_path / "whole", tmp_path / "run")
 
 
+def test_what_a_stop_saves_goes_with_the_others(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning's callback, which removes what it saved, never knew of them."""
+    run_dir, left = tmp_path / "run", []
+    command = typed(manifest, run_dir, "trainer.max_steps=6", "trainer.save_every=2", "trainer.keep_checkpoints=1")
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            signals(patch, "training_step", 0, signal.SIGTERM)
+            with pytest.raises(SystemExit):
+                start([*command, "resume=auto"])
+        left.append(sorted(path.name for path in (run_dir / "checkpoints").iterdir()))
+    start([*command, "resume=auto"])
+    left.append(sorted(path.name for path in (run_dir / "checkpoints").iterdir()))
+    assert left == [["step=1.ckpt"], ["step=2.ckpt"], ["step=3.ckpt"], ["step=6.ckpt"]]
+
+
 def test_ctrl_c_is_no_success(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     signals(monkeypatch, "training_step", 0, signal.SIGINT)
     with pytest.raises(SystemExit) as stop:

@@ -191,6 +191,20 @@ def test_bad_arguments_name_value_and_remedy(arguments: dict[str, object], messa
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("threshold", ["0.1", None, 10**400, [0.1], torch.tensor([0.1, 0.2])])
+def test_a_threshold_that_is_no_number_is_one_line(threshold):
+    frames = torch.zeros(1, 4, 32, 32, 3, dtype=torch.uint8)
+    with pytest.raises(InvalidArgumentError, match=r"threshold is .*needed"):
+        rlt.keep_mask(frames, threshold=threshold)
+
+
+def test_sizes_of_tokens_are_whole_numbers():
+    frames = torch.zeros(1, 4, 32, 32, 3, dtype=torch.uint8)
+    for sizes in ({"patch_size": 16.0}, {"tubelet_size": "2"}):
+        with pytest.raises(InvalidArgumentError, match="a whole number is needed"):
+            rlt.keep_mask(frames, **sizes)
+
+
 @pytest.mark.parametrize(
     "frames",
     [

@@ -291,9 +291,10 @@ def test_a_corrupt_checkpoint_falls_back_to_the_one_before(manifest: Path, tmp_p
     assert summary.resumed_at == 2
     assert "step=4.ckpt" in said[0]
     assert "step=2.ckpt" in said[1]
+    assert sorted(path.name for path in folder.iterdir()) == ["step=4.ckpt", "step=6.ckpt"]  # the broken one replaced
     for path in folder.iterdir():
         path.write_bytes(b"")
-    with pytest.raises(TrainingError, match="none of the 3 checkpoints"):
+    with pytest.raises(TrainingError, match="none of the 2 checkpoints"):
         newest_checkpoint(tmp_path / "run")
 
 
@@ -357,7 +358,7 @@ def test_a_token_budget_sets_the_batches(manifest: Path, tmp_path: Path) -> None
 
 
 def test_wandb_is_one_flag_away_and_works_offline(
-    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -366,6 +367,16 @@ def test_wandb_is_one_flag_away_and_works_offline(
     metrics = (tmp_path / "run" / "logs" / "metrics.csv").read_text()
     assert "train/loss" in metrics.splitlines()[0]
     assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
+    run(manifest, tmp_path / "run", "trainer.max_steps=4", "logger=wandb", "logger.offline=true", "resume=auto")
+    run(manifest, tmp_path / "other", "trainer.max_steps=1", "logger=wandb", "logger.offline=true")
+    ids = [
+        {path.stem.removeprefix("run-") for path in (tmp_path / name / "wandb").glob("offline-run-*/*.wandb")}
+        for name in ("run", "other")
+    ]
+    assert [len(one) for one in ids] == [1, 1]  # a run that goes on writes to the record that it has
+    assert ids[0] != ids[1]
+    assert "WARNING" not in capfd.readouterr().err
+    assert {(tmp_path / name / "wandb-id").read_text().strip() for name in ("run", "other")} == ids[0] | ids[1]
 
 
 def test_compiled_blocks_give_the_same_run(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,41 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def number(**values: object) -> None:
+    """Hold that each value is a number that a float can be; None is not looked at.
+
+    Raises:
+        InvalidArgumentError: naming the first that is not.
+    """
+    for name, value in values.items():
+        if value is None:
+            continue
+        try:
+            fits = not isinstance(value, str | bytes) and isinstance(float(value), float)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: of a tensor with several values
+            fits = False
+        if not fits:
+            raise InvalidArgumentError(f"{name} is {value!r:.80}; a number is needed")
+
+
+def whole(**values: object) -> None:
+    """Hold that each value is a whole number, which 16.0 is not; None is not looked at.
+
+    Raises:
+        InvalidArgumentError: naming the first that is not.
+    """
+    for name, value in values.items():
+        if value is not None and not hasattr(value, "__index__"):
+            raise InvalidArgumentError(f"{name} is {value!r:.80}; a whole number is needed")
+
+
 def at_least(minimum: int, **values: float | None) -> None:
     """Hold that each value is `minimum` or more; None is not looked at.
 
     Raises:
         InvalidArgumentError: naming the first that is not.
     """
+    number(**values)
     for name, value in values.items():
         if value is not None and not value >= minimum:
             raise InvalidArgumentError(f"{name} is {value}; at least {minimum} is needed")
@@ -31,6 +60,7 @@ def share(**values: float | None) -> None:
     Raises:
         InvalidArgumentError: naming the first that is not.
     """
+    number(**values)
     for name, value in values.items():
         if value is not None and not 0 < value <= 1:
             raise InvalidArgumentError(f"{name} is {value}; above 0 and up to 1 is needed")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlt.checks import Renamed, at_least, exclusive
+from rlt.checks import Renamed, at_least, exclusive, whole
 from rlt.errors import InvalidArgumentError
 
 RGB = tuple[float, float, float]
@@ -64,6 +64,7 @@ class PatchSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(self.mean))
         object.__setattr__(self, "std", tuple(self.std))
+        whole(tubelet_size=self.tubelet_size, patch_size=self.patch_size)
         at_least(1, tubelet_size=self.tubelet_size, patch_size=self.patch_size)
         _require(
             len(self.mean) == len(self.std) == 3 and min(self.std) > 0,
@@ -262,6 +263,9 @@ class Segments:
         counts = tuple(int(length) for length in lengths)
         _require(len(counts) > 0, "no clips to pack; give at least one")
         _require(min(counts) > 0, f"clip {counts.index(min(counts))} has {min(counts)} tokens; at least 1 is needed")
+        _require(
+            sum(counts) < 2**31, f"{len(counts)} clips have {sum(counts):,} tokens; a pack holds up to {2**31 - 1:,}"
+        )
         offsets = torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=device)
         return cls(offsets, max(counts), counts)
 
@@ -440,6 +444,11 @@ def pack(tokens: Iterable[RunLengthTokens] | RunLengthTokens) -> PackedTokens:
         InvalidArgumentError: for no clips, or clips that one network could not embed.
     """
     clips = [tokens] if isinstance(tokens, RunLengthTokens) else list(tokens)
+    for clip in clips:
+        _require(
+            isinstance(clip, RunLengthTokens),
+            f"tokens hold a {type(clip).__name__}; pack takes what rlt.tokenize gives: rlt.pack([rlt.tokenize(clip)])",
+        )
     _require(len(clips) > 0, "no clips to pack; give at least one RunLengthTokens")
     first = clips[0]
     for position, clip in enumerate(clips):
@@ -475,7 +484,9 @@ def token_at_place(mask: Tensor) -> Tensor:
     """
     whole = bool(mask.select(-3, 0).all())
     _require(
-        whole, "a column has no token at t=0, so its places belong to no run (tokens that were not chosen by runs)"
+        whole,
+        "a column has no token at t=0, so its places belong to no run; a rule whose tokens stand for runs is needed, "
+        "or a budget of at least one whole time step",
     )
     rows = torch.where(mask, mask.flatten().cumsum(0).view(mask.shape) - 1, -1)
     return rows.cummax(dim=-3).values  # rows grow with t within a column, so the newest kept one is the largest so far

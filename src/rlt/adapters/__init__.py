@@ -146,6 +146,13 @@ def _adapter_of(model: nn.Module) -> type[Patch]:
         f"{', '.join(name for of, name in known if of == library)} of {library}"
         for library in dict.fromkeys(library for library, _ in known)
     )
+    within = {"_orig_mod": "patch it before torch.compile", "model": "patch what it wraps"}
+    for attribute, remedy in within.items():
+        inner = getattr(model, attribute, None)
+        if inner is not None and any(
+            (base.__module__.partition(".")[0], base.__name__) in known for base in type(inner).__mro__
+        ):
+            raise InvalidArgumentError(f"model is a {type(model).__name__}; {remedy}: rlt.patch(model.{attribute})")
     raise InvalidArgumentError(
         f"model is a {type(model).__name__} of {type(model).__module__.partition('.')[0]}; rlt.patch knows {names}"
     )

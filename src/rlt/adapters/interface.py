@@ -46,9 +46,20 @@ class InterfacePatch(PackedPatch):
         """Pixels [B, frames, C, H, W] -> all tokens with their positions, [1, T, D]."""
 
     @property
+    def is_bare(self) -> bool:
+        """Whether the patched model is an encoder without a head, whose outputs always have the shape that they had."""
+        return bool(self.model.base_model is self.model)
+
+    @property
     def fills(self) -> bool:
-        """Whether outputs go back on the full grid; bare encoders always give the shape that they had."""
-        return self.encoder is self.model or self.options.expand == "fill"
+        """Whether outputs go back on the full grid."""
+        return self.is_bare or self.options.expand == "fill"
+
+    @override
+    def settle(self, options: PatchOptions) -> PatchOptions:
+        if self.is_bare:
+            options.check_runs(f"outputs of {type(self.model).__name__} go back on the full grid")
+        return super().settle(options)
 
     @override
     def edits(self) -> list[Override | Hook]:
@@ -109,17 +120,17 @@ class InterfacePatch(PackedPatch):
         return super().begin(pixel_values)
 
     def leave(self, _module: nn.Module, _inputs: object, output: Any) -> Any:
-        """Behind the layers: tokens [1, T, D] -> clips, [B, E + L, D] filled, or [B, 1, D] pooled for a classifier."""
+        """Behind the layers: tokens [1, T, D] -> clips, [B, E + L, D] filled, or what a head reads."""
         x_TD = self.remember(output if isinstance(output, Tensor) else output.last_hidden_state)[0]
-        clips = self.call.fill(x_TD) if self.fills else self.pool_clips(x_TD)[:, None]
+        clips = self.call.fill(x_TD) if self.fills else self.read_by_head(x_TD)
         if isinstance(output, Tensor):
             return clips
         output.last_hidden_state = clips
         return output
 
-    def pool_clips(self, x_TD: Tensor) -> Tensor:
-        """What the head of a classifier reads: [T, D] -> [B, D], here the first token of each clip."""
-        return x_TD[self.call.first]
+    def read_by_head(self, x_TD: Tensor) -> Tensor:
+        """What the head of a classifier reads: [T, D] -> [B, n, D], here the first token of each clip."""
+        return x_TD[self.call.first][:, None]
 
     @override
     def finish(self, _module: nn.Module, _inputs: object, output: Any) -> Any:
@@ -132,7 +143,7 @@ class InterfacePatch(PackedPatch):
             raise InvalidArgumentError(
                 "output_attentions is set, but packed attention has no weights to give; leave it out, or rlt.unpatch"
             )
-        if self.options.expand != "fill":
+        if not self.fills:
             return output
         if plain:
             return tuple(self._fill_states(value) if isinstance(value, tuple) else value for value in output)

@@ -251,6 +251,7 @@ class PackedPatch(Patch):
 
     def check_packed(self) -> None:
         """Hold that every layer went through packed attention; otherwise clips saw each other."""
+        self.check_runner()
         expected, found = len(self.attention_modules()), self._call.packed_calls if self._call else 0
         if found != expected or expected == 0:
             raise InvalidArgumentError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -62,7 +61,7 @@ class Patch(abc.ABC):
         self._trained_with = checkpoint_statistics(model) or self.default_statistics()
         self.last: LastForward | None = None
         """What the last call kept; None before the first."""
-        self._running: tuple[object, Any] = (None, None)
+        self._running: tuple[tuple[bool, int] | None, Any] = (None, None)
         self._overridden: list[tuple[nn.Module, str]] = []
         self._hooked: list[tuple[nn.Module, int]] = []
 
@@ -76,17 +75,26 @@ class Patch(abc.ABC):
         Raises:
             InvalidArgumentError: if another thread has called the model since: two calls at once would mix their clips.
         """
-        runner, call = self._running
-        if runner != _runner() and None not in (runner, _runner()):
+        if not torch.compiler.is_compiling():  # graphs know no threads: `check_runner` looks when they have run
+            self.check_runner()
+        return self._running[1]
+
+    @_call.setter
+    def _call(self, call: Any) -> None:
+        self._running = (None if torch.compiler.is_exporting() else _runner()), call
+
+    def check_runner(self) -> None:
+        """Hold, at the end of a call too, that the one who began it is still the last who called the model.
+
+        Raises:
+            InvalidArgumentError: if another thread has called it since.
+        """
+        runner, _ = self._running
+        if not torch.compiler.is_exporting() and runner not in (None, _runner()):
             raise InvalidArgumentError(
                 "another thread called the patched model in the middle of this call; give each thread a copy.deepcopy "
                 "of the model"
             )
-        return call
-
-    @_call.setter
-    def _call(self, call: Any) -> None:
-        self._running = _runner(), call
 
     @abc.abstractmethod
     def token_size(self) -> tuple[int, int]:
@@ -215,12 +223,10 @@ class Patch(abc.ABC):
             )
 
 
-def _runner() -> tuple[bool, int] | None:
-    """Who runs the model: a thread, or a backward pass, which has several and computes layers anew; None in a graph."""
-    if torch.compiler.is_compiling():
-        return None
-    backward = torch._C._current_graph_task_id()
-    return (False, threading.get_ident()) if backward == -1 else (True, backward)
+def _runner() -> tuple[bool, int]:
+    from rlt.adapters.runners import runner  # loads torch's compiler
+
+    return runner()
 
 
 def sides(size: int | Sequence[int]) -> tuple[int, int]:

@@ -29,7 +29,7 @@ class VideoMAEAdapter(InterfacePatch):
     @property
     @override
     def counted(self) -> RunLengthParts:
-        pools = self.encoder is not self.model and self.model.config.use_mean_pooling
+        pools = not self.is_bare and self.model.config.use_mean_pooling
         return RunLengthParts(pooling=pools, attention=True, position=True)
 
     @override
@@ -46,5 +46,5 @@ class VideoMAEAdapter(InterfacePatch):
         return (x_TD + self.call.positions(positions_LD).to(x_TD.dtype))[None]
 
     @override
-    def pool_clips(self, x_TD: Tensor) -> Tensor:
-        return self.call.mean(x_TD) if self.model.config.use_mean_pooling else super().pool_clips(x_TD)
+    def read_by_head(self, x_TD: Tensor) -> Tensor:
+        return self.call.mean(x_TD)[:, None] if self.model.config.use_mean_pooling else super().read_by_head(x_TD)

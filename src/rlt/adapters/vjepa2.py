@@ -30,11 +30,6 @@ class VJEPA2Adapter(InterfacePatch):
     def encoder(self) -> Any:
         return self.model.base_model.encoder
 
-    @property
-    @override
-    def fills(self) -> bool:
-        return True  # also for the classifier, whose pooler picks the kept tokens out again
-
     @override
     def edits(self) -> list[Override | Hook]:
         found = super().edits()
@@ -71,13 +66,18 @@ class VJEPA2Adapter(InterfacePatch):
         _, _, row, column = self.call.coords.unbind(1)
         return self.call.time, row, column
 
+    @override
+    def read_by_head(self, x_TD: Tensor) -> Tensor:
+        # Clips for `pool`, padded with zeros to one length, since the model counts them on the way there.
+        return nn.utils.rnn.pad_sequence(x_TD.split(self.call.num_kept), batch_first=True)
+
     def pool(self, hidden_state: Tensor) -> Tensor:
-        """Pool [B, L, D] -> [B, D], clip by clip over the kept tokens, or over the filled grid if that is asked for."""
+        """Pool [B, n, D] -> [B, D], clip by clip over the kept tokens, or over the filled grid if that is asked for."""
         call, pooler = self.call, self.model.pooler
         forward = type(pooler).forward
-        if self.options.expand == "fill":
+        if self.fills:
             return forward(pooler, hidden_state)
-        clips = [clip[kept][None] for clip, kept in zip(hidden_state, call.kept.mask.flatten(1), strict=True)]
+        clips = [clip[None, :count] for clip, count in zip(hidden_state, call.num_kept, strict=True)]
         if not call.parts.pooling:
             return torch.cat([forward(pooler, clip) for clip in clips])
         biases = key_bias(call.lengths).split(call.num_kept)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -46,6 +47,19 @@ def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
     with Progress(*columns, console=messages, transient=True) as bar:
         task = bar.add_task(title, total=None, what="")
         yield lambda done, total, what: bar.update(task, completed=done, total=total, what=what)
+
+
+@contextmanager
+def kept_after_ctrl_c(folder: str | Path | None) -> Iterator[None]:
+    """Say, where Ctrl-C ends the block, what is left of the work: what lies in `folder`, or nothing without one."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = (
+            "nothing is kept" if folder is None else f"what was measured lies in {folder}; the same line goes on there"
+        )
+        say(f"stopped: {kept}", "yellow")
+        raise
 
 
 def _progress_lines(title: str) -> Callable[[int, int, str], None]:

@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 from typing_extensions import override
 
 from rlt.checks import exclusive
-from rlt.cli.console import output, progress, say, show
+from rlt.cli.console import kept_after_ctrl_c, output, progress, say, show
 from rlt.errors import InvalidArgumentError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def frontier(overrides: Overrides = None, json: JsonFile = None, print_config: P
     """
     from rlt.cli.show import frontier_report
     from rlt.evaluation.run import evaluation_config
-    from rlt.frontier import frontier_config
+    from rlt.frontier import cache_folder, frontier_config
     from rlt.plots import require_viz
 
     given = overrides or []
@@ -134,7 +134,7 @@ def frontier(overrides: Overrides = None, json: JsonFile = None, print_config: P
     if config.pictures is not None:
         require_viz()
     _say_what_is_not_read(given, "frontier")
-    with progress("Measuring") as update:
+    with progress("Measuring") as update, kept_after_ctrl_c(cache_folder(config)):
         result = frontier_config(config, on_progress=update)
     output.print(frontier_report(result))
     return None

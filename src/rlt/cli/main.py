@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from rlt.cli import experiments
-from rlt.cli.console import messages, output, progress, say, show
+from rlt.cli.console import kept_after_ctrl_c, messages, output, progress, say, show
 from rlt.cli.options import (
     AnyModel,
     Checkpoint,
@@ -361,7 +361,8 @@ def calibrate(
         decoder=decoder,
         spec=stored.patches,
     )
-    with progress("Calibrating") as update:
+    cache = None if max_disagreement is None else f"{rule_file}.cache"
+    with progress("Calibrating") as update, kept_after_ctrl_c(cache):
         if max_disagreement is not None:
             result = jobs.calibrate_agreement(
                 data,
@@ -371,7 +372,7 @@ def calibrate(
                 device=device,
                 dtype=dtype.value,
                 checkpoint=name,
-                cache=f"{rule_file}.cache",
+                cache=cache,
                 on_progress=update,
             )
         elif target_keep is not None:

@@ -19,6 +19,11 @@ CACHE_ENDING = ".cache"
 """Beside the JSON file, where numbers of single videos are kept."""
 
 
+def cache_folder(config: Config) -> str | None:
+    """Where numbers of single videos are kept; None for nowhere."""
+    return config.frontier.cache or (None if config.json is None else config.json + CACHE_ENDING)
+
+
 def frontier_config(config: Config, *, on_progress: Callable[[int, int, str], None] | None = None) -> FrontierResult:
     """Measure as configured, and write JSON and a plot where the configuration names files.
 
@@ -28,12 +33,17 @@ def frontier_config(config: Config, *, on_progress: Callable[[int, int, str], No
     path, settings = manifest_path(config), evaluation_settings(config)
     asked = config.frontier
     arms = default_arms(asked.thresholds, asked.keep_ratios, asked.seeds)
-    cache = asked.cache or (None if config.json is None else config.json + CACHE_ENDING)
     refuse_inputs([] if config.json is None else [config.json], [path, str(config.checkpoint)])
     model, manifest = load_evaluated(config), read_manifest(path)
     check_classes(model, manifest)
     result = measure_frontier(
-        model, manifest, settings, arms, cache=cache, max_videos=config.max_videos, on_progress=on_progress
+        model,
+        manifest,
+        settings,
+        arms,
+        cache=cache_folder(config),
+        max_videos=config.max_videos,
+        on_progress=on_progress,
     )
     if config.json is not None:
         write_json(config.json, {**result.to_json(), "checkpoint": config.checkpoint, "manifest": str(path)})

@@ -197,6 +197,11 @@ class VisionTransformer(
         Raises:
             InvalidArgumentError: if the tokens were cut with another tubelet or patch size.
         """
+        if not isinstance(packed, PackedTokens):
+            raise InvalidArgumentError(
+                f"packed is a {type(packed).__name__}; the network takes packed tokens: "
+                "model(rlt.pack([rlt.tokenize(clip)]))"
+            )
         ours, theirs = self.config.patches, packed.spec
         if (theirs.tubelet_size, theirs.patch_size) != (ours.tubelet_size, ours.patch_size):
             raise InvalidArgumentError(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from rlt.checks import at_least, exclusive, nearest, one_of, share
+from rlt.checks import at_least, exclusive, nearest, number, one_of, share
 from rlt.errors import InvalidArgumentError
 from rlt.structures import TokenGrid
 from rlt.tokens.aligned import Camera, ExposureName, MotionName
@@ -127,7 +127,8 @@ class Threshold(Compared):
 
     def __post_init__(self) -> None:
         self.check_names()
-        if not self.threshold >= 0:
+        number(threshold=self.threshold)
+        if self.threshold is None or not self.threshold >= 0:
             raise InvalidArgumentError(f"threshold is {self.threshold}; 0 or more is needed (0.1 is the paper's)")
 
     @override

@@ -24,12 +24,20 @@ _REQUEUED = re.compile(r"hpc_ckpt_(\d+)\.ckpt")  # in the run's folder, by Light
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint to a temporary file and renames it, so that `kill -9` cannot leave half of one."""
+    """Writes a checkpoint to a temporary file and renames it, so that `kill -9` cannot leave half of one.
+
+    Whoever asked for it, Lightning's callback or a stop, no more than `keep` of the steps are left.
+    """
+
+    def __init__(self, keep: int) -> None:
+        super().__init__()
+        self.keep = keep
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         with replacing(path) as temporary:
             torch.save(checkpoint, temporary)
+        remove_older(Path(path), self.keep)
 
 
 def checkpoint_folder(run_dir: str | Path) -> Path:
@@ -46,6 +54,7 @@ def step_checkpoints(run_dir: str | Path, every_steps: int, keep: int = 2) -> Mo
         mode="max",
         save_top_k=keep,
         every_n_train_steps=every_steps,
+        enable_version_counter=False,  # a broken one of the same step is replaced
         save_on_train_epoch_end=False,
     )
 
@@ -156,15 +165,16 @@ def _first_readable(paths: Sequence[Path], on_broken: Callable[[Path, str], None
     return None
 
 
-def remove_older(newest: Path, keep: int = 2) -> None:
-    """Remove older checkpoints of a run than the `keep` newest up to `newest`.
+def remove_older(newest: Path, keep: int) -> None:
+    """Remove older checkpoints of a run than the `keep` newest up to `newest`, if that is one of its steps.
 
-    Lightning removes those that it remembers; each kill between a checkpoint and the next makes it forget one.
+    Lightning removes those that it remembers; each kill between a checkpoint and the next makes it forget one, and what
+    a stop saves it never knew.
     """
+    if not _STEP.fullmatch(newest.name):
+        return
     steps = {path: int(match[1]) for path in newest.parent.glob("*.ckpt") if (match := _STEP.fullmatch(path.name))}
-    older = sorted(
-        (path for path in steps if steps[path] <= steps.get(newest, -1)), key=steps.__getitem__, reverse=True
-    )
+    older = sorted((path for path in steps if steps[path] <= steps[newest]), key=steps.__getitem__, reverse=True)
     for path in older[keep:]:
         path.unlink(missing_ok=True)
 

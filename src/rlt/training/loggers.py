@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from rlt.conf.schema import Config
 from rlt.files import replacing
+
+WANDB_ID = "wandb-id"
+"""In the run's folder: under which id Weights & Biases knows it."""
 
 
 def make_loggers(config: Config, start_step: int = 0) -> list[Logger]:
@@ -30,15 +37,50 @@ def make_loggers(config: Config, start_step: int = 0) -> list[Logger]:
     if logger.wandb:
         Path(run_dir).mkdir(parents=True, exist_ok=True)
         chosen.append(
-            WandbLogger(
+            OneRecordLogger(
                 project=logger.project,
                 name=logger.name or Path(run_dir).name,
                 tags=logger.tags or None,
                 group=logger.group,
                 save_dir=run_dir,
                 offline=logger.offline,
+                id=_wandb_id(Path(run_dir), going_on=start_step > 0),
             )
         )
+    return chosen
+
+
+def close_loggers(loggers: Iterable[Logger]) -> None:
+    """End what would go on beyond the run: a record of Weights & Biases takes what the next run of a process logs."""
+    for logger in loggers:
+        if isinstance(logger, OneRecordLogger):
+            logger.close()
+
+
+class OneRecordLogger(WandbLogger):
+    """A record of Weights & Biases that a run that goes on adds to."""
+
+    def __init__(self, *, offline: bool, **options: Any) -> None:
+        # Records on disk are put together by their id when they are sent, and asking for it warns.
+        super().__init__(offline=offline, resume=None if offline else "allow", **options)
+        self._wandb_init.pop("anonymous", None)  # Lightning's None, which Weights & Biases warns about
+
+    def close(self) -> None:
+        """Write what is left, in the process that writes."""
+        if self._experiment is not None:
+            self._experiment.finish()
+
+
+def _wandb_id(run_dir: Path, *, going_on: bool) -> str | None:
+    """The id of the run's one record, which a run that goes on adds to; None in processes that write none."""
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        return None
+    path = run_dir / WANDB_ID
+    if going_on and path.is_file():
+        return path.read_text(encoding="utf-8").strip()
+    chosen = uuid4().hex[:8]
+    with replacing(path) as temporary:
+        temporary.write_text(f"{chosen}\n", encoding="utf-8")
     return chosen
 
 

@@ -45,7 +45,7 @@ from rlt.training.checkpointing import (
 )
 from rlt.training.folder import check_same_run, locked, write_start
 from rlt.training.loaders import TrainingData
-from rlt.training.loggers import make_loggers
+from rlt.training.loggers import close_loggers, make_loggers
 from rlt.training.module import VideoClassifier
 from rlt.training.pace import Pace, Progress
 from rlt.weights import find_source, read_config
@@ -180,7 +180,8 @@ def _train(
         write_start(config, overrides, start, changed, manifests)
         for logger in trainer.loggers:
             logger.log_hyperparams(asdict(config))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ExitStack() as stack:
+        stack.callback(close_loggers, trainer.loggers)
         for message in _QUIET:
             warnings.filterwarnings("ignore", message)
         if resume and start >= total_steps:  # cut off between its last step and its end
@@ -291,7 +292,7 @@ def resume_point(config: Config, say: Callable[[str], None]) -> tuple[Path, int]
         found = newest_checkpoint(config.run_dir, on_broken=lambda path, reason: say(f"passed over {path}: {reason}"))
         say(f"going on from {found[0]} (step {found[1]})" if found else f"no checkpoint in {config.run_dir}: starting")
         if found:
-            remove_older(found[0])
+            remove_older(found[0], config.trainer.keep_checkpoints)
         return found
     assert config.resume is not None
     return Path(config.resume), read_step(config.resume)
@@ -356,7 +357,7 @@ def make_trainer(
             profiler=None if trainer.profiler is None else _profiler(trainer.profiler, config.run_dir),
             logger=loggers or False,
             callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(trainer.keep_checkpoints)],
             use_distributed_sampler=False,
             enable_progress_bar=False,
             enable_model_summary=False,

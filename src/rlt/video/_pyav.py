@@ -136,6 +136,17 @@ class VideoFile:
         """Begin a reading: from now on it may take `limits.seconds`."""
         self._deadline = time.monotonic() + self.limits.seconds
 
+    def check_clock(self) -> None:
+        """Hold that this reading has not taken longer than it may.
+
+        Raises:
+            VideoError: after more than `limits.seconds`.
+        """
+        if time.monotonic() > self._deadline:
+            raise VideoError(
+                f"{self.name}: reading it takes more than {self.limits.seconds} s; check the file; {remedy('seconds')}"
+            )
+
     def _start(self) -> None:
         self.stream = best_stream(self._container, self.name)
         context = self.stream.codec_context
@@ -339,11 +350,7 @@ class VideoFile:
     def _packets(self) -> Iterator[av.Packet[VideoStream]]:
         try:
             for packet in self._container.demux(self.stream):
-                if time.monotonic() > self._deadline:
-                    raise VideoError(
-                        f"{self.name}: reading it takes more than {self.limits.seconds} s; check the file; "
-                        f"{remedy('seconds')}"
-                    )
+                self.check_clock()
                 if packet.size:  # an empty one repeats a picture (AVI) or is PyAV's sign to flush
                     yield packet
         except VideoError:

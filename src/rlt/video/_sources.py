@@ -45,7 +45,8 @@ def check_source(source: Source) -> None:
     except RltError:
         raise
     except FileNotFoundError:
-        raise VideoError(f"{name}: no such file; check the path") from None
+        address = " (addresses are not opened; download it, or read frames of your own)" if "://" in name else ""
+        raise VideoError(f"{name}: no such file{address}; check the path") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path, a file object that is closed
         reason = getattr(error, "strerror", None) or error
         raise VideoError(f"{name}: cannot be read ({reason}); check the path and its permissions") from None

@@ -25,7 +25,7 @@ except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: no FFmpeg
         'libraries, or leave decoder="pyav"'
     ) from None
 
-_FRAMES_AT_ONCE = 4  # full-size RGB frames in memory
+_FRAMES_AT_ONCE = 4  # full-size RGB frames in memory; between two such calls the clock is looked at
 
 
 def frames_at(file: VideoFile, moments: Iterable[Fraction], /) -> Iterator[TimedFrame]:
@@ -44,6 +44,7 @@ def frames_at(file: VideoFile, moments: Iterable[Fraction], /) -> Iterator[Timed
             num_ffmpeg_threads=file.num_threads,
         )
         while ticks := [packet.ticks for packet in islice(chosen, _FRAMES_AT_ONCE)]:
+            file.check_clock()
             # Half a tick late, so that rounding to seconds never falls back to the frame before.
             seconds = [float((file.origin + moment + Fraction(1, 2)) * file.tick) for moment in ticks]
             for moment, rgb in zip(ticks, decoder.get_frames_played_at(seconds).data, strict=True):

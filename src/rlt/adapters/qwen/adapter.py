@@ -136,6 +136,7 @@ class QwenVLAdapter(Patch):
 
     def note_past(self, _module: nn.Module, _inputs: object, output: Any) -> None:
         """Note on the cache what it lost: what `before` has left for this call."""
+        self.check_runner()
         past, self._call = self._call, None
         if past is not None:
             for cache in output if isinstance(output, tuple) else output.values():
@@ -196,14 +197,19 @@ class QwenVLAdapter(Patch):
         found["mm_encoder_outputs"] = {**found["mm_encoder_outputs"], "video": video}
         return found
 
-    def prepare_inputs(self, *args: Any, **kwargs: Any) -> Any:
-        """What `generate` does before each step; prompts that go on from a cache are cut by full columns."""
+    def prepare_inputs(self, input_ids: Tensor, *, inputs_embeds: Tensor | None = None, **kwargs: Any) -> Any:
+        """What `generate` does before each step; prompts that go on from a cache are cut by full columns.
+
+        `generate` takes embeddings only where this names them.
+        """
         cache = cache_of(kwargs)
         length = kwargs.get("next_sequence_length")
         past = KeptPast.of(cache)
         if past is not None and kwargs.get("is_first_iteration") and length is not None:
             kwargs["next_sequence_length"] = length - past.full(cache) + int(cache.get_seq_length())
-        return type(self.model).prepare_inputs_for_generation(self.model, *args, **kwargs)
+        if inputs_embeds is not None:
+            kwargs["inputs_embeds"] = inputs_embeds
+        return type(self.model).prepare_inputs_for_generation(self.model, input_ids, **kwargs)
 
     def generation_positions(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Any:
         """What `generate` does once; a video in the cache is no new one, though the cache is shorter than its text."""

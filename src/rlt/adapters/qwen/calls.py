@@ -6,9 +6,11 @@ Shape legend: B rows of text, L columns of text, K columns that are left.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rlt.adapters.qwen.positions import Columns, KeptPast, cache_of, flat_mask
@@ -86,7 +88,9 @@ class Arguments(dict[str, Any]):
             shorter["attention_mask"] = None  # as the caller had it, which lets attention take its faster path
         shorter["mm_encoder_outputs"] = self._features(video)
         shorter = {**self, **shorter, "pixel_values": None, "pixel_values_videos": None}
-        return shorter, KeptPast(attention, past_length + length, padded)
+        # Text behind the last dropped column is as any that comes later: candidates that are refused go from there.
+        whole = int((valid_BL & kept_BL).all(0).flip(0).cumprod(0).sum())
+        return shorter, KeptPast(attention[:, : attention.shape[1] - whole], past_length + length - whole, padded)
 
     def go_on(self, past: KeptPast) -> dict[str, Any]:
         """Arguments for text after a video that lost tokens."""
@@ -105,12 +109,16 @@ class Arguments(dict[str, Any]):
         choices = (getattr(config.get_text_config(), "pad_token_id", None), 0, 1, 2)
         visual = (config.image_token_id, config.video_token_id)
         padding = next(token for token in choices if token is not None and token not in visual)
-        shorter: dict[str, Any] = {}
-        for name, value in (("input_ids", padding), ("labels", -100), ("mm_token_type_ids", 0)):
-            if self.get(name) is not None:
-                shorter[name] = columns.take(self[name], value)
-        if self.get("inputs_embeds") is not None:
-            shorter["inputs_embeds"] = columns.take_vectors(self["inputs_embeds"])
+        # Candidates of assisted generation stand behind a prompt whose types do not grow with them.
+        length = self.text.shape[1]
+        take: dict[str, Callable[[Tensor], Tensor]] = {
+            "input_ids": lambda ids: columns.take(ids, padding),
+            "labels": columns.take_labels,
+            "shift_labels": columns.take_shifted_labels,
+            "mm_token_type_ids": lambda kinds: columns.take(F.pad(kinds, (0, length - kinds.shape[1])), 0),
+            "inputs_embeds": columns.take_vectors,
+        }
+        shorter = {name: change(self[name]) for name, change in take.items() if self.get(name) is not None}
         if isinstance(self.get("logits_to_keep"), Tensor):
             raise InvalidArgumentError(
                 "logits_to_keep is a tensor of columns, some of which are dropped; pass a number"

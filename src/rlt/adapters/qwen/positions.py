@@ -26,6 +26,8 @@ from rlt.structures import PatchSpec, TokenGrid
 from rlt.tokens import PatchView
 
 OLDEST_TRANSFORMERS = (5, 23)
+NO_LABEL = -100
+"""What losses of torch and transformers leave out."""
 DROPPED = float("-inf")
 """Features of dropped groups on their way through `generate`, which wants as many as there are placeholders."""
 
@@ -192,6 +194,20 @@ class Columns:
         index = self.index.expand(*values.shape[:-1], self.index.shape[-1])
         return values.gather(-1, index).masked_fill(~self.real, padding)
 
+    def take_labels(self, labels: Tensor) -> Tensor:
+        """int64 [B, L] -> [B, K]; that of the first column, which nothing predicts, must not stand behind padding."""
+        return self.take(F.pad(labels[:, 1:], (1, 0), value=NO_LABEL), NO_LABEL)
+
+    def take_shifted_labels(self, shifted: Tensor) -> Tensor:
+        """The same of labels that stand one column further left, at the column that is to predict them.
+
+        Each column that is left gets the label of the next one that is, and the last its own.
+        """
+        labels = self.take_labels(F.pad(shifted[:, :-1], (1, 0), value=NO_LABEL))
+        next_real = F.pad(self.real[:, 1:], (0, 1))
+        last = self.real & ~next_real
+        return torch.where(last, self.take(shifted, NO_LABEL), F.pad(labels[:, 1:], (0, 1), value=NO_LABEL))
+
     def take_vectors(self, values: Tensor) -> Tensor:
         """[B, L, D] -> [B, K, D], zeros at padding."""
         index = self.index[..., None].expand(-1, -1, values.shape[-1])
@@ -211,7 +227,7 @@ class KeptPast:
     """What a key-value cache holds whose prompt lost columns. It travels on the cache, so that copies of it have it."""
 
     attention: Tensor
-    """bool [B, columns in the cache when this was made], False at padding."""
+    """bool [B, columns in the cache up to the last that was dropped or hidden], False at padding."""
     full_length: int
     """For how many columns of the unpatched model these stand."""
     padded: bool
@@ -229,12 +245,12 @@ class KeptPast:
         if found.newer(cache) < 0:
             raise InvalidArgumentError(
                 f"the cache was cut to {int(cache.get_seq_length())} columns; one whose video lost tokens needs "
-                f"the {found.attention.shape[1]} of its prompt, so begin with a new cache"
+                f"the first {found.attention.shape[1]}, so begin with a new cache"
             )
         return found
 
     def newer(self, cache: Any) -> int:
-        """Columns that came into the cache since, none of which was dropped."""
+        """Columns of the cache behind those, none of which was dropped."""
         return (0 if cache is None else int(cache.get_seq_length())) - self.attention.shape[1]
 
     def full(self, cache: Any) -> int:
