@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from pathlib import Path
 
@@ -153,7 +153,7 @@ def machine_info(device: torch.device | str = "cpu") -> dict[str, str | int | fl
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "rlt": version("rlt"),
+        "rlt": _version("rlt"),
         "device": str(device),
     }
     if torch.device(device).type == "cuda":
@@ -169,6 +169,13 @@ def machine_info(device: torch.device | str = "cpu") -> dict[str, str | int | fl
 def _synchronize(device: torch.device | str) -> None:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree
+        return "unknown"
 
 
 def _processor_name() -> str:
