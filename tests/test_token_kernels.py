@@ -198,8 +198,9 @@ def test_large_frames_on_the_gpu() -> None:
 
 @pytest.mark.skipif(INTERPRETED, reason="nothing is compiled in the interpreter")
 @pytest.mark.parametrize(("patch", "number"), [(16, "i32"), (14, "i64")])
+@pytest.mark.parametrize("capability", [80, 90, 100])
 def test_kernels_compile_without_a_gpu(
-    patch: int, number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capability: int, patch: int, number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     triton = pytest.importorskip("triton", minversion="3.3")
     from triton.backends.compiler import GPUTarget
@@ -221,7 +222,10 @@ def test_kernels_compile_without_a_gpu(
     ):
         types = arguments | sizes | strides | dict.fromkeys(fixed, "constexpr")
         source = ASTSource(kernel, {name: types[name] for name in kernel.arg_names}, fixed)
-        ptx = triton.compile(source, target=GPUTarget("cuda", 80, 32)).asm["ptx"]
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+        assert compiled.asm["cubin"][:4] == b"\x7fELF"  # code of the GPU itself
+        ptx = compiled.asm["ptx"]
+        assert f".target sm_{capability}" in ptx
         assert ptx.count("div.rn.f64") == (4 if kernel is _cuda._mark_kernel else 0)
         assert "fma.rn.f64" not in ptx  # the order and rounding of the sums is that of torch
 
