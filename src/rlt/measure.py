@@ -7,6 +7,7 @@ import platform
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,6 +128,21 @@ def peak_memory_bytes(work: Callable[[], object], device: torch.device | str = "
     events = profiler.profiler.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     return max(accumulate((int(change) for _, change in changes), initial=0))
+
+
+def device_waits(work: Callable[[], object], device: torch.device | str = "cpu") -> int | None:
+    """How often the host stops in `work` until the device is done, by torch's own count; None where it cannot wait."""
+    if torch.device(device).type != "cuda":
+        return None
+    before = torch.cuda.get_sync_debug_mode()
+    try:
+        torch.cuda.set_sync_debug_mode("warn")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            work()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
 @contextmanager

@@ -150,8 +150,8 @@ def _takes_scale() -> bool:
 
 
 # Asked once where a graph is traced. `torch.compiler.assume_constant_result` does this, and imports torch's compiler.
-for _asked in (_runs_flash, _takes_scale):
-    _asked._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_runs_flash._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_takes_scale._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
@@ -201,7 +201,7 @@ def varlen(
         q_THK, k_SHK, wide_SHK, scale = with_bias_channels(q_THK, k_SHK, v_SHK, key_bias_S)
         return varlen(q_THK, k_SHK, wide_SHK, queries, keys, scale=scale)[..., : v_SHK.shape[-1]]
     bounds = queries.cu_seqlens, keys.cu_seqlens, queries.bound, keys.bound
-    scaled: dict[str, float] = {}
+    scaled: dict[str, Any] = {}
     if scale is not None and _takes_scale():
         scaled["scale"] = scale
     elif scale is not None:  # the kernel scales by its own, so that the rest is the queries'
