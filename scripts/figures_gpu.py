@@ -10,6 +10,7 @@ Needs no PyAV, Hydra, kornia or network, and no installation: `PYTHONPATH=src` i
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="folder of the videos, where the file of clips is not there yet")
     parser.add_argument("--output", type=Path, help="folder of the JSON files")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the piece that runs is ended, too
     try:
         left = run(options)
     except RltError as error:
@@ -104,6 +106,8 @@ def list_pieces(clips: dict[str, Path], *, device: str, tiny: bool = False) -> l
     ) -> Piece:
         own = [_tiny_model(argument) for argument in arguments] if tiny else [*arguments]
         suite_name, *rest = own
+        if "--model" not in rest:
+            rest += ["--model", "vit_micro" if tiny else "vit_base"]
         flashing = ("--flash", flash) if flash else ()
         command = ("-m", "rlt", "benchmark", suite_name, *videos, "--device", device, "--dtype", dtype, *rest)
         return Piece(name, shows, (*command, *flashing, *small, "--json", "{json}"), limit)
