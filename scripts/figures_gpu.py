@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from campaign import Piece, run_campaign
@@ -37,6 +38,14 @@ GPU_TESTS = (
 )
 """tests/test_NAME.py that have tests of a GPU and need no video decoder."""
 SEEDS = (0, 1, 2)
+TINY = {
+    "vit": "vit_micro",
+    "videomae": "videomae_tiny",
+    "vjepa2": "vjepa2_tiny",
+    "qwen2.5": "qwen2.5_tiny",
+    "qwen3": "qwen3_tiny",
+}
+"""Models of a rehearsal, by the family of those that they stand for."""
 
 
 def main() -> int:
@@ -95,107 +104,97 @@ def prepare_clips(archive: Path, data: Path | None, *, tiny: bool) -> dict[str, 
 
 def list_pieces(clips: dict[str, Path], *, device: str, tiny: bool = False) -> list[Piece]:
     """All pieces, the most important first."""
-    moving = [str(path) for name, path in clips.items() if not name.startswith("surveillance")]
-    static = [str(clips[STATIC])]
-    labelled = str(clips[STATIC].parent)
-    small = ("--frames", "4", "--size", "64", "--clips", "2", "--rounds", "1") if tiny else ()
-    dtype = "float32" if tiny else "bfloat16"
-
-    def suite(
-        name: str, shows: str, *arguments: str, limit: int = 120, videos: list[str] = moving, flash: str = ""
-    ) -> Piece:
-        own = [_tiny_model(argument) for argument in arguments] if tiny else [*arguments]
-        suite_name, *rest = own
-        if "--model" not in rest:
-            rest += ["--model", "vit_micro" if tiny else "vit_base"]
-        flashing = ("--flash", flash) if flash else ()
-        command = ("-m", "rlt", "benchmark", suite_name, *videos, "--device", device, "--dtype", dtype, *rest)
-        return Piece(name, shows, (*command, *flashing, *small, "--json", "{json}"), limit)
-
-    def network(kind: str, size: str, clips_at_once: int, *more: str, limit: int = 120) -> Piece:
-        shows = f"{kind} of ViT-{size[0].upper()}, {clips_at_once} clips"
-        command = (kind, "--model", f"vit_{size}", "--clips", str(clips_at_once), "--transformers", *more)
-        return suite(f"{kind}-{size}-{clips_at_once}", shows, *command, limit=limit)
-
-    def tower(model: str, clips_at_once: int, *frames: str, limit: int = 240) -> Piece:
-        command = ("towers", "--model", model, "--clips", str(clips_at_once), *frames)
-        return suite(f"towers-{model}", f"rlt.patch on {model}", *command, limit=limit)
-
+    make = _Pieces(clips, device, tiny)
     long = ("--frames", "64", "--stride", "1")
+    others = ("FA3", "FA4") if device != "cpu" else ()  # which has none to choose
     return [
-        network("forward", "base", 8, "--rounds", "20"),
-        network("train-step", "base", 8, "--rounds", "10"),
-        network("forward", "large", 8, "--rounds", "20"),
-        network("train-step", "large", 8, "--rounds", "10"),
-        _tests(device),
-        suite("attention", "attention by every back end", "attention", "--rounds", "20", limit=300),
-        suite("feed", "where to choose tokens, copies included", "feed", "--rounds", "50"),
-        suite("tokenize", "the kernels beside the plain way", "tokenize", "--rounds", "50"),
-        network("forward", "huge", 8, "--rounds", "10"),
-        network("forward", "base", 64, "--rounds", "7", limit=180),
-        network("forward", "large", 64, "--rounds", "5", limit=240),
-        network("forward", "huge", 64, "--rounds", "3", limit=300),
-        suite(
-            "train-step-frames-64",
-            "training at every frame",
-            *("train-step", "--model", "vit_base", "--clips", "4", *long, "--rounds", "7"),
-            limit=180,
-        ),
-        suite(
-            "forward-frames-64", "64 frames at stride 1", "forward", "--clips", "8", *long, "--rounds", "7", limit=180
-        ),
-        suite(
-            "static-128",
-            "a long static video",
-            *("frames", "--frames", "128", "--stride", "1", "--rounds", "7"),
-            videos=static,
-            limit=180,
-        ),
-        tower("videomae_base", 8, "--rounds", "10"),
-        tower("videomae_large", 8, "--rounds", "10"),
-        tower("vjepa2_large", 2, *long, "--rounds", "7"),
-        tower("vjepa2_giant", 2, *long, "--rounds", "5", limit=300),
-        tower("qwen2.5_vl_7b", 2, *long, "--rounds", "5", limit=420),
-        tower("qwen3_vl_8b", 2, *long, "--rounds", "5", limit=420),
-        suite("forward-compiled", "compiled, and as CUDA graphs", "forward", "--compile", "--rounds", "20", limit=420),
-        suite("train-step-compiled", "compiled", "train-step", "--compile", "--rounds", "10", limit=420),
-        *(
-            suite(
-                f"attention-{name.lower()}",
-                f"attention by {name}",
-                "attention",
-                "--rounds",
-                "20",
-                limit=300,
-                flash=name,
-            )
-            for name in ("FA3", "FA4")
-            if device != "cpu"  # which has no other implementation to choose
-        ),
-        *(_training(labelled, size, seed, device, tiny=tiny) for size in ("small", "base") for seed in SEEDS),
+        make.network("forward", "base", 8, rounds=20),
+        make.network("train-step", "base", 8, rounds=10),
+        make.network("forward", "large", 8, rounds=20),
+        make.network("train-step", "large", 8, rounds=10),
+        make.tests(),
+        make.suite("attention", "attention", shows="attention by every back end", rounds=20, limit=300),
+        make.suite("feed", "feed", shows="where to choose tokens, copies included", rounds=50),
+        make.suite("tokenize", "tokenize", shows="the kernels beside the plain way", rounds=50),
+        make.network("forward", "huge", 8, rounds=10),
+        make.network("forward", "base", 64, rounds=7, limit=180),
+        make.network("forward", "large", 64, rounds=5, limit=240),
+        make.network("forward", "huge", 64, rounds=3, limit=300),
+        make.suite("train-step-frames-64", "train-step", "--clips", "4", *long, rounds=7, limit=180),
+        make.suite("forward-frames-64", "forward", "--clips", "8", *long, rounds=7, limit=180),
+        make.suite("static-128", "frames", "--frames", "128", "--stride", "1", rounds=7, limit=180, static=True),
+        make.tower("videomae_base", 8, rounds=10),
+        make.tower("videomae_large", 8, rounds=10),
+        make.tower("vjepa2_large", 2, *long, rounds=7),
+        make.tower("vjepa2_giant", 2, *long, rounds=5),
+        make.tower("qwen2.5_vl_7b", 2, *long, rounds=5),
+        make.tower("qwen3_vl_8b", 2, *long, rounds=5),
+        make.suite("forward-compiled", "forward", "--compile", shows="also as CUDA graphs", rounds=20, limit=420),
+        make.suite("train-step-compiled", "train-step", "--compile", rounds=10, limit=420),
+        *(make.suite(f"attention-{name.lower()}", "attention", "--flash", name, rounds=20) for name in others),
+        *(make.training(size, seed) for size in ("small", "base") for seed in SEEDS),
     ]
 
 
-def _tests(device: str) -> Piece:
-    """Tests of a GPU; where there is none, that they can be imported."""
-    files = [str(ROOT / "tests" / f"test_{name}.py") for name in GPU_TESTS]
-    arguments = (str(ROOT / "scripts" / "gpu_tests.py"), "--device", device, "--json", "{json}", *files)
-    return Piece("tests", "kernels, back ends, precisions, waits, memory", arguments, 470)
+@dataclass(frozen=True)
+class _Pieces:
+    """Makes pieces for one device, at their real size or tiny."""
 
+    clips: dict[str, Path]
+    device: str
+    tiny: bool
 
-def _training(folder: str, size: str, seed: int, device: str, *, tiny: bool) -> Piece:
-    script, steps = str(ROOT / "scripts" / "gpu_training.py"), "2" if tiny else "600"
-    model, workers = ("vit_micro", "0") if tiny else (f"vit_{size}", "6")
-    arguments = ("--model", model, "--seed", str(seed), "--steps", steps, "--workers", workers, "--device", device)
-    shows = f"training ViT-{size[0].upper()}, dense, RLT and random, seed {seed}"
-    return Piece(f"training-{size}-{seed}", shows, (script, folder, *arguments, "--json", "{json}"), 400)
+    def suite(
+        self,
+        name: str,
+        suite: str,
+        *arguments: str,
+        rounds: int,
+        model: str = "vit_base",
+        shows: str = "",
+        limit: int = 120,
+        static: bool = False,
+    ) -> Piece:
+        """A suite of `rlt benchmark`."""
+        moving = [path for name, path in self.clips.items() if not name.startswith("surveillance")]
+        videos = [str(path) for path in ([self.clips[STATIC]] if static else moving)]
+        command = ["-m", "rlt", "benchmark", suite, *videos, "--device", self.device, *arguments]
+        if self.tiny:
+            model = TINY.get(model.partition("_")[0], model)
+            command += ["--model", model, "--rounds", "1", "--frames", "4", "--size", "64", "--clips", "2"]
+        else:
+            command += ["--model", model, "--rounds", str(rounds), "--dtype", "bfloat16"]
+        shown = shows or f"rlt benchmark {suite} {' '.join(arguments)}"
+        return Piece(name, shown, (*command, "--json", "{json}"), limit)
 
+    def network(self, suite: str, size: str, num_clips: int, *, rounds: int, limit: int = 120) -> Piece:
+        """A headline of the paper, beside VideoMAE of transformers."""
+        arguments = ("--clips", str(num_clips), "--transformers")
+        shows = f"{suite} of ViT-{size[0].upper()}, {num_clips} clips"
+        name, model = f"{suite}-{size}-{num_clips}", f"vit_{size}"
+        return self.suite(name, suite, *arguments, model=model, rounds=rounds, shows=shows, limit=limit)
 
-def _tiny_model(argument: str) -> str:
-    family = argument.partition("_")[0]
-    return {"vit": "vit_micro", "videomae": "videomae_tiny", "vjepa2": "vjepa2_tiny"}.get(
-        family, {"qwen2.5": "qwen2.5_tiny", "qwen3": "qwen3_tiny"}.get(family, argument)
-    )
+    def tower(self, model: str, num_clips: int, *arguments: str, rounds: int) -> Piece:
+        """A model of real size, patched."""
+        name, shows = f"towers-{model}", f"rlt.patch on {model}"
+        clips = ("--clips", str(num_clips))
+        return self.suite(name, "towers", *clips, *arguments, model=model, rounds=rounds, shows=shows, limit=420)
+
+    def training(self, size: str, seed: int) -> Piece:
+        """A network trained in every arm from one seed."""
+        script, folder = str(ROOT / "scripts" / "gpu_training.py"), str(self.clips[STATIC].parent)
+        model, steps, workers = ("vit_micro", "2", "0") if self.tiny else (f"vit_{size}", "600", "6")
+        options = ("--model", model, "--steps", steps, "--workers", workers, "--device", self.device)
+        shows = f"training ViT-{size[0].upper()}, dense, RLT and random, seed {seed}"
+        arguments = (script, folder, "--seed", str(seed), *options, "--json", "{json}")
+        return Piece(f"training-{size}-{seed}", shows, arguments, 400)
+
+    def tests(self) -> Piece:
+        """Tests of a GPU; where there is none, that they can be imported."""
+        script = str(ROOT / "scripts" / "gpu_tests.py")
+        files = [str(ROOT / "tests" / f"test_{name}.py") for name in GPU_TESTS]
+        arguments = (script, "--device", self.device, "--json", "{json}", *files)
+        return Piece("tests", "kernels, back ends, precisions, waits, memory", arguments, 470)
 
 
 if __name__ == "__main__":

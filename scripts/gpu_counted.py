@@ -2,9 +2,9 @@
 
     python scripts/gpu_counted.py [--clips FILE] [--json FILE]
 
-FLOPs are counted on the meta device, memory on tensors without contents (`scripts/count_memory.py`), with the weights
-of all that is loaded beside an arm, gradients and the optimizer's states. Attention is that of the CPU, which needs
-about as much as a flash kernel; padding has the mask written out, as torch's kernel does where it is not aligned.
+FLOPs are those of the closed form. Memory is counted on tensors without contents (`scripts/count_memory.py`), with the
+weights of all that is loaded beside an arm, gradients and the optimizer's states. Attention is that of the CPU, which
+needs about as much as a flash kernel; padding has the mask written out, as torch's kernel does where it is not aligned.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from rlt.benchmark.towers import TOWERS, build_tower
 from rlt.checkpoints import model_config
 from rlt.errors import InvalidArgumentError
 from rlt.files import write_json
-from rlt.network.flops import count_forward_flops, forward_flops, merge_for_flops
-from rlt.network.vit import VisionTransformer
+from rlt.network.flops import forward_flops, merge_for_flops
+from rlt.network.vit import VisionTransformer, ViTConfig
 from rlt.structures import PackedTokens
 from rlt.tokens import Everything, Threshold
 from rlt.video import ClipSpec
@@ -87,16 +87,15 @@ def count_case(case: Case, files: dict[str, Path]) -> Iterator[dict[str, Any]]:
     )
     frames, config = read_frames(settings), model_config(case.model)
     dense, rlt = (packed_by(rule, frames, settings, config.patches) for rule in (Everything(), Threshold()))
-    flops = {name: count_forward_flops(config, packed) for name, packed in (("dense", dense), ("rlt", rlt))}
-    arms = [("dense", dense, flops["dense"], _packed(0)), ("rlt", rlt, flops["rlt"], _packed(0))]
+    arms = [(name, packed, _flops(config, packed), _packed(0)) for name, packed in (("dense", dense), ("rlt", rlt))]
     if not case.static:
         longest = rlt.segments.max_length
         arms.append(("padded", rlt, forward_flops(config, longest) * len(rlt), padded_logits))
         try:
-            merges = merge_for_flops(config, dense.segments.lengths, flops["rlt"])
-            arms.append(("tome", dense, count_forward_flops(config, dense, merges), _packed(merges)))
-        except InvalidArgumentError:  # no amount of merging gets as cheap
-            pass
+            merges = merge_for_flops(config, dense.segments.lengths, _flops(config, rlt))
+            arms.append(("tome", dense, _flops(config, dense, merges), _packed(merges)))
+        except InvalidArgumentError:
+            print("  no amount of merging gets as cheap")
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in VisionTransformer(config).parameters())
     # Ours and that of transformers lie there; in training each with two moments, gradients are in the peak.
@@ -111,6 +110,10 @@ def count_case(case: Case, files: dict[str, Path]) -> Iterator[dict[str, Any]]:
             "flops": operations * (3 if case.training else 1),
             "memory_bytes": peak + held + mask + packed.patches.numel(),
         }
+
+
+def _flops(config: ViTConfig, packed: PackedTokens, merges: int = 0) -> int:
+    return sum(forward_flops(config, length, merges) for length in packed.segments.lengths)
 
 
 def _packed(merges: int) -> Any:

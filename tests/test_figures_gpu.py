@@ -99,7 +99,8 @@ def test_the_list_of_pieces(scripts: SimpleNamespace, clips: dict[str, Path]) ->
     for piece in pieces:
         if "benchmark" in piece.arguments:
             options = " ".join(piece.arguments)
-            assert "--device cuda --dtype bfloat16" in options
+            assert "--device cuda" in options
+            assert "--dtype bfloat16" in options
             assert "micro" not in options
             assert "tiny" not in options
 
@@ -244,14 +245,20 @@ def test_the_end_of_the_time_leaves_pieces_for_the_next_run(tmp_path: Path, scri
     assert not (tmp_path / "b.json").exists()
 
 
-def test_one_piece_by_the_command(tmp_path: Path) -> None:
-    command = [sys.executable, SCRIPTS / "figures_gpu.py", "--device", "cpu", "--tiny", "--output", tmp_path]
-    done = subprocess.run([*command, "--only", "feed"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_one_piece_by_the_command(
+    tmp_path: Path, scripts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # that of pytest stays
+    arguments = ["figures_gpu.py", "--device", "cpu", "--tiny", "--output", str(tmp_path), "--only", "feed"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert scripts.figures_gpu.main() == 0, capfd.readouterr()
     content = json.loads((tmp_path / "feed.json").read_text())
     assert content["state"] == "done"
     assert content["result"]["suite"] == "feed"
-    assert "every piece is done" in done.stdout
+    assert "every piece is done" in capfd.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*arguments[:-1], "feeds"])
+    assert scripts.figures_gpu.main() == 2
+    assert capfd.readouterr().err.startswith("error: only is 'feeds'; allowed are forward-base-8")
 
 
 @pytest.mark.parametrize(
