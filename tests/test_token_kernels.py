@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -22,6 +21,7 @@ import torch
 
 import rlt
 from rlt import Budget, Everything, PatchSpec, Random, Rule, RunLengthTokens, Threshold, UniformFrames
+from rlt.measure import device_waits
 from rlt.tokens import differences
 
 tokenize = import_module("rlt.tokens.tokenize")  # the package has a function of this name
@@ -178,15 +178,7 @@ def test_frames_with_any_strides(kernels: ModuleType, fused: Fused, device: str)
 def test_host_waits_once() -> None:
     frames = video(3, 8, 32, 48).cuda()
     rlt.tokens.tokenize_batch(frames, PAPER, SPEC)  # compiles
-    before = torch.cuda.get_sync_debug_mode()
-    try:
-        torch.cuda.set_sync_debug_mode("warn")
-        with warnings.catch_warnings(record=True) as waits:
-            warnings.simplefilter("always")
-            rlt.tokens.tokenize_batch(frames, Threshold(0.3), SPEC)
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-    assert len([wait for wait in waits if "synchroniz" in str(wait.message)]) == 1
+    assert device_waits(lambda: rlt.tokens.tokenize_batch(frames, Threshold(0.3), SPEC), "cuda") == 1
 
 
 @pytest.mark.gpu

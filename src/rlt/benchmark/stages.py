@@ -1,4 +1,4 @@
-"""Suites of single stages: tokenize, embed, attention.
+"""Suites of single stages: tokenize, feed, embed, attention.
 
 Shape legend: T tokens of all clips, H heads, K width of a head.
 """
