@@ -35,7 +35,8 @@ class Piece:
     shows: str
     """What it is for, for people."""
     arguments: tuple[str, ...]
-    """Of the Python interpreter; "{json}" stands for the file that the process has to write."""
+    """Of the Python interpreter; "{json}" stands for the file that the process has to write, "{folder}" for the one of
+    all results, where it may leave more."""
     limit_seconds: int
     """After which it is ended."""
 
@@ -93,7 +94,8 @@ def _run(
     work.mkdir(parents=True, exist_ok=True)
     log, numbers = work / f"{piece.name}.log", work / f"{piece.name}.json"
     numbers.unlink(missing_ok=True)
-    command = [sys.executable, *(argument.replace("{json}", str(numbers)) for argument in piece.arguments)]
+    places = {"{json}": str(numbers), "{folder}": str(folder)}
+    command = [sys.executable, *(_filled(argument, places) for argument in piece.arguments)]
     begin = time.monotonic()
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
@@ -123,6 +125,12 @@ def _run(
         "command": ["python", *piece.arguments],
         "result": result,
     }
+
+
+def _filled(argument: str, places: dict[str, str]) -> str:
+    for name, place in places.items():
+        argument = argument.replace(name, place)
+    return argument
 
 
 def _wait(process: subprocess.Popen[bytes], until: float, tell: Callable[[], None]) -> bool:

@@ -116,6 +116,7 @@ def list_pieces(clips: dict[str, Path], *, device: str, tiny: bool = False) -> l
         make.suite("attention", "attention", shows="attention by every back end", rounds=20, limit=300),
         make.suite("feed", "feed", shows="where to choose tokens, copies included", rounds=50),
         make.suite("tokenize", "tokenize", shows="the kernels beside the plain way", rounds=50),
+        make.profile(),
         make.network("forward", "huge", 8, rounds=10),
         make.network("forward", "base", 64, rounds=7, limit=180),
         make.network("forward", "large", 64, rounds=5, limit=240),
@@ -156,8 +157,7 @@ class _Pieces:
         static: bool = False,
     ) -> Piece:
         """A suite of `rlt benchmark`."""
-        moving = [path for name, path in self.clips.items() if not name.startswith("surveillance")]
-        videos = [str(path) for path in ([self.clips[STATIC]] if static else moving)]
+        videos = [str(path) for path in ([self.clips[STATIC]] if static else self._moving())]
         command = ["-m", "rlt", "benchmark", suite, *videos, "--device", self.device, *arguments]
         if self.tiny:
             model = TINY.get(model.partition("_")[0], model)
@@ -179,6 +179,18 @@ class _Pieces:
         name, shows = f"towers-{model}", f"rlt.patch on {model}"
         clips = ("--clips", str(num_clips))
         return self.suite(name, "towers", *clips, *arguments, model=model, rounds=rounds, shows=shows, limit=420)
+
+    def profile(self) -> Piece:
+        """Operators of a forward pass, to be read where a target is missed."""
+        script, videos = str(ROOT / "scripts" / "profile_forward.py"), [str(path) for path in self._moving()]
+        size = ("--model", "vit_micro", "--frames", "4", "--size", "64", "--clips", "2")
+        own = size if self.tiny else ("--dtype", "bfloat16", "--clips", "8")
+        output = ("--output", "{folder}/profile-forward.txt", "--json", "{json}")
+        return Piece("profile", "where the time goes", (script, *videos, "--device", self.device, *own, *output), 120)
+
+    def _moving(self) -> list[Path]:
+        """The videos that clips are taken from in turn."""
+        return [path for name, path in self.clips.items() if not name.startswith("surveillance")]
 
     def training(self, size: str, seed: int) -> Piece:
         """A network trained in every arm from one seed."""

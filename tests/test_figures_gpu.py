@@ -34,7 +34,7 @@ SCRIPTS = ROOT / "scripts"
 @pytest.fixture(scope="module")
 def scripts() -> Iterator[SimpleNamespace]:
     """The scripts as modules."""
-    names = ("campaign", "figures_gpu", "gpu_clips", "gpu_tables", "gpu_training")
+    names = ("campaign", "figures_gpu", "gpu_clips", "gpu_tables", "gpu_training", "profile_forward")
     with pytest.MonkeyPatch.context() as patched:
         patched.syspath_prepend(SCRIPTS)
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
@@ -69,7 +69,8 @@ def rehearsed(
                 results[piece.name] = done[command]
                 continue
             numbers = folder / f"{piece.name}.json"
-            arguments = [argument.replace("{json}", str(numbers)) for argument in piece.arguments]
+            places = {"{json}": str(numbers), "{folder}": str(folder)}
+            arguments = [scripts.campaign._filled(argument, places) for argument in piece.arguments]
             if arguments[0] == "-m":
                 assert arguments[1] == "rlt"
                 with pytest.raises(SystemExit) as stop:
@@ -77,7 +78,7 @@ def rehearsed(
                 assert not stop.value.code, piece.name
             else:
                 patched.setattr(sys, "argv", arguments)
-                scripts.gpu_training.main()
+                getattr(scripts, Path(arguments[0]).stem).main()
             results[piece.name] = done[command] = json.loads(numbers.read_text())
     return results
 
@@ -130,6 +131,9 @@ def test_every_piece_leaves_the_promised_keys(rehearsed: dict[str, dict[str, Any
     for name, result in rehearsed.items():
         assert result["machine"]["torch"] == torch.__version__
         assert result["arms"], name
+        if name == "profile":
+            assert [len(arm["operators"]) for arm in result["arms"]] == [10, 10, 10]
+            continue
         if name.startswith("training"):
             assert [arm["name"] for arm in result["arms"]] == ["dense", "rlt", "random"]
             assert {"seconds_training", "tokens_kept", "top1", "top1_dense"} <= set(result["arms"][0])
