@@ -50,7 +50,7 @@ def main() -> None:
 
 def count_arms(name: str, num_frames: int, videos: tuple[Path, ...]) -> Iterator[dict[str, object]]:
     """One entry for each way, clip and pass."""
-    settings = BenchmarkSettings(name, clip=ClipSpec(num_frames, 1), videos=videos, clips=len(videos))
+    settings = BenchmarkSettings(model=name, clip=ClipSpec(num_frames, 1), videos=videos, clips=len(videos))
     frames = read_frames(settings)
     for way, rule in (("dense", Everything()), ("rlt", Threshold())):
         packed = packed_by(rule, frames, settings)

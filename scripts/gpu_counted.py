@@ -79,7 +79,7 @@ def count_case(case: Case, files: dict[str, Path]) -> Iterator[dict[str, Any]]:
     """One entry for each arm."""
     videos = [path for name, path in files.items() if not name.startswith("surveillance")]
     settings = BenchmarkSettings(
-        case.model,
+        model=case.model,
         clip=case.clip,
         videos=(files[STATIC],) if case.static else tuple(videos),
         clips=case.clips,
@@ -128,7 +128,7 @@ def _features(merges: int, model: VisionTransformer, packed: PackedTokens) -> Te
 
 def _weights(name: str) -> dict[str, Any]:
     """Those of a large model in half precision, and its dense FLOPs where no text is in it."""
-    model = build_tower(BenchmarkSettings(name, clip=ClipSpec(64, 1), device="meta", dtype=torch.bfloat16))
+    model = build_tower(BenchmarkSettings(model=name, clip=ClipSpec(64, 1), device="meta", dtype=torch.bfloat16))
     values = sum(tensor.numel() for tensor in model.parameters())
     return {"tokens_kept": 1.0, "flops": None, "memory_bytes": values * HALF}
 

@@ -38,7 +38,7 @@ def main() -> None:
     options = _arguments()
     check_device(options.device)
     settings = BenchmarkSettings(
-        options.model,
+        model=options.model,
         clip=ClipSpec(options.frames, size=options.size),
         videos=tuple(options.videos) or tuple(assets.path(name) for name in assets.names()),
         clips=options.clips,

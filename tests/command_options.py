@@ -133,7 +133,7 @@ def benchmark_loader(added: tuple[str, ...]) -> object:
 
 def benchmark_arms(added: tuple[str, ...]) -> object:
     """Names of the arms of the suite `forward`, which are not run."""
-    settings = BenchmarkSettings("vit_tiny", clip=ClipSpec(4, 1, size=32), videos=(Path("0.mp4"),), clips=1)
+    settings = BenchmarkSettings(model="vit_tiny", clip=ClipSpec(4, 1, size=32), videos=(Path("0.mp4"),), clips=1)
     variants = networks._variants(create_model("vit_tiny"), rlt_replace(settings, compiled=bool(added)))
     return [arm.name for arm, *_ in variants]
 

@@ -34,7 +34,7 @@ from rlt.training.loaders import TrainingData
 from rlt.video import ClipSpec
 
 VIDEOS = (assets.path("traffic.mp4"), assets.path("animation.mp4"))
-SMALL = BenchmarkSettings("vit_tiny", clip=ClipSpec(8, size=64), videos=VIDEOS, clips=2, rounds=2)
+SMALL = BenchmarkSettings(model="vit_tiny", clip=ClipSpec(8, size=64), videos=VIDEOS, clips=2, rounds=2)
 SETTINGS = {**dict.fromkeys(SUITES, SMALL), "towers": replace(SMALL, model="qwen3_tiny")}
 """Of each suite; towers are models of their own."""
 NONE = Path("none.csv")
@@ -314,7 +314,7 @@ def test_towers_are_of_the_published_sizes() -> None:
     pytest.importorskip("transformers")
     millions = {"videomae_base": 86, "vjepa2_large": 304, "qwen2.5_vl_7b": 677, "qwen3_vl_8b": 577}
     for name, size in millions.items():
-        model = build_tower(BenchmarkSettings(name, clip=ClipSpec(16, 1), device="meta", dtype=torch.bfloat16))
+        model = build_tower(BenchmarkSettings(model=name, clip=ClipSpec(16, 1), device="meta", dtype=torch.bfloat16))
         tower = model.model.visual if "qwen" in name else getattr(model, "videomae", None) or model.vjepa2.encoder
         assert sum(parameter.numel() for parameter in tower.parameters()) / 1e6 == pytest.approx(size, rel=0.02), name
         assert {parameter.dtype for parameter in tower.parameters()} == {torch.bfloat16}

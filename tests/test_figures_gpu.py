@@ -289,7 +289,7 @@ def test_missing_clips_name_the_command(scripts: SimpleNamespace, tmp_path: Path
 
 
 def test_another_flash_attention_is_refused_on_the_cpu(clips: dict[str, Path]) -> None:
-    settings = BenchmarkSettings("vit_micro", clip=ClipSpec(4, size=64), videos=(clips["traffic"],), flash="FA3")
+    settings = BenchmarkSettings(model="vit_micro", clip=ClipSpec(4, size=64), videos=(clips["traffic"],), flash="FA3")
     with pytest.raises(InvalidArgumentError, match="flash is 'FA3', but device is 'cpu'; use cuda"):
         run_suite("attention", settings)
 

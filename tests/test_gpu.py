@@ -148,7 +148,7 @@ def test_suites_run_on_frames_without_a_decoder(suite: str, tmp_path: Path) -> N
         frames = torch.cat([video(seed, frames=8, height=64, width=64) for seed in range(9)])
         np.save(tmp_path / f"{name}.npy", frames.numpy())
     settings = BenchmarkSettings(
-        "qwen3_tiny" if suite == "towers" else "vit_micro",
+        model="qwen3_tiny" if suite == "towers" else "vit_micro",
         clip=ClipSpec(8, 1, size=64),
         videos=(tmp_path / "a.npy", tmp_path / "b.npy"),
         clips=2,
