@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-oldest-transformers test-triton lint format figures benchmark-tables reference results-small reference-model needs-data clean
+.PHONY: help demo test test-oldest-transformers test-triton lint format figures figures-gpu figures-gpu-clips benchmark-tables reference results-small reference-model needs-data clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -89,6 +89,18 @@ figures: needs-data $(INSTALLED)  ## Measure again what README and docs/performa
 	$(BIN)/python -c 'from PIL import Image; sheet = Image.open("output/readme/contact_sheet.png").convert("RGB"); \
 		sheet.thumbnail((1600, 1600)); sheet.save("docs/images/contact_sheet.png", optimize=True)'
 	$(MAKE) benchmark-tables
+
+# On a machine with a GPU and without network nothing is installed: the Python that is there runs the source tree.
+DEVICE ?= cuda
+MINUTES ?= 27
+GPU_PYTHON = PYTHONPATH=src $$(test -f $(INSTALLED) && echo $(BIN)/python || echo $(PYTHON))
+figures-gpu: $(if $(filter cpu,$(DEVICE)),$(INSTALLED))  ## Measure on a GPU what docs/performance.md shows of one (MINUTES=27; DEVICE=cpu TINY=1 rehearses it)
+	$(GPU_PYTHON) scripts/figures_gpu.py --device $(DEVICE) --minutes $(MINUTES) $(if $(TINY),--tiny) \
+		$(if $(DATA),--data "$(DATA)") $(if $(ONLY),--only $(ONLY))
+
+figures-gpu-clips: needs-data $(INSTALLED)  ## Write the clips that travel to a GPU, and count what every arm will take (DATA=FOLDER)
+	$(BIN)/python scripts/gpu_clips.py "$(DATA)"
+	$(BIN)/python scripts/gpu_counted.py
 
 benchmark-tables: $(INSTALLED)  ## Write the tables and the plot of the documentation from docs/results/*.json
 	$(BIN)/python scripts/plot_frames.py

@@ -10,7 +10,7 @@ training step takes the clips of all videos in one pack. What operators take for
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from rlt.benchmark.harness import BenchmarkSettings, packed_by, read_frames
-from rlt.checkpoints import create_model
+from rlt.checkpoints import model_config
 from rlt.export import network_inputs
 from rlt.files import write_json
 from rlt.measure import machine_info
@@ -31,6 +31,7 @@ from rlt.video import ClipSpec
 
 MODELS = ("vit_base", "vit_large")
 FRAMES = (16, 32, 64, 128)
+Forward = Callable[[VisionTransformer, PackedTokens], Tensor]
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def main() -> None:
 
 def count_arms(name: str, num_frames: int, videos: tuple[Path, ...]) -> Iterator[dict[str, object]]:
     """One entry for each way, clip and pass."""
-    settings = BenchmarkSettings(name, clip=ClipSpec(num_frames, 1), videos=videos, clips=len(videos))
+    settings = BenchmarkSettings(model=name, clip=ClipSpec(num_frames, 1), videos=videos, clips=len(videos))
     frames = read_frames(settings)
     for way, rule in (("dense", Everything()), ("rlt", Threshold())):
         packed = packed_by(rule, frames, settings)
@@ -67,40 +68,62 @@ def count_arms(name: str, num_frames: int, videos: tuple[Path, ...]) -> Iterator
             }
 
 
-def count_peak(name: str, packed: PackedTokens, *, training: bool) -> int:
-    """Bytes alive at once beyond weights, buffers and the optimizer's state, float32."""
-    model = create_model(name).train(training)
+def whole_network(model: VisionTransformer, packed: PackedTokens) -> Tensor:
+    """Logits of the packed network, in one piece on any device."""
+    return model.head(trace_features(model, *network_inputs(packed)))
+
+
+def count_peak(
+    name: str,
+    packed: PackedTokens,
+    *,
+    training: bool,
+    dtype: torch.dtype = torch.float32,
+    forward: Forward = whole_network,
+) -> int:
+    """Bytes alive at once beyond weights, buffers and the optimizer's state; in training half precision is autocast."""
+    with torch.device("meta"):
+        model = VisionTransformer(model_config(name)).train(training)
     model.prepare(packed)
+    model.to(torch.float32 if training else dtype)
+    assert packed.has_runs is not None  # asked of the values, which are about to go
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        _without_contents(model, mode)
-        inputs = [mode.from_tensor(x) for x in network_inputs(packed)]
+        _without_contents(model)
+        inputs = packed.changed(mode.from_tensor)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
         tracker = MemTracker()
         if training:
-            _train_step(model, inputs, optimizer)  # makes the optimizer's state
+            _train_step(model, inputs, optimizer, dtype, forward)  # makes the optimizer's state
         tracker.track_external(model, optimizer)
         with tracker, torch.set_grad_enabled(training):
             if training:
-                _train_step(model, inputs, optimizer)
+                _train_step(model, inputs, optimizer, dtype, forward)
             else:
-                model.head(trace_features(model, *inputs))
+                forward(model, inputs)
         peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
     counted = {str(kind).rpartition(".")[2]: count for kind, count in peak.items()}
     return int(counted["Total"] - sum(counted[kind] for kind in ("PARAM", "BUFFER", "OPT")))
 
 
-def _without_contents(model: nn.Module, mode: FakeTensorMode) -> None:
+def _without_contents(model: nn.Module) -> None:
     for module in model.modules():
         for key, parameter in module._parameters.items():
             if parameter is not None:
-                module._parameters[key] = nn.Parameter(mode.from_tensor(parameter.detach()))
+                module._parameters[key] = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype))
         for key, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[key] = mode.from_tensor(buffer)
+                module._buffers[key] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
-def _train_step(model: VisionTransformer, inputs: list[Tensor], optimizer: torch.optim.Optimizer) -> None:
-    logits = model.head(trace_features(model, *inputs))
+def _train_step(
+    model: VisionTransformer,
+    inputs: PackedTokens,
+    optimizer: torch.optim.Optimizer,
+    dtype: torch.dtype,
+    forward: Forward,
+) -> None:
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        logits = forward(model, inputs)
     F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64)).backward()
     optimizer.step()
     optimizer.zero_grad()

@@ -11,6 +11,7 @@ import sys
 
 from experiment_tables import counted_memory_table, feeding_table, headline_table, memory_table
 from fidelity_tables import cost_table, fidelity_tables, motion_tables, paired_tables
+from gpu_tables import gpu_counted_table, gpu_tables, gpu_targets_table
 from markdown_tables import ROOT
 from performance_tables import (
     adapters_table,
@@ -43,6 +44,9 @@ TABLES = {
     "memory": memory_table,
     "counted": counted_memory_table,
     "headline": headline_table,
+    "gpu_targets": gpu_targets_table,
+    "gpu": gpu_tables,
+    "gpu_counted": gpu_counted_table,
     "adapters": adapters_table,
     "small": small_tables,
     "cost": cost_table,

@@ -133,9 +133,16 @@ def benchmark_loader(added: tuple[str, ...]) -> object:
 
 def benchmark_arms(added: tuple[str, ...]) -> object:
     """Names of the arms of the suite `forward`, which are not run."""
-    settings = BenchmarkSettings("vit_tiny", clip=ClipSpec(4, 1, size=32), videos=(Path("0.mp4"),), clips=1)
+    settings = BenchmarkSettings(model="vit_tiny", clip=ClipSpec(4, 1, size=32), videos=(Path("0.mp4"),), clips=1)
     variants = networks._variants(create_model("vit_tiny"), rlt_replace(settings, compiled=bool(added)))
     return [arm.name for arm, *_ in variants]
+
+
+def forward_arms(added: tuple[str, ...]) -> object:
+    """Names of the arms of the suite `forward`, which are run."""
+    one = ("--model", "vit_micro", "--clips", "1", "--rounds", "1", *CLIP, "--stride", "1")
+    code, numbers = run("benchmark", "forward", "0.mp4", *one, *added)
+    return code, {arm["name"] for arm in numbers.get("arms", [])}
 
 
 def rlt_replace(settings: BenchmarkSettings, compiled: bool) -> BenchmarkSettings:
@@ -265,6 +272,8 @@ BENCHMARK = {
     "--compile": (benchmark_arms, "--compile"),
     "--workers": (benchmark_loader, "--workers", "0,1"),
     "--batches": (benchmark_loader, "--batches", "2"),
+    "--transformers": (forward_arms, "--transformers"),
+    "--flash": (benchmark, "--flash", "FA3"),
 }
 PATCH = {
     "threshold": (patch, "threshold=5"),

@@ -201,6 +201,28 @@ def test_what_xformers_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
         check_stand_in(backends._xformers)
 
 
+@pytest.mark.parametrize("takes_scale", [False, True], ids=["torch 2.10", "torch 2.11"])
+def test_what_varlen_attn_is_given(takes_scale: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def as_of_2_10(
+        q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, longest_q: int, longest_k: int
+    ) -> Tensor:
+        lengths = cu_q.diff().tolist()
+        assert torch.equal(cu_q, cu_k)
+        assert longest_q == longest_k == max(lengths)
+        return oracles.padded_attention(q, k, v, lengths)
+
+    def as_of_2_11(q: Tensor, *rest: Any, scale: float | None = None) -> Tensor:
+        return as_of_2_10(q if scale is None else q * scale * q.shape[-1] ** 0.5, *rest)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", as_of_2_11 if takes_scale else as_of_2_10)
+    check_stand_in(backends._varlen)
+    q, k, v = random_qkv((4, 1, 6), torch.float32)
+    bias_T = torch.arange(11.0)
+    segments = Segments.from_lengths((4, 1, 6))
+    expected = packed_attention(q, k, v, segments, backend="sdpa", key_bias_T=bias_T)
+    torch.testing.assert_close(backends._varlen(q, k, v, segments, key_bias_T=bias_T), expected)
+
+
 def check_stand_in(run: Any) -> None:
     q, k, v = random_qkv((4, 1, 6), torch.float32)
     found = run(q, k, v, Segments.from_lengths((4, 1, 6)))

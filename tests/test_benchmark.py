@@ -22,6 +22,7 @@ from rlt.benchmark.harness import Arm, Rounds, Work, packed_by, read_frames
 from rlt.benchmark.peers.decoders import decoders
 from rlt.benchmark.peers.padded import block_mask_attention, padded_attention, padded_logits
 from rlt.benchmark.peers.tokens import difference_ways, reference_tokenize
+from rlt.benchmark.towers import build_tower
 from rlt.checkpoints import MODELS, create_model
 from rlt.conf import compose
 from rlt.data.batch import Batch
@@ -33,10 +34,9 @@ from rlt.training.loaders import TrainingData
 from rlt.video import ClipSpec
 
 VIDEOS = (assets.path("traffic.mp4"), assets.path("animation.mp4"))
-SMALL = BenchmarkSettings("vit_tiny", clip=ClipSpec(8, size=64), videos=VIDEOS, clips=2, rounds=2)
-
-
-SETTINGS = dict.fromkeys(SUITES, SMALL)
+SMALL = BenchmarkSettings(model="vit_tiny", clip=ClipSpec(8, size=64), videos=VIDEOS, clips=2, rounds=2)
+SETTINGS = {**dict.fromkeys(SUITES, SMALL), "towers": replace(SMALL, model="qwen3_tiny")}
+"""Of each suite; towers are models of their own."""
 NONE = Path("none.csv")
 TOLD: dict[str, list[tuple[int, int, str]]] = {}
 """Progress of each suite."""
@@ -298,10 +298,36 @@ def test_tome_is_left_out_where_it_cannot_get_as_cheap() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("suite", SUITES)
-def test_suites_run_on_cuda_in_bfloat16(suite: str) -> None:
+@pytest.mark.parametrize("suite", ["decode", "end-to-end", "loader"])
+def test_suites_that_begin_with_a_file_run_on_cuda_in_bfloat16(suite: str) -> None:
+    pytest.importorskip("av")  # tests/test_gpu.py runs all others, which need no decoder
     settings = replace(SETTINGS[suite], clip=ClipSpec(size=64), rounds=1, device="cuda", dtype=torch.bfloat16)
     assert run_suite(suite, settings).to_json()["machine"]["driver"]  # type: ignore[index]
+
+
+def test_videomae_of_transformers_runs_beside_ours_at_the_same_flops() -> None:
+    pytest.importorskip("transformers")
+    for suite in ("forward", "train-step"):
+        report = run_suite(suite, replace(SMALL, rounds=1, transformers=True))
+        assert report.arm("transformers").flops == report.arm("dense").flops
+        assert report.arm("transformers").tokens_kept == 1
+        assert report.extra["transformers_over_rlt"]  # type: ignore[truthy-bool]
+
+
+def test_towers_are_of_the_published_sizes() -> None:
+    pytest.importorskip("transformers")
+    millions = {"videomae_base": 86, "vjepa2_large": 304, "qwen2.5_vl_7b": 677, "qwen3_vl_8b": 577}
+    for name, size in millions.items():
+        model = build_tower(BenchmarkSettings(model=name, clip=ClipSpec(16, 1), device="meta", dtype=torch.bfloat16))
+        tower = model.model.visual if "qwen" in name else getattr(model, "videomae", None) or model.vjepa2.encoder
+        assert sum(parameter.numel() for parameter in tower.parameters()) / 1e6 == pytest.approx(size, rel=0.02), name
+        assert {parameter.dtype for parameter in tower.parameters()} == {torch.bfloat16}
+
+
+def test_flops_of_the_variable_length_kernel() -> None:
+    q, k = torch.empty(7, 2, 8), torch.empty(9, 2, 8)
+    offsets = torch.tensor([0, 3, 7], dtype=torch.int32), torch.tensor([0, 4, 9], dtype=torch.int32)
+    assert adapted.varlen_flops(q, k, k, *offsets, 4, 5) == 4 * (3 * 4 + 4 * 5) * 2 * 8
 
 
 def test_bfloat16_runs_on_the_cpu() -> None:
@@ -316,7 +342,7 @@ def test_bfloat16_runs_on_the_cpu() -> None:
         (
             "speed",
             BenchmarkSettings(videos=VIDEOS),
-            "suite is 'speed'; allowed are tokenize, embed, attention",
+            "suite is 'speed'; allowed are tokenize, feed, embed, attention",
         ),
         ("tokenize", BenchmarkSettings(), "no videos"),
         ("decode", BenchmarkSettings(), "no videos"),
@@ -340,6 +366,8 @@ def test_bfloat16_runs_on_the_cpu() -> None:
             r"workers is \(2,\), which the suite decode does not",
         ),
         ("forward", BenchmarkSettings(videos=VIDEOS, batches=2), "leave it out, or run loader"),
+        ("embed", BenchmarkSettings(videos=VIDEOS, transformers=True), "leave it out, or run forward or train-step"),
+        ("towers", BenchmarkSettings(videos=VIDEOS), "model is 'vit_base'; allowed are videomae_base"),
         ("loader", BenchmarkSettings(videos=VIDEOS, compiled=True), "leave it out, or run forward or train-step"),
         ("forward", BenchmarkSettings(videos=VIDEOS, clips=0), "clips is 0; at least 1 is needed"),
         ("forward", BenchmarkSettings(videos=VIDEOS, dtype=torch.float64), "dtype is torch.float64; allowed are"),

@@ -26,10 +26,11 @@ LAYERS = [
     {"compare", "benchmark", "inspection", "training", "evaluation"},
     {"frontier"},
     {"calibrate"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 """From low to high. A module may import its own layer and those before it."""
 OPTIONAL = (
+    "av",
     "matplotlib",
     "PIL",
     "torchcodec",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -22,6 +21,7 @@ import torch
 
 import rlt
 from rlt import Budget, Everything, PatchSpec, Random, Rule, RunLengthTokens, Threshold, UniformFrames
+from rlt.measure import device_waits
 from rlt.tokens import differences
 
 tokenize = import_module("rlt.tokens.tokenize")  # the package has a function of this name
@@ -178,15 +178,7 @@ def test_frames_with_any_strides(kernels: ModuleType, fused: Fused, device: str)
 def test_host_waits_once() -> None:
     frames = video(3, 8, 32, 48).cuda()
     rlt.tokens.tokenize_batch(frames, PAPER, SPEC)  # compiles
-    before = torch.cuda.get_sync_debug_mode()
-    try:
-        torch.cuda.set_sync_debug_mode("warn")
-        with warnings.catch_warnings(record=True) as waits:
-            warnings.simplefilter("always")
-            rlt.tokens.tokenize_batch(frames, Threshold(0.3), SPEC)
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-    assert len([wait for wait in waits if "synchroniz" in str(wait.message)]) == 1
+    assert device_waits(lambda: rlt.tokens.tokenize_batch(frames, Threshold(0.3), SPEC), "cuda") == 1
 
 
 @pytest.mark.gpu
@@ -198,8 +190,9 @@ def test_large_frames_on_the_gpu() -> None:
 
 @pytest.mark.skipif(INTERPRETED, reason="nothing is compiled in the interpreter")
 @pytest.mark.parametrize(("patch", "number"), [(16, "i32"), (14, "i64")])
+@pytest.mark.parametrize("capability", [80, 90, 100])
 def test_kernels_compile_without_a_gpu(
-    patch: int, number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capability: int, patch: int, number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     triton = pytest.importorskip("triton", minversion="3.3")
     from triton.backends.compiler import GPUTarget
@@ -221,7 +214,10 @@ def test_kernels_compile_without_a_gpu(
     ):
         types = arguments | sizes | strides | dict.fromkeys(fixed, "constexpr")
         source = ASTSource(kernel, {name: types[name] for name in kernel.arg_names}, fixed)
-        ptx = triton.compile(source, target=GPUTarget("cuda", 80, 32)).asm["ptx"]
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+        assert compiled.asm["cubin"][:4] == b"\x7fELF"  # code of the GPU itself
+        ptx = compiled.asm["ptx"]
+        assert f".target sm_{capability}" in ptx
         assert ptx.count("div.rn.f64") == (4 if kernel is _cuda._mark_kernel else 0)
         assert "fma.rn.f64" not in ptx  # the order and rounding of the sums is that of torch
 

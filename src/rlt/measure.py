@@ -7,10 +7,11 @@ import platform
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from pathlib import Path
 
@@ -129,6 +130,21 @@ def peak_memory_bytes(work: Callable[[], object], device: torch.device | str = "
     return max(accumulate((int(change) for _, change in changes), initial=0))
 
 
+def device_waits(work: Callable[[], object], device: torch.device | str = "cpu") -> int | None:
+    """How often the host stops in `work` until the device is done, by torch's own count; None where it cannot wait."""
+    if torch.device(device).type != "cuda":
+        return None
+    before = torch.cuda.get_sync_debug_mode()
+    try:
+        torch.cuda.set_sync_debug_mode("warn")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            work()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return sum("synchroniz" in str(warning.message) for warning in caught)
+
+
 @contextmanager
 def _without_native_messages() -> Iterator[None]:
     """Send file descriptor 2 nowhere: some builds of the profiler write two lines there on every start."""
@@ -153,7 +169,7 @@ def machine_info(device: torch.device | str = "cpu") -> dict[str, str | int | fl
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "rlt": version("rlt"),
+        "rlt": _version("rlt"),
         "device": str(device),
     }
     if torch.device(device).type == "cuda":
@@ -169,6 +185,13 @@ def machine_info(device: torch.device | str = "cpu") -> dict[str, str | int | fl
 def _synchronize(device: torch.device | str) -> None:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree
+        return "unknown"
 
 
 def _processor_name() -> str:

@@ -6,7 +6,7 @@ same token. In every (h, w) column the first kept t is 0, and t + length is the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -377,12 +377,16 @@ class PackedTokens:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PackedTokens:
         """The same tokens on another device."""
+        return self.changed(lambda values: values.to(device, non_blocking=non_blocking))
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> PackedTokens:
+        """The same tokens with each tensor as `change` gives it, such as `Tensor.pin_memory`: equal, but elsewhere."""
         moved = replace(
             self,
-            **{
-                name: getattr(self, name).to(device, non_blocking=non_blocking)
-                for name in ("patches", "coords", "lengths", "segments")
-            },
+            patches=change(self.patches),
+            coords=change(self.coords),
+            lengths=change(self.lengths),
+            segments=replace(self.segments, cu_seqlens=change(self.segments.cu_seqlens)),
         )
         if self.device.type == "cpu":  # answered here, so that nothing waits for the device
             moved.__dict__["has_runs"] = self.has_runs

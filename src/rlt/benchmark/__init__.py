@@ -11,7 +11,9 @@ from rlt.benchmark.files import decode_suite, end_to_end_suite
 from rlt.benchmark.harness import OF_SUITES, Arm, BenchmarkResult, BenchmarkSettings, Rounds
 from rlt.benchmark.loader import loader_suite
 from rlt.benchmark.networks import forward_suite, frames_suite, train_step_suite
-from rlt.benchmark.stages import attention_suite, embed_suite, tokenize_suite
+from rlt.benchmark.peers.flash import flash_attention
+from rlt.benchmark.stages import attention_suite, embed_suite, feed_suite, tokenize_suite
+from rlt.benchmark.towers import towers_suite
 from rlt.checks import at_least, one_of
 from rlt.errors import InvalidArgumentError
 from rlt.measure import check_device
@@ -20,6 +22,7 @@ __all__ = ["SUITES", "Arm", "BenchmarkResult", "BenchmarkSettings", "run_suite"]
 
 SUITES: dict[str, Callable[[BenchmarkSettings, Rounds], BenchmarkResult]] = {
     "tokenize": tokenize_suite,
+    "feed": feed_suite,
     "embed": embed_suite,
     "attention": attention_suite,
     "forward": forward_suite,
@@ -28,6 +31,7 @@ SUITES: dict[str, Callable[[BenchmarkSettings, Rounds], BenchmarkResult]] = {
     "end-to-end": end_to_end_suite,
     "frames": frames_suite,
     "adapters": adapters_suite,
+    "towers": towers_suite,
     "loader": loader_suite,
 }
 """What `rlt benchmark` can measure, in the order of the data path."""
@@ -58,4 +62,7 @@ def run_suite(
     if not settings.videos:
         raise InvalidArgumentError("no videos to take clips from; name at least one")
     check_device(settings.device)
-    return SUITES[name](settings, Rounds(on_progress or (lambda *_: None)))
+    if settings.flash is not None and torch.device(settings.device).type != "cuda":
+        raise InvalidArgumentError(f"flash is {settings.flash!r}, but device is {settings.device!r}; use cuda")
+    with flash_attention(settings.flash):
+        return SUITES[name](settings, Rounds(on_progress or (lambda *_: None)))

@@ -5,9 +5,10 @@ Shape legend: B clips.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -15,10 +16,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from rlt.adapters import patch, tiny
-from rlt.benchmark.harness import Arm, BenchmarkResult, BenchmarkSettings, Rounds, Work, read_frames
+from rlt.benchmark.harness import Arm, BenchmarkResult, BenchmarkSettings, Rounds, Work, normalised_pixels, read_frames
 from rlt.benchmark.peers.padded import naive_attention
 from rlt.errors import MissingDependencyError
-from rlt.tokens import Everything, Rule
+from rlt.tokens import Everything
 
 WIDTH, DEPTH, HEADS = 384, 12, 6
 """Of all models, that of ViT-S, and of the language model behind a tower too; weights are random."""
@@ -53,14 +54,12 @@ def adapters_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResu
         except (AttributeError, MissingDependencyError):
             left_out.append(name)
             continue
-        mean_311, std_311 = (
-            torch.tensor(channel).view(3, 1, 1) for channel in (patched.rlt.spec.mean, patched.rlt.spec.std)
-        )
-        pixels = ((frames.permute(0, 1, 4, 2, 3) / 255 - mean_311) / std_311).to(settings.device, settings.dtype)
+        pixels = normalised_pixels(frames, patched.rlt.spec).to(settings.device, settings.dtype)
         differences[name] = _differences(model, patched, pixels)
         given, kept = tiny.inputs(model, pixels), patched.rlt.last.share_kept
         for arm, network, share in (("dense", model, 1.0), ("rlt", patched, kept)):
-            flops = _count_flops(patched, given, Everything() if arm == "dense" else settings.rule)
+            with patched.rlt.override(rule=Everything() if arm == "dense" else settings.rule):
+                flops = count_flops(partial(patched, **given))
             works.append((Arm(arm, share, flops, {"model": name}), partial(network, **given)))
     arms = rounds.measure(works, settings.rounds or 3, settings.device)
     extra = {"largest_differences": differences, "left_out": left_out}
@@ -117,11 +116,28 @@ def _logits(output: Any, batch: int) -> Tensor:
     return logits
 
 
-def _count_flops(patched: Any, given: dict[str, Tensor], rule: Rule) -> int:
-    """Of the patched model, whose attention is counted on every device; torch counts that of others on some only."""
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    formula = {kernel: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)}
-    counter = FlopCounterMode(display=False, custom_mapping=formula)
-    with patched.rlt.override(rule=rule), counter, torch.no_grad():
-        patched(**given)
+@torch.no_grad()
+def count_flops(run: Callable[[], object]) -> int:
+    """FLOPs of a patched model, whose attention is counted everywhere; that of others torch counts on some devices."""
+    operators: Any = torch.ops
+    mapping: dict[Any, Any] = {
+        operators.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
+            query, key, value
+        )
+    }
+    if torch.cuda.is_available():
+        import_module("torch.nn.attention.varlen")  # defines the operator, which older torch does not count
+        mapping[operators.torch_attn._varlen_attn] = varlen_flops
+    counter = FlopCounterMode(display=False, custom_mapping=mapping)
+    with counter:
+        run()
     return int(counter.get_total_flops())
+
+
+def varlen_flops(q_THK: Tensor, _k: Tensor, _v: Tensor, cu_q: Tensor, cu_k: Tensor, *_: object, **__: object) -> int:
+    """FLOPs of torch's variable-length kernel: two matrix products for each clip."""
+    pairs = int((cu_q.diff().long() * cu_k.diff().long()).sum())
+    return 4 * pairs * q_THK.shape[1] * q_THK.shape[2]
+
+
+varlen_flops._get_raw = True  # type: ignore[attr-defined] # torch's counter gives it tensors, not shapes

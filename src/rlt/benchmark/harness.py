@@ -9,13 +9,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rlt.benchmark.frame_files import SUFFIX, read_clips
 from rlt.errors import InvalidArgumentError
-from rlt.measure import MeasureSettings, Timing, interleave, machine_info, peak_memory_bytes
+from rlt.measure import MeasureSettings, Timing, device_waits, interleave, machine_info, peak_memory_bytes
 from rlt.structures import PackedTokens, PatchSpec, pack
 from rlt.tokens import Rule, Threshold, tokenize_batch
 from rlt.video import read_spread
 
-OF_SUITES = {"compiled": ("forward", "train-step"), "workers": ("loader",), "batches": ("loader",)}
+OF_SUITES = {
+    "compiled": ("forward", "train-step"),
+    "transformers": ("forward", "train-step"),
+    "workers": ("loader",),
+    "batches": ("loader",),
+}
 """Settings that some suites alone read."""
 
 
@@ -26,13 +32,19 @@ class BenchmarkSettings(MeasureSettings):
     model: str = "vit_base"
     """Name of the model, see `rlt.list_models()`."""
     videos: tuple[Path, ...] = ()
-    """Videos that the clips come from, in turn; for the suite `loader` one manifest."""
+    """Videos that the clips come from, in turn, also `.npy` files of uint8 frames [T, H, W, 3] of the clips' size; for
+    the suite `loader` one manifest."""
     clips: int = 8
     """Clips that are processed together."""
     rounds: int | None = None
     """Counted runs of each arm; None takes the suite's own."""
     compiled: bool = False
-    """Whether the suites `forward` and `train-step` add arms that run through `torch.compile`."""
+    """Whether the suites `forward` and `train-step` add arms that run through `torch.compile`, and on CUDA `forward`
+    arms that are replayed as CUDA graphs."""
+    transformers: bool = False
+    """Whether the same suites add VideoMAE of transformers, every token, with its own attention."""
+    flash: str | None = None
+    """Which implementation of flash attention torch's kernels run, such as "FA3" or "FA4"; None is torch's own."""
     workers: tuple[int, ...] | None = None
     """For `loader`: numbers of processes that decode; None takes 0, 1, 2, 4, ... up to one for each core."""
     batches: int | None = None
@@ -62,6 +74,8 @@ class Arm:
     """Of its rounds; empty before they are run."""
     peak_memory_bytes: int | None = None
     """See `rlt.measure.peak_memory_bytes`; None for an arm that was not run."""
+    device_waits: int | None = None
+    """See `rlt.measure.device_waits`; None on the CPU and for an arm that was not run."""
 
     def to_json(self) -> dict[str, object]:
         """Times in seconds, spread as (fastest, slowest)."""
@@ -72,6 +86,7 @@ class Arm:
             "tokens_kept": self.tokens_kept,
             "flops": self.flops,
             "peak_memory_bytes": self.peak_memory_bytes,
+            "device_waits": self.device_waits,
             **self.details,
         }
 
@@ -130,10 +145,11 @@ class Rounds:
     def measure(self, works: Sequence[Work], rounds: int, device: str, *, gradients: bool = False) -> list[Arm]:
         """Time all arms in turn, without `gradients` in inference mode; names may repeat.
 
-        The first run of each is not counted and tells its peak of memory instead.
+        The first run of each is not counted and tells its peak of memory instead; on CUDA a second tells its waits.
         """
         total, done = len(works) * (rounds + 1), 0
         peaks: list[int] = []
+        waits: list[int | None] = []
 
         def on_round() -> None:
             nonlocal done
@@ -144,12 +160,13 @@ class Rounds:
             for arm, run in works:
                 self.tell(done, total, f"memory of {arm.name}")
                 peaks.append(peak_memory_bytes(run, device))
+                waits.append(device_waits(run, device))
                 done += 1
             numbered = {f"{number} {arm.name}": run for number, (arm, run) in enumerate(works)}
             timings = interleave(numbered, rounds=rounds, warmup=0, device=device, on_round=on_round)
         return [
-            replace(arm, timing=timing, peak_memory_bytes=peak)
-            for (arm, _), timing, peak in zip(works, timings.values(), peaks, strict=True)
+            replace(arm, timing=timing, peak_memory_bytes=peak, device_waits=waited)
+            for (arm, _), timing, peak, waited in zip(works, timings.values(), peaks, waits, strict=True)
         ]
 
 
@@ -159,13 +176,22 @@ def read_frames(settings: BenchmarkSettings) -> Tensor:
     for position, path in enumerate(settings.videos):
         share = len(range(position, settings.clips, len(settings.videos)))
         if share:
-            frames += [clip.frames for clip in read_spread(path, settings.clip, share)]
+            if path.suffix == SUFFIX:
+                frames += read_clips(path, settings.clip, share)
+            else:
+                frames += [clip.frames for clip in read_spread(path, settings.clip, share)]
     return torch.stack(frames)
 
 
 def packed_by(rule: Rule, frames: Tensor, settings: BenchmarkSettings, spec: PatchSpec = PatchSpec()) -> PackedTokens:
     """The tokens of all clips that a rule keeps, on the device of the settings."""
     return pack(tokenize_batch(frames, rule, spec)).to(settings.device)
+
+
+def normalised_pixels(frames: Tensor, spec: PatchSpec) -> Tensor:
+    """uint8 [B, T, H, W, 3] -> float32 [B, T, 3, H, W], as the processor of a model gives them."""
+    mean_311, std_311 = (torch.tensor(channel).view(3, 1, 1) for channel in (spec.mean, spec.std))
+    return (frames.permute(0, 1, 4, 2, 3) / 255 - mean_311) / std_311
 
 
 def run_each(network: Callable[[PackedTokens], Tensor], packs: Iterable[PackedTokens]) -> None:

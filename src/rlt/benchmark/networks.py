@@ -9,14 +9,16 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from rlt.adapters import tiny
 from rlt.benchmark.harness import (
     Arm,
     BenchmarkResult,
     BenchmarkSettings,
     Rounds,
     Work,
+    normalised_pixels,
     packed_by,
     read_frames,
     run_each,
@@ -37,7 +39,16 @@ FEWEST_FRAMES, USUAL_FRAMES = 16, 64
 def forward_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
     """Tokens -> logits with the weights in the precision of the settings; see `_variants` for the arms."""
     model = create_model(settings.model).to(settings.device, settings.dtype).eval()
-    works: list[Work] = [(arm, partial(run_each, forward, packs)) for arm, forward, packs in _variants(model, settings)]
+    variants = _variants(model, settings)
+    if settings.compiled and torch.device(settings.device).type == "cuda":
+        packed = {arm.name: (arm, packs[0]) for arm, _, packs in variants}
+        for arm, pack_ in (packed["dense_packed"], packed["rlt"]):
+            variants.append((replace(arm, name=f"{arm.name}_cuda_graph"), _captured(model, pack_), [pack_]))
+    if settings.transformers:
+        other, forward = _of_transformers(model, settings)
+        other.eval()
+        variants.append((Arm("transformers", flops=variants[0][0].flops), forward, variants[0][2]))
+    works: list[Work] = [(arm, partial(run_each, forward, packs)) for arm, forward, packs in variants]
     return _with_ratios("forward", settings, rounds.measure(works, settings.rounds or 5, settings.device))
 
 
@@ -48,14 +59,20 @@ def train_step_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkRe
     """
     model = create_model(settings.model).to(settings.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    variants = _variants(model, settings)
+    variants = [(*variant, optimizer) for variant in _variants(model, settings)]
     smallest = pack(variants[0][2][0].unpack()[0])
     train_step(model, [smallest], optimizer, settings)  # makes the optimizer's state, which all arms share
+    if settings.transformers:
+        other, forward = _of_transformers(model, settings, dtype=torch.float32)
+        own_optimizer = torch.optim.AdamW(other.train().parameters(), lr=1e-5)
+        variant = Arm("transformers", flops=variants[0][0].flops), forward, variants[0][2], own_optimizer
+        train_step(*variant[1:], settings)
+        variants.append(variant)
     works: list[Work] = []
-    for arm, forward, packs in variants:
+    for arm, forward, packs, its_optimizer in variants:
         # Each matrix product of the forward pass has two in the backward pass; the input needs no gradient.
         counted = replace(arm, flops=3 * (arm.flops or 0))
-        works.append((counted, partial(train_step, forward, packs, optimizer, settings)))
+        works.append((counted, partial(train_step, forward, packs, its_optimizer, settings)))
     arms = rounds.measure(works, settings.rounds or 3, settings.device, gradients=True)
     return _with_ratios("train-step", settings, arms)
 
@@ -123,6 +140,42 @@ def _variants(model: VisionTransformer, settings: BenchmarkSettings) -> list[tup
     return [*variants, (Arm("tome", flops=count_forward_flops(config, dense, merges)), merging, [dense])]
 
 
+def _of_transformers(
+    model: VisionTransformer, settings: BenchmarkSettings, *, dtype: torch.dtype | None = None
+) -> tuple[nn.Module, Forward]:
+    """VideoMAE of transformers, as large as `model`, and its logits for the clips that are measured, whole.
+
+    Pixels lie normalised on the device, in the precision of the weights; the pack that it is given is not looked at.
+    """
+    config, frames = model.config, read_frames(settings)
+    layers = config.width, config.depth, config.num_heads, config.mlp_width
+    size = tiny.Size(*layers, frames.shape[1], frames.shape[2], config.patch_size, config.tubelet_size)
+    other = tiny.build("videomae", size, num_labels=config.num_classes)
+    other.to(settings.device, dtype or settings.dtype)
+    pixels = normalised_pixels(frames, config.patches).to(settings.device, dtype or settings.dtype)
+    return other, lambda _packed: other(pixel_values=pixels).logits
+
+
+def _captured(model: VisionTransformer, packed: PackedTokens) -> Forward:
+    """The forward pass over this one pack as a CUDA graph: what is left where the host has nothing to start."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.inference_mode():
+        with torch.cuda.stream(side):
+            for _ in range(3):  # kernels are chosen and memory is taken before the capture
+                model(packed)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = model(packed)
+
+    def replay(_packed: PackedTokens) -> Tensor:
+        graph.replay()
+        return logits
+
+    return replay
+
+
 def train_step(
     forward: Forward, packs: list[PackedTokens], optimizer: torch.optim.Optimizer, settings: BenchmarkSettings
 ) -> None:
@@ -131,7 +184,8 @@ def train_step(
     Gradients go at the end: those of the step before would count as memory that was taken already.
     """
     for packed in packs:
-        with torch.autocast(settings.device, settings.dtype, enabled=settings.dtype != torch.float32):
+        kind = torch.device(settings.device).type
+        with torch.autocast(kind, settings.dtype, enabled=settings.dtype != torch.float32):
             logits = forward(packed)
             loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
         loss.backward()
@@ -151,6 +205,7 @@ def _with_ratios(suite: str, settings: BenchmarkSettings, arms: list[Arm]) -> Be
     ordered.append(Arm("ideal", rlt.tokens_kept, rlt.flops, timing=ideal))
     time_ratio = rlt.timing.over(dense.timing)
     ratios = {"flop_ratio": flop_ratio, "time_ratio": time_ratio, "time_ratio_over_flop_ratio": time_ratio / flop_ratio}
-    others = [arm for arm in arms if arm.name in ("tome", "padded", "rlt_compiled")]
+    compared = ("tome", "padded", "rlt_compiled", "rlt_cuda_graph", "transformers")
+    others = [arm for arm in arms if arm.name in compared]
     extra = ratios | {f"{arm.name}_over_rlt": arm.timing.over(rlt.timing) for arm in others}
     return BenchmarkResult(suite, settings, ordered, "dense", extra)

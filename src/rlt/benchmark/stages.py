@@ -1,4 +1,4 @@
-"""Suites of single stages: tokenize, embed, attention.
+"""Suites of single stages: tokenize, feed, embed, attention.
 
 Shape legend: T tokens of all clips, H heads, K width of a head.
 """
@@ -69,6 +69,37 @@ def tokenize_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResu
     arms = rounds.measure(works, settings.rounds or 15, settings.device)
     extra = {"mask_entries_that_differ": differing, "rlt_over_copy": arms[1].timing.over(arms[2].timing)}
     return BenchmarkResult("tokenize", settings, arms, "reference", extra)
+
+
+def feed_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
+    """Frames in pinned host memory -> packed tokens on the device, copies included: where to choose tokens.
+
+    "host" chooses on the CPU and copies kept patches, "device" copies all frames and chooses there, "on_device" finds
+    the frames there already, as where a GPU decodes. "copy" only copies all frames.
+    """
+    frames = read_frames(settings)
+    cuda = torch.device(settings.device).type == "cuda"
+    frames = frames.pin_memory() if cuda else frames
+    there = frames.to(settings.device)
+
+    def host() -> PackedTokens:
+        packed = pack(tokenize_batch(frames, settings.rule, SPEC))
+        return (packed.changed(Tensor.pin_memory) if cuda else packed).to(settings.device, non_blocking=True)
+
+    def device() -> PackedTokens:
+        return pack(tokenize_batch(frames.to(settings.device, non_blocking=True), settings.rule, SPEC))
+
+    kept, other = host(), device()
+    names = ("patches", "coords", "lengths")
+    differing = sum(int((getattr(kept, name) != getattr(other, name)).sum()) for name in names)
+    works: list[Work] = [
+        (Arm("host", kept.share_kept), host),
+        (Arm("device", kept.share_kept), device),
+        (Arm("on_device", kept.share_kept), lambda: pack(tokenize_batch(there, settings.rule, SPEC))),
+        (Arm("copy"), lambda: frames.to(settings.device, non_blocking=True, copy=True)),
+    ]
+    arms = rounds.measure(works, settings.rounds or 15, settings.device)
+    return BenchmarkResult("feed", settings, arms, "host", {"values_that_differ": differing})
 
 
 def embed_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:

@@ -232,8 +232,8 @@ def benchmark(
     suite: Annotated[
         str,
         typer.Argument(
-            help="What to measure: tokenize, embed, attention, forward, train-step, decode, end-to-end, frames, "
-            "adapters or loader."
+            help="What to measure: tokenize, feed, embed, attention, forward, train-step, decode, end-to-end, frames, "
+            "adapters, towers or loader."
         ),
     ],
     videos: Annotated[
@@ -257,6 +257,17 @@ def benchmark(
     dtype: Dtype = Precision.float32,
     rounds: Annotated[int | None, typer.Option(help="Counted runs of each arm; each suite has its own number.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Also run forward and train-step compiled.")] = False,
+    transformers: Annotated[
+        bool, typer.Option("--transformers", help="Also run forward and train-step by VideoMAE of transformers.")
+    ] = False,
+    flash: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Implementation of flash attention that torch runs, such as FA3; torch's own if not given.",
+            show_default=False,
+        ),
+    ] = None,
     workers: Annotated[
         str | None,
         typer.Option(
@@ -294,6 +305,8 @@ def benchmark(
         device=device,
         dtype=getattr(torch, dtype.value),
         compiled=compiled,
+        transformers=transformers,
+        flash=flash,
         workers=None if workers is None else _parse_numbers(workers),
         batches=batches,
     )

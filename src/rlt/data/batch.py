@@ -15,7 +15,7 @@ from rlt.data.augment import AugmentConfig, mix_batch, soft_targets
 from rlt.data.dataset import EvaluationSample, TrainingSample
 from rlt.data.sampler import derive_seed
 from rlt.errors import InvalidArgumentError
-from rlt.structures import PackedTokens, PatchSpec, Segments, pack
+from rlt.structures import PackedTokens, PatchSpec, pack
 from rlt.tokens import Rule, tokenize_batch
 
 
@@ -36,7 +36,9 @@ def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The same value with each of its tensors changed."""
     if isinstance(value, Tensor):
         return change(value)
-    if isinstance(value, _OnDevice | PackedTokens | Segments):
+    if isinstance(value, PackedTokens):
+        return value.changed(change)
+    if isinstance(value, _OnDevice):
         return replace(value, **{part.name: _changed(getattr(value, part.name), change) for part in fields(value)})
     return value
 

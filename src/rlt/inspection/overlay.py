@@ -6,13 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-
-import av
-from av.container import OutputContainer
-from av.video.stream import VideoStream
+from typing import TYPE_CHECKING
 
 from rlt.errors import MissingDependencyError
 from rlt.inspection.views import ClipView
+from rlt.video.libav import av
+
+if TYPE_CHECKING:
+    from av.container import OutputContainer
+    from av.video.stream import VideoStream
 
 _ENCODER = "libx264"
 # A third of the default distance of key frames, so that people can jump about in a clip of seconds.
@@ -59,6 +61,6 @@ def _add_stream(container: OutputContainer, rate: Fraction) -> VideoStream:
         raise MissingDependencyError(
             f"the installed PyAV has no {_ENCODER}, which the overlay needs; install its wheel with: pip install av"
         ) from None
-    assert isinstance(stream, VideoStream)  # add_stream knows the kind only when it runs
+    assert isinstance(stream, av.video.stream.VideoStream)  # add_stream knows the kind only when it runs
     stream.pix_fmt = "yuv420p"
     return stream

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
+from inspect import signature
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 from weakref import WeakKeyDictionary
@@ -141,8 +142,16 @@ def _runs_flash(device: torch.device) -> bool:
     return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+def _takes_scale() -> bool:
+    """Whether torch's variable-length kernel can be given another scale, which that of torch 2.10 cannot."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "scale" in signature(varlen_attn).parameters
+
+
 # Asked once where a graph is traced. `torch.compiler.assume_constant_result` does this, and imports torch's compiler.
 _runs_flash._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_takes_scale._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
@@ -192,7 +201,12 @@ def varlen(
         q_THK, k_SHK, wide_SHK, scale = with_bias_channels(q_THK, k_SHK, v_SHK, key_bias_S)
         return varlen(q_THK, k_SHK, wide_SHK, queries, keys, scale=scale)[..., : v_SHK.shape[-1]]
     bounds = queries.cu_seqlens, keys.cu_seqlens, queries.bound, keys.bound
-    output = varlen_attn(q_THK, k_SHK, v_SHK, *bounds, scale=scale)
+    scaled: dict[str, Any] = {}
+    if scale is not None and _takes_scale():
+        scaled["scale"] = scale
+    elif scale is not None:  # the kernel scales by its own, so that the rest is the queries'
+        q_THK = q_THK * (scale * q_THK.shape[-1] ** 0.5)
+    output = varlen_attn(q_THK, k_SHK, v_SHK, *bounds, **scaled)
     assert isinstance(output, Tensor)  # a tuple comes back only where auxiliary outputs are asked for
     return output
 

@@ -6,13 +6,13 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import av
 import torch
 from torch import Tensor
 
 from rlt.errors import VideoError
 from rlt.video._limits import Limits
 from rlt.video.geometry import CropBox, Size, View, check_size, cover, crop_offsets
+from rlt.video.libav import av
 
 # Bilinear is what VideoMAE and RLT were evaluated with; swscale widens its kernels when it shrinks, so it is
 # antialiased. The other flags keep full chroma resolution and exact rounding, the same on every CPU.

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-
-from av.container import InputContainer
-from av.stream import Disposition
-from av.video.stream import VideoStream
+from typing import TYPE_CHECKING
 
 from rlt.errors import VideoError
+from rlt.video.libav import av
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 _DURATION = re.compile(r"(\d{1,6}):(\d{1,2}):(\d{1,2}(?:\.\d{1,9})?)")  # Matroska, per stream: 00:00:05.000000000
 
 
 def best_stream(container: InputContainer, name: str) -> VideoStream:
     """libav's choice among the video streams (default, then largest), without cover art."""
-    cover = Disposition.attached_pic
-    pictures = [stream for stream in container.streams.video if cover in Disposition(stream.disposition)]
+    disposition = av.stream.Disposition
+    cover = disposition.attached_pic
+    pictures = [stream for stream in container.streams.video if cover in disposition(stream.disposition)]
     moving = [stream for stream in container.streams.video if stream not in pictures]
     best = container.streams.best("video")
     stream = best if best in moving else next(iter(moving), None)
-    if stream is None or not isinstance(stream, VideoStream):
+    if stream is None or not isinstance(stream, av.video.stream.VideoStream):
         held = sorted({stream.type for stream in container.streams})
         kinds = "only cover art and audio" if pictures else f"only {' and '.join(held)}" if held else "nothing"
         raise VideoError(f"{name}: no video stream, the file holds {kinds}; give a file with a picture track")

@@ -7,20 +7,23 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
 from heapq import heappop, heappush
 from itertools import chain, tee
 from math import ceil
-
-import av
-from av.container import InputContainer
-from av.video.stream import VideoStream
+from typing import TYPE_CHECKING
 
 from rlt.errors import VideoError
 from rlt.video._headers import best_stream, declared_seconds, frame_rate
 from rlt.video._limits import Limits, remedy
 from rlt.video._skipping import SKIPPABLE, Judged, References, Unwanted, judge, ticks_of
 from rlt.video._sources import Source, is_playlist, library_input, missing_bytes, source_name
+from rlt.video.libav import av
 from rlt.video.sampling import Timed, nearest_in_time
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 # Without these a decoder conceals damage in silence. They gave no false alarm on 500 good files of five codecs, and
 # found all but a few of the damaged H.264 and MPEG-4 packets. What they cannot see is damage that still decodes: VP9
@@ -44,7 +47,6 @@ _OPEN_OTHERS = {
     *("rtp", "rtsp", "sap", "sdp"),
     *("avisynth", "lavfi", "vapoursynth"),
 }
-_OPENING = {"protocol_whitelist": "file", "format_whitelist": ",".join(sorted(av.formats_available - _OPEN_OTHERS))}
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class VideoFile:
                 library_input(self.source),
                 mode="r",
                 metadata_errors="ignore",
-                options=dict(_OPENING),
+                options=_opening(),
                 timeout=self.limits.seconds,
             )
         except (av.FFmpegError, OSError, ValueError) as error:
@@ -390,3 +392,10 @@ def _in_time_order(frames: Iterator[TimedFrame]) -> Iterator[TimedFrame]:
             yield replace(waiting.popleft(), ticks=heappop(times))
     while waiting:
         yield replace(waiting.popleft(), ticks=heappop(times))
+
+
+@cache
+def _opening() -> dict[str, str]:
+    """Options that a file is opened with."""
+    formats = sorted(av.formats_available - _OPEN_OTHERS)
+    return {"protocol_whitelist": "file", "format_whitelist": ",".join(formats)}

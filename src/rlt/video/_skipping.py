@@ -6,10 +6,11 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import av
-from av.video.stream import VideoStream
+if TYPE_CHECKING:
+    import av
+    from av.video.stream import VideoStream
 
 SKIPPABLE = frozenset({"h264", "hevc"})
 """Codecs whose packets say whether other frames refer to theirs."""

@@ -9,11 +9,10 @@ from importlib import import_module
 from itertools import islice
 from typing import Any
 
-import av
-
 from rlt.errors import MissingDependencyError, VideoError
 from rlt.video._pyav import TimedFrame, VideoFile
 from rlt.video._sources import library_input
+from rlt.video.libav import av
 from rlt.video.sampling import nearest_in_time
 
 try:

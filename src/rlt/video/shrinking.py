@@ -5,13 +5,11 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
-import av
-from av.video.stream import VideoStream
-
 from rlt.checks import at_least
 from rlt.files import replacing
 from rlt.video._sources import Source
 from rlt.video.clips import iter_clips, probe
+from rlt.video.libav import av
 
 _FRAMES_AT_ONCE = 32
 _TICK = Fraction(1, 1000)
@@ -44,7 +42,7 @@ def shrink_video(source: Source, target: str | Path, *, short_side: int) -> tupl
     width, height = (max(round(side * scale / 2), 1) * 2 for side in (info.width, info.height))
     with replacing(target) as temporary, av.open(str(temporary), "w", format="matroska") as container:
         stream = container.add_stream("rawvideo", rate=Fraction(info.fps).limit_denominator(60_000))
-        assert isinstance(stream, VideoStream)  # add_stream knows the kind only when it runs
+        assert isinstance(stream, av.video.stream.VideoStream)  # add_stream knows the kind only when it runs
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.time_base = stream.codec_context.time_base = _TICK
         last = -1
