@@ -286,6 +286,9 @@ PATCH = {
     "run_lengths": (patch, 'run_lengths="aware"'),
     "expand": (patch, 'expand="fill"'),
     "frames_per_clip": (patch, "frames_per_clip=2"),
+    "refresh_every": (patch, "refresh_every=2"),
+    "refresh_share": (patch, "refresh_share=0.5"),
+    "refresh_around": (patch, "refresh_around=1"),
     "pixel_mean": (patch, "pixel_mean=[0.1, 0.2, 0.3]"),
     "pixel_std": (patch, "pixel_std=[0.5, 0.5, 0.5]"),
 }

@@ -6,10 +6,12 @@ from typing import TypeVar
 
 from torch import nn
 
+from rlt.adapters.encoders import ImageEncoderAdapter
 from rlt.adapters.options import MOVED, Expand, LastForward, PatchOptions
 from rlt.adapters.packed import Call, PackedPatch
 from rlt.adapters.patching import Hook, Override, Patch
 from rlt.adapters.qwen import QwenVLAdapter
+from rlt.adapters.streams import Stream
 from rlt.adapters.timm_vit import TimmViTAdapter
 from rlt.adapters.videomae import VideoMAEAdapter
 from rlt.adapters.vivit import ViViTAdapter
@@ -29,6 +31,7 @@ __all__ = [
     "PackedPatch",
     "Patch",
     "PatchOptions",
+    "Stream",
     "patch",
     "register_adapter",
     "supported_models",
@@ -37,7 +40,14 @@ __all__ = [
 
 Adapter = Patch
 """What `model.rlt` is."""
-ADAPTERS: list[type[Patch]] = [VideoMAEAdapter, VJEPA2Adapter, ViViTAdapter, QwenVLAdapter, TimmViTAdapter]
+ADAPTERS: list[type[Patch]] = [
+    VideoMAEAdapter,
+    VJEPA2Adapter,
+    ViViTAdapter,
+    QwenVLAdapter,
+    ImageEncoderAdapter,
+    TimmViTAdapter,
+]
 """What `patch` knows; `register_adapter` adds to it."""
 AnyPatch = TypeVar("AnyPatch", bound=Patch)
 
@@ -85,6 +95,9 @@ def patch(
     run_lengths: str | None = None,
     expand: Expand | None = None,
     frames_per_clip: int | None = None,
+    refresh_every: int | None = None,
+    refresh_share: float | None = None,
+    refresh_around: int | None = None,
     pixel_mean: RGB | None = None,
     pixel_std: RGB | None = None,
 ) -> nn.Module:
@@ -107,7 +120,10 @@ def patch(
         run_lengths: "aware" lets a kept token count as often as it stood, "ignored" once (paper); see `PatchOptions`,
             as for what follows.
         expand: whether outputs per token go back on the full grid.
-        frames_per_clip: for image models.
+        frames_per_clip: for image models, as are the next three: how many frames of a call are one clip.
+        refresh_every: keep every so many frames whole.
+        refresh_share: keep a frame whole if the rule keeps more than this share of it.
+        refresh_around: keep also patches up to so many places beside one that the rule keeps.
         pixel_mean: where the processor beside the checkpoint is not the one that `pixel_values` come from.
         pixel_std: as above.
 
@@ -128,7 +144,8 @@ def patch(
         exposure=exposure,
         motion=motion,
     )
-    options = PatchOptions(chosen, expand, frames_per_clip, pixel_mean, pixel_std, run_lengths)
+    refresh = refresh_every, refresh_share, refresh_around
+    options = PatchOptions(chosen, expand, frames_per_clip, pixel_mean, pixel_std, run_lengths, *refresh)
     adapter = kind(model, options)  # which may refuse, and leaves a patch from before as it was
     unpatch(model)
     adapter.attach()

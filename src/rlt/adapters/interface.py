@@ -41,6 +41,11 @@ class InterfacePatch(PackedPatch):
         """The bare model, which may be the patched one itself."""
         return self.model.base_model
 
+    @property
+    def attention_config(self) -> Any:
+        """The configuration by which the layers choose their attention."""
+        return self.model.config
+
     @abc.abstractmethod
     def embed(self, pixel_values: Tensor) -> Tensor:
         """Pixels [B, frames, C, H, W] -> all tokens with their positions, [1, T, D]."""
@@ -88,19 +93,19 @@ class InterfacePatch(PackedPatch):
     def attach(self) -> None:
         register_attention()
         super().attach()
-        self._attention_before = self.model.config._attn_implementation
-        self.model.config._attn_implementation = ATTENTION
+        self._attention_before = self.attention_config._attn_implementation
+        self.attention_config._attn_implementation = ATTENTION
 
     @override
     def detach(self) -> None:
         super().detach()
-        if self.model.config._attn_implementation == ATTENTION:  # otherwise the user has chosen another one since
-            self.model.config._attn_implementation = self._attention_before
+        if self.attention_config._attn_implementation == ATTENTION:  # otherwise the user has chosen another one since
+            self.attention_config._attn_implementation = self._attention_before
 
     @override
     def check_attachable(self) -> None:
         super().check_attachable()
-        if self.model.config._attn_implementation == ATTENTION:
+        if self.attention_config._attn_implementation == ATTENTION:
             raise InvalidArgumentError(
                 "the model shares its configuration with a patched model; unpatch that one, or build this one from a "
                 "copy.deepcopy of the configuration and call set_attn_implementation('sdpa')"
@@ -112,12 +117,19 @@ class InterfacePatch(PackedPatch):
 
     @override
     def begin(self, pixel_values: Tensor) -> Tensor:
-        if self.model.config._attn_implementation != ATTENTION:
+        chosen = self.attention_config._attn_implementation
+        if chosen != ATTENTION:
             raise InvalidArgumentError(
-                f"attention of the patched model was set to {self.model.config._attn_implementation!r}; call rlt.patch "
-                "again, or rlt.unpatch to use that one"
+                f"attention of the patched model was set to {chosen!r}; call rlt.patch again, or rlt.unpatch to use "
+                "that one"
             )
         return super().begin(pixel_values)
+
+    def mix(self, q_THK: Tensor, k_THK: Tensor, v_THK: Tensor) -> Tensor:
+        """Attention of one layer over the tokens of the call, [T, H, K]."""
+        call = self.call
+        call.packed_calls += 1
+        return self.attention(q_THK, k_THK, v_THK, call.segments, key_bias_T=call.key_bias)
 
     def leave(self, _module: nn.Module, _inputs: object, output: Any) -> Any:
         """Behind the layers: tokens [1, T, D] -> clips, [B, E + L, D] filled, or what a head reads."""
@@ -155,8 +167,10 @@ class InterfacePatch(PackedPatch):
         call = self.call
         packed = (1, call.segments.num_tokens)
         return tuple(
-            call.fill(state[0]) if isinstance(state, Tensor) and tuple(state.shape[:2]) == packed else state
-            for state in states
+            call.fill(state[0], f"state {number}")
+            if isinstance(state, Tensor) and tuple(state.shape[:2]) == packed
+            else state
+            for number, state in enumerate(states)
         )
 
 
@@ -185,11 +199,9 @@ def rlt_packed(
             f"attention with mask={attention_mask is not None}, dropout={dropout}, scaling={scaling} cannot be packed; "
             "set attention_probs_dropout_prob=0 in the model's configuration, or unpatch it"
         )
-    call = adapter.call
-    call.packed_calls += 1
     # Turned by fractional positions, queries and keys of half precision come as float32.
     q_THK, k_THK, v_THK = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
-    return adapter.attention(q_THK, k_THK, v_THK, call.segments, key_bias_T=call.key_bias)[None], None
+    return adapter.mix(q_THK, k_THK, v_THK)[None], None
 
 
 def register_attention() -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from rlt.checks import Renamed, at_least, one_of
+from rlt.checks import Renamed, at_least, one_of, share
 from rlt.errors import InvalidArgumentError
 from rlt.network.run_lengths import IGNORED, NOWHERE, RunLengthParts
 from rlt.structures import RGB, token_at_place
@@ -17,6 +17,8 @@ from rlt.tokens.rules import PLAIN, change_rule
 from rlt.tokens.tokenize import POLICY
 
 Expand = Literal["fill"]
+FOR_IMAGES = ("frames_per_clip", "refresh_every", "refresh_share", "refresh_around")
+"""Options that image models alone have."""
 DEFAULT_RUN_LENGTHS = IGNORED
 """What `run_lengths` is where none is given and the model can count them."""
 MOVED = {"policy": POLICY, "seed": "give rule=rlt.Random(seed=...)"}
@@ -44,12 +46,22 @@ class PatchOptions:
     for nowhere (paper), or parts joined by "+", such as "pooling+attention"; see `rlt.network.run_lengths`. None, which
     no patched model has, is `DEFAULT_RUN_LENGTHS`, and "ignored" for models that cannot count them."""
 
+    refresh_every: int | None = None
+    """Image models only: every so many frames of a clip, or a stream, keep the whole frame."""
+    refresh_share: float | None = None
+    """Image models only: keep a frame whole if the rule keeps more than this share of it, above 0 and below 1."""
+    refresh_around: int | None = None
+    """Image models only: keep also patches up to so many rows and columns beside one that the rule keeps."""
+
     def __post_init__(self) -> None:
         if self.expand not in (None, "fill"):
             raise InvalidArgumentError(f"expand is {self.expand!r}; allowed are None and 'fill'")
         if self.expand == "fill":
             self.check_runs("expand is 'fill'")
         at_least(1, frames_per_clip=self.frames_per_clip)
+        at_least(1, refresh_every=self.refresh_every)
+        at_least(1, refresh_around=self.refresh_around)
+        share(refresh_share=self.refresh_share)
         if self.run_lengths is not None:
             RunLengthParts.of(self.run_lengths)
 

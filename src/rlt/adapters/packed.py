@@ -79,6 +79,8 @@ class Call:
         if exporting:  # a graph knows no lengths, and its attention asks for offsets alone
             offsets = F.pad((counts_S + extra).cumsum(0), (1, 0)).to(torch.int32)
             segments = Segments(offsets, bound=mask[0].numel() + extra)
+        elif not num_kept:  # nothing changed since the call that this one goes on from
+            segments = Segments(torch.zeros(1, dtype=torch.int32, device=mask.device), bound=0, host=())
         else:
             segments = Segments.from_lengths([count + extra for count in num_kept], device=mask.device)
         coords = mask.nonzero()
@@ -110,17 +112,11 @@ class Call:
         behind_N = self.extra * (1 + number_S.repeat_interleave(self.counts, output_size=len(self.coords)))
         row_N = behind_N + torch.arange(len(behind_N), device=behind_N.device)
         first_S1 = (self.counts.cumsum(0) - self.counts + self.extra * number_S)[:, None]
-        return torch.cat([first_S1 + extra_E, row_N[self.kept.row_at_place()].view(len(number_S), -1)], dim=1)
+        return torch.cat([first_S1 + extra_E, self.stand(row_N).view(len(number_S), -1)], dim=1)
 
-    @cached_property
-    def keys(self) -> Tensor:
-        """int64 [keys]: the rows that segments with tokens see one after the other, where each sees its whole grid."""
-        return self.rows[self.counts + self.extra > 0].flatten()
-
-    @cached_property
-    def seen(self) -> Segments:
-        """E + L keys of each segment."""
-        return Segments.from_lengths([self.rows.shape[1]] * len(self.segments), device=self.rows.device)
+    def stand(self, row_N: Tensor) -> Tensor:
+        """The row of each kept token -> that of the token which stands for each place, int64 [B, T' * H' * W']."""
+        return row_N[self.kept.row_at_place()]
 
     @property
     def lengths(self) -> Tensor:
@@ -159,8 +155,12 @@ class Call:
         """Put the same extra tokens in front of each segment's kept ones -> [T, D]; the same for numbers, [T]."""
         return torch.cat([part for x_nD in x_ND.split(self.num_kept) for part in (extra_ED, x_nD)])
 
-    def fill(self, x_TD: Tensor) -> Tensor:
-        """Outputs of all tokens -> [S, E + L, D]: each place has the token that stands for it."""
+    def fill(self, x_TD: Tensor, name: str = "output") -> Tensor:
+        """Outputs of all tokens -> [S, E + L, D]: each place has the token that stands for it.
+
+        `name` is that of the output, for calls that go on where another one ended.
+        """
+        del name
         return x_TD[self.rows]
 
 
@@ -175,6 +175,8 @@ class PackedPatch(Patch):
     """Whether the model takes clips of any length that is a multiple of its tubelets."""
     by_frame: ClassVar[bool] = False
     """Whether the segments of the packed sequence are frames, not clips."""
+    call_kind: ClassVar[type[Call]] = Call
+    """What keeps the state of a call."""
     extra_tokens: int = 0
     """Tokens that each clip (of an image model each frame) has in front of those of patches, such as a CLS token."""
 
@@ -229,7 +231,7 @@ class PackedPatch(Patch):
         )
         pixel_values = pixel_values[:, :frames, :, :height, :width]  # the convolution leaves out the rest, too
         mask, parts = self.choose(pixel_values), self.options.parts
-        self._call = call = Call.of(mask, self.extra_tokens, by_frame=self.by_frame, parts=parts)
+        self._call = call = self.call_kind.of(mask, self.extra_tokens, by_frame=self.by_frame, parts=parts)
         self.last = call.kept
         places = pixel_values.unflatten(4, (-1, patch_size)).unflatten(3, (-1, patch_size))
         places = places.unflatten(1, (-1, tubelet_size)).permute(0, 1, 4, 6, 3, 2, 5, 7)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from rlt.adapters.options import DEFAULT_RUN_LENGTHS, LastForward, PatchOptions
+from rlt.adapters.options import DEFAULT_RUN_LENGTHS, FOR_IMAGES, LastForward, PatchOptions
 from rlt.adapters.statistics import Statistics, checkpoint_statistics
 from rlt.errors import InvalidArgumentError
 from rlt.network.run_lengths import AWARE, IGNORED, NOWHERE, RunLengthParts
@@ -122,10 +122,9 @@ class Patch(abc.ABC):
             InvalidArgumentError: for what it cannot do.
         """
         name = type(self.model).__name__
-        if options.frames_per_clip is not None and not self.takes_images:
-            raise InvalidArgumentError(
-                f"frames_per_clip is {options.frames_per_clip}; {name} takes clips, leave it out"
-            )
+        for option in FOR_IMAGES if not self.takes_images else ():
+            if getattr(options, option) is not None:
+                raise InvalidArgumentError(f"{option} is {getattr(options, option)}; {name} takes clips, leave it out")
         counted = self.counted
         text = options.run_lengths or (DEFAULT_RUN_LENGTHS if any(counted) else IGNORED)
         asked = RunLengthParts.of(text).names if text != AWARE else counted.names or (AWARE,)

@@ -14,45 +14,24 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from rlt.adapters.frames import FramePatch
 from rlt.adapters.options import PatchOptions
-from rlt.adapters.packed import PackedPatch, embed_patches
+from rlt.adapters.packed import embed_patches
 from rlt.adapters.patching import Hook, Override
 from rlt.adapters.statistics import Statistics
 from rlt.errors import InvalidArgumentError
-from rlt.network.attention import packed_cross_attention
 
 
-class TimmViTAdapter(PackedPatch):
-    """Patches that repeat those of the frame before go through no layer; what they were stands for them.
-
-    A call takes a batch of images as before, [frames, 3, H, W], for consecutive frames of one clip, or of several with
-    `frames_per_clip`. A frame runs its prefix tokens and the patches that changed. In attention it sees a whole
-    picture: for a place that did not change, the keys and values of the frame in which it last did. So a frame that
-    repeats the one before gives the same outputs, a clip that stands still gives those of the unpatched model, and a
-    dropped patch costs no linear layer; attention costs changed patches times all places. What is approximate: the
-    patch that stands was computed beside the rest of its own, earlier picture.
-
-    Features and pooling see the full grid [frames, P + L, D] whatever `expand` is.
-    """
+class TimmViTAdapter(FramePatch):
+    """Frames of plain vision transformers: see `FramePatch`."""
 
     model_classes: ClassVar[tuple[str, ...]] = ("VisionTransformer",)
     library: ClassVar[str] = "timm"
-    any_number_of_frames = True
-    takes_images: ClassVar[bool] = True
-    by_frame: ClassVar[bool] = True
-    counts_once: ClassVar[str] = "a frame sees a whole picture, in which every token stands once"
-    attention = staticmethod(packed_cross_attention)
-    """What runs within; another function of the same signature to compare with."""
 
     def __init__(self, model: nn.Module, options: PatchOptions) -> None:
         super().__init__(model, options)
         _check_supported(self.model)
         self.extra_tokens = self.model.num_prefix_tokens
-
-    @override
-    def settle(self, options: PatchOptions) -> PatchOptions:
-        options.check_runs("frames see a whole picture")
-        return super().settle(options)
 
     @override
     def default_statistics(self) -> Statistics:
@@ -98,13 +77,7 @@ class TimmViTAdapter(PackedPatch):
                 "the model drops attention weights in training, which packed attention cannot; create it with "
                 "attn_drop_rate=0, or call model.eval()"
             )
-        per_clip = self.options.frames_per_clip or max(len(images), 1)
-        if images.ndim != 4 or len(images) == 0 or len(images) % per_clip:
-            raise InvalidArgumentError(
-                f"the images have shape {list(images.shape)}; [frames, channels, height, width] is needed, with a "
-                f"multiple of frames_per_clip={self.options.frames_per_clip} frames"
-            )
-        patches_NP = self.begin(images.unflatten(0, (-1, per_clip)))
+        patches_NP = self.begin(self.clips_of(images))
         embedding = self.model.patch_embed
         return embedding.norm(embed_patches(patches_NP, embedding.proj))[None]
 
@@ -129,14 +102,8 @@ class TimmViTAdapter(PackedPatch):
             raise InvalidArgumentError(
                 "attn_mask or is_causal is set; frames of a patched model are packed, leave it out"
             )
-        call = self.call
-        call.packed_calls += 1
         q_THK, k_THK, v_THK = module.qkv(x_1TD[0]).unflatten(1, (3, module.num_heads, -1)).unbind(1)
-        q_THK, k_THK = module.q_norm(q_THK), module.k_norm(k_THK)
-        if len(call.keys) != len(q_THK):  # otherwise nothing was dropped
-            k_THK, v_THK = k_THK[call.keys], v_THK[call.keys]
-        # Under autocast the norms of queries and keys give float32, beside values in half precision.
-        x_TD = self.attention(q_THK.to(v_THK), k_THK.to(v_THK), v_THK, call.segments, call.seen).flatten(1)
+        x_TD = self.mix(module.q_norm(q_THK), module.k_norm(k_THK), v_THK).flatten(1)
         for name in ("norm", "gate"):  # older versions have neither
             part = getattr(module, name, None)
             if part is not None:
@@ -158,7 +125,9 @@ class TimmViTAdapter(PackedPatch):
     def leave(self, _module: nn.Module, _inputs: object, x_1TD: Tensor) -> Tensor:
         """Behind the last norm: [1, T, D] -> frames [F, P + L, D] with every place filled."""
         self.check_packed()  # `finish` does not see calls of `forward_features` alone
-        return self.call.fill(self.remember(x_1TD)[0])
+        filled = self.call.fill(self.remember(x_1TD)[0])
+        self.commit()
+        return filled
 
     def refuse_intermediates(self, *_: object, **__: object) -> None:
         """Not offered: always an InvalidArgumentError."""

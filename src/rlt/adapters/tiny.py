@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlt.adapters.encoders import TOWERS, encoder_inputs
 from rlt.adapters.interface import import_transformers
 from rlt.checks import one_of
 from rlt.errors import MissingDependencyError
@@ -72,6 +73,8 @@ def inputs(model: Any, pixels: Tensor) -> dict[str, Tensor]:
     name = getattr(model, "main_input_name", None)
     if name is None:  # an image model of timm, for which frames are a batch
         return {"x": pixels.flatten(0, 1)}
+    if type(model).__name__ in TOWERS:
+        return encoder_inputs(model, pixels.flatten(0, 1))
     return question(model, pixels) if name == "input_ids" else {name: pixels}
 
 
@@ -176,6 +179,25 @@ def _qwen3(size: Size) -> dict[str, Any]:
     return _qwen(size, {"out_hidden_size": size.width, **layers}, share_of_sides=1 / 3)
 
 
+def _image(size: Size) -> dict[str, Any]:
+    picture = {"image_size": size.image_size, "patch_size": size.patch_size or 16}
+    return {**_layers(size), "intermediate_size": size.mlp_width, **picture}
+
+
+def _siglip2(size: Size) -> dict[str, Any]:
+    fields = _image(size)
+    return {**fields, "num_patches": (fields.pop("image_size") // fields["patch_size"]) ** 2}
+
+
+def _dinov2(size: Size) -> dict[str, Any]:
+    return {**_image(size), "mlp_ratio": size.mlp_width // size.width}
+
+
+def _internvl(size: Size) -> dict[str, Any]:
+    fields = _image(size)
+    return {**fields, **{name: [fields[name]] * 2 for name in ("image_size", "patch_size")}}
+
+
 FAMILIES: dict[str, tuple[str, str, Callable[[Size], dict[str, Any]]]] = {
     "videomae": ("VideoMAEConfig", "VideoMAEForVideoClassification", _videomae),
     "vivit": ("VivitConfig", "VivitForVideoClassification", _vivit),
@@ -183,5 +205,15 @@ FAMILIES: dict[str, tuple[str, str, Callable[[Size], dict[str, Any]]]] = {
     "qwen2": ("Qwen2VLConfig", "Qwen2VLForConditionalGeneration", _qwen2),
     "qwen2.5": ("Qwen2_5_VLConfig", "Qwen2_5_VLForConditionalGeneration", _qwen25),
     "qwen3": ("Qwen3VLConfig", "Qwen3VLForConditionalGeneration", _qwen3),
+    "siglip": ("SiglipVisionConfig", "SiglipVisionModel", _image),
+    "siglip2": ("Siglip2VisionConfig", "Siglip2VisionModel", _siglip2),
+    "clip": ("CLIPVisionConfig", "CLIPVisionModel", _image),
+    "dinov2": ("Dinov2Config", "Dinov2Model", _dinov2),
+    "dinov2 registers": ("Dinov2WithRegistersConfig", "Dinov2WithRegistersModel", _dinov2),
+    "dinov3": ("DINOv3ViTConfig", "DINOv3ViTModel", _image),
+    "internvl": ("InternVLVisionConfig", "InternVLVisionModel", _internvl),
+    "smolvlm": ("SmolVLMVisionConfig", "SmolVLMVisionTransformer", _image),
 }
+ENCODERS = ("siglip", "siglip2", "clip", "dinov2", "dinov2 registers", "dinov3", "internvl", "smolvlm")
+"""Families of image encoders, which take frames as a batch; so does "timm"."""
 """Of transformers: configuration, the class that is built where no other is asked for, and fields of the first."""
