@@ -123,6 +123,11 @@ class ImageEncoderAdapter(FramePatch, InterfacePatch):
     def fills_states(self) -> bool:
         return True
 
+    @property
+    @override
+    def num_rows(self) -> int:
+        return super().num_rows + self.call.spare
+
     @override
     def default_statistics(self) -> Statistics:
         return TOWERS[self._tower_kind]
@@ -193,6 +198,7 @@ class ImageEncoderAdapter(FramePatch, InterfacePatch):
             pixels = self._uncut(pixels, kwargs["spatial_shapes"] if "spatial_shapes" in kwargs else args[2])
         patches_NP = self.begin(self.clips_of(pixels))
         self.call.patches = patches_NP
+        self.call.spare = int(not len(self.call.segments))
 
     @override
     def embed(self, pixel_values: Tensor) -> Tensor:
@@ -212,13 +218,14 @@ class ImageEncoderAdapter(FramePatch, InterfacePatch):
         column_R = self._taken() % (self.extra_tokens + len(cos_LK))
         still_EK = cos_LK.new_ones(self.extra_tokens, cos_LK.shape[1])
         cos, sin = torch.cat([still_EK, cos_LK]), torch.cat([torch.zeros_like(still_EK), sin_LK])
-        return cos[column_R], sin[column_R]
+        return cos[column_R], sin[column_R]  # with a prefix there always are rows
 
     def pack(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """On the way into the layers: frames [F, E + L, D] -> packed rows [1, R, D]."""
         name = next((name for name in ("inputs_embeds", "hidden_states") if name in kwargs), None)
         x_FLD = args[0] if name is None else kwargs[name]
-        packed = x_FLD.flatten(0, 1).index_select(0, self._taken())[None]
+        x_RD = x_FLD.flatten(0, 1).index_select(0, self._taken())
+        packed = F.pad(x_RD, (0, 0, 0, self.call.spare))[None]
         return ((packed, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: packed})
 
     def video_features(self, around: Any, pixel_values_videos: Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -33,6 +33,8 @@ class FrameCall(Call):
 
     cameras: tuple[Camera, ...] = ()
     """In a stream, one for each clip, as earlier calls left it."""
+    spare: int = 0
+    """Rows of zeros where nothing has changed at all, which layers that cannot run on nothing get and nobody sees."""
     fresh: dict[str, Tensor] = field(default_factory=dict)
     """[B, L, ...] by name: what stands at each place when this call ends."""
     patches: Any = None
@@ -49,7 +51,7 @@ class FrameCall(Call):
         newest_BTL = torch.where(mask_BTL, count_BTL, -1).cummax(dim=1).values
         clips, _, places = mask_BTL.shape
         earlier_BL = torch.arange(clips * places, device=row_N.device).view(clips, 1, places)
-        rows = torch.cat([row_N, self.segments.num_tokens + earlier_BL.flatten()])
+        rows = torch.cat([row_N, self.segments.num_tokens + self.spare + earlier_BL.flatten()])
         return rows[torch.where(newest_BTL >= 0, newest_BTL, len(row_N) + earlier_BL)]
 
     @cached_property
@@ -210,8 +212,8 @@ class FramePatch(PackedPatch):
         call.packed_calls += 1
         k_RHK = call.whole_keys(k_RHK, f"keys {call.packed_calls}")
         v_RHK = call.whole_keys(v_RHK, f"values {call.packed_calls}")
-        if not len(q_RHK):  # of a stream, in which nothing has changed
-            return q_RHK.to(v_RHK)
+        if not len(call.segments):  # of a stream, in which nothing has changed
+            return torch.zeros_like(q_RHK)
         # Norms of queries and keys, and positions that turn them, may give float32 beside values in half precision.
         return self.attention(q_RHK.to(v_RHK), k_RHK.to(v_RHK), v_RHK, call.segments, call.seen)
 

@@ -60,6 +60,11 @@ class InterfacePatch(PackedPatch):
         """Whether outputs go back on the full grid."""
         return self.is_bare or self.options.expand == "fill"
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of the packed sequence."""
+        return self.call.segments.num_tokens
+
     @override
     def settle(self, options: PatchOptions) -> PatchOptions:
         if self.is_bare:
@@ -165,7 +170,7 @@ class InterfacePatch(PackedPatch):
 
     def _fill_states(self, states: tuple[Any, ...]) -> tuple[Any, ...]:
         call = self.call
-        packed = (1, call.segments.num_tokens)
+        packed = (1, self.num_rows)
         return tuple(
             call.fill(state[0], f"state {number}")
             if isinstance(state, Tensor) and tuple(state.shape[:2]) == packed
