@@ -178,9 +178,9 @@ def adapters_table() -> str:
     rows: list[tuple[str, ...]] = [
         (
             "model",
-            "logits, nothing dropped",
-            "logits, attention by its formula",
-            "logits, clip by clip",
+            "outputs, nothing dropped",
+            "outputs, attention by its formula",
+            "outputs, clip by clip",
             "tokens kept",
             "FLOPs of dense",
             "time of dense",

@@ -266,6 +266,18 @@ def test_checkpointed_layers_find_their_own_call_again() -> None:
         torch.testing.assert_close(parameter.grad, theirs[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
+@every_kind
+@torch.no_grad()
+def test_a_stream_is_one_call_over_all_frames(kind: str) -> None:
+    model, frames = rlt.patch(build(kind), threshold=THRESHOLD), stack()
+    frames = torch.cat([frames, frames[-1:], frames[-1:]])
+    expected = model(frames)
+    for cuts in ((1,) * 8, (3, 1, 4), (8,)):
+        with model.rlt.stream():
+            found = torch.cat([model(part) for part in frames.split(cuts)])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
 @torch.no_grad()
 def test_unpatched_copied_and_pickled() -> None:
     model, frames = build(), stack()

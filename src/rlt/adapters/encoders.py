@@ -142,6 +142,7 @@ class ImageEncoderAdapter(FramePatch, InterfacePatch):
             Hook(self.layers, self.pack, before=True),
             *(Override(module, "rlt_adapter", self) for module in self.attention_modules()),
             *(Override(module, "forward", partial(self.drop_paths, module)) for module in paths),
+            *(Override(layer, "forward", partial(self.run_layer, layer)) for layer in self._each_layer()),
             Hook(self.layers, self.leave),
             Hook(tower, self.finish),
         ]
@@ -198,7 +199,7 @@ class ImageEncoderAdapter(FramePatch, InterfacePatch):
             pixels = self._uncut(pixels, kwargs["spatial_shapes"] if "spatial_shapes" in kwargs else args[2])
         patches_NP = self.begin(self.clips_of(pixels))
         self.call.patches = patches_NP
-        self.call.spare = int(not len(self.call.segments))
+        self.call.spare = int(self.call.idle)
 
     @override
     def embed(self, pixel_values: Tensor) -> Tensor:
@@ -215,17 +216,18 @@ class ImageEncoderAdapter(FramePatch, InterfacePatch):
     def turn(self, _module: nn.Module, _inputs: object, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Rotary positions of the places of a frame, two [L, K] -> those of all rows [R, K]; a prefix is not turned."""
         cos_LK, sin_LK = output
+        if self.call.idle:
+            return output
         column_R = self._taken() % (self.extra_tokens + len(cos_LK))
         still_EK = cos_LK.new_ones(self.extra_tokens, cos_LK.shape[1])
         cos, sin = torch.cat([still_EK, cos_LK]), torch.cat([torch.zeros_like(still_EK), sin_LK])
-        return cos[column_R], sin[column_R]  # with a prefix there always are rows
+        return cos[column_R], sin[column_R]
 
     def pack(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """On the way into the layers: frames [F, E + L, D] -> packed rows [1, R, D]."""
         name = next((name for name in ("inputs_embeds", "hidden_states") if name in kwargs), None)
         x_FLD = args[0] if name is None else kwargs[name]
-        x_RD = x_FLD.flatten(0, 1).index_select(0, self._taken())
-        packed = F.pad(x_RD, (0, 0, 0, self.call.spare))[None]
+        packed = x_FLD.flatten(0, 1).index_select(0, self._taken())[None]
         return ((packed, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: packed})
 
     def video_features(self, around: Any, pixel_values_videos: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -242,6 +244,10 @@ class ImageEncoderAdapter(FramePatch, InterfacePatch):
                 return type(around).get_image_features(around, *args, **kwargs)
         finally:
             self.stream_now = stream
+
+    def run_layer(self, layer: Any, x_1RD: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """A layer as it is, or nothing, where nothing has changed since an earlier call."""
+        return x_1RD if self.call.idle else type(layer).forward(layer, x_1RD, *args, **kwargs)
 
     @override
     def finish(self, module: nn.Module, inputs: object, output: Any) -> Any:
@@ -268,8 +274,13 @@ class ImageEncoderAdapter(FramePatch, InterfacePatch):
                 f"pixel_values has shape {list(pixel_values.shape[1:])}; [frames, {channels}, height, width] is needed"
             )
 
+    def _each_layer(self) -> nn.ModuleList:
+        return next(module for module in self.layers.children() if isinstance(module, nn.ModuleList))
+
     def _taken(self) -> Tensor:
         """int64 [R]: which tokens of unpatched frames [F * (E + L)] are in the packed sequence."""
+        if self.call.idle:  # any one, which stands for nothing
+            return self.call.counts.new_zeros(self.call.spare)
         mask_FL = self.call.kept.mask.flatten(0, 1).flatten(1)
         return F.pad(mask_FL, (self.extra_tokens, 0), value=True).flatten().nonzero()[:, 0]
 

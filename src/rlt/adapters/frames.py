@@ -33,10 +33,12 @@ class FrameCall(Call):
 
     cameras: tuple[Camera, ...] = ()
     """In a stream, one for each clip, as earlier calls left it."""
+    idle: bool = False
+    """Whether nothing has changed since an earlier call, so that no layer has anything to do."""
     spare: int = 0
-    """Rows of zeros where nothing has changed at all, which layers that cannot run on nothing get and nobody sees."""
+    """Rows of zeros that nobody sees, for modules that cannot run on nothing."""
     fresh: dict[str, Tensor] = field(default_factory=dict)
-    """[B, L, ...] by name: what stands at each place when this call ends."""
+    """[B, E + L, ...] by name: what stands when this call ends."""
     patches: Any = None
     """[N, pixel values]: those of the kept patches, until they are embedded."""
     pictures: Tensor | None = None
@@ -49,10 +51,23 @@ class FrameCall(Call):
         mask_BTL = self.kept.mask.flatten(2)
         count_BTL = mask_BTL.flatten().cumsum(0).view(mask_BTL.shape) - 1
         newest_BTL = torch.where(mask_BTL, count_BTL, -1).cummax(dim=1).values
-        clips, _, places = mask_BTL.shape
-        earlier_BL = torch.arange(clips * places, device=row_N.device).view(clips, 1, places)
-        rows = torch.cat([row_N, self.segments.num_tokens + self.spare + earlier_BL.flatten()])
-        return rows[torch.where(newest_BTL >= 0, newest_BTL, len(row_N) + earlier_BL)]
+        earlier_BL = self._earlier_rows[:, self.extra :]
+        behind_BL = len(row_N) + torch.arange(earlier_BL.numel(), device=row_N.device).view(earlier_BL.shape)
+        return torch.cat([row_N, earlier_BL.flatten()])[torch.where(newest_BTL >= 0, newest_BTL, behind_BL[:, None])]
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """int64 [F, E + L]: the row that stands for each token of each frame."""
+        if self.idle:
+            return self._earlier_rows.repeat_interleave(self.kept.mask.shape[1], dim=0)
+        return Call.rows.func(self)
+
+    @property
+    def _earlier_rows(self) -> Tensor:
+        """int64 [B, E + L]: where what earlier calls left lies, behind the rows of this one."""
+        clips, _, height, width = self.kept.mask.shape
+        own, tokens = self.segments.num_tokens + self.spare, self.extra + height * width
+        return own + torch.arange(clips * tokens, device=self.counts.device).view(clips, tokens)
 
     @cached_property
     def keys(self) -> Tensor:
@@ -66,8 +81,13 @@ class FrameCall(Call):
 
     @cached_property
     def last_rows(self) -> Tensor:
-        """int64 [B, L]: the row that stands for each place in the last frame of each clip."""
-        return self.rows.unflatten(0, (len(self.kept.mask), -1))[:, -1, self.extra :]
+        """int64 [B, E + L]: the rows that stand for the last frame of each clip."""
+        return self.rows.unflatten(0, (len(self.kept.mask), -1))[:, -1]
+
+    def rest(self) -> None:
+        """Nothing has changed: not even a prefix has anything to do."""
+        self.idle, self.num_kept = True, ()
+        self.segments = Segments(self.segments.cu_seqlens[:1], bound=0, host=())
 
     def whole_keys(self, x_RHK: Tensor, name: str) -> Tensor:
         """Keys or values of the tokens -> those that frames see, [keys, H, K]."""
@@ -80,11 +100,11 @@ class FrameCall(Call):
         return self._with_earlier(x_TD, name)[self.rows]
 
     def _with_earlier(self, x_R: Tensor, name: str) -> Tensor:
-        """Behind the rows of this call those of earlier ones, [R + B * L, ...]; they are where they shall stay."""
+        """Behind the rows of this call those of earlier ones, [R + B * (E + L), ...]."""
         if not self.cameras:
             return x_R
-        places = self.last_rows.shape[1]
-        x_R = torch.cat([x_R, *(camera.recall(name, x_R, places) for camera in self.cameras)])
+        tokens = self.last_rows.shape[1]
+        x_R = torch.cat([x_R, *(camera.recall(name, x_R, tokens) for camera in self.cameras)])
         self.fresh[name] = x_R.detach()[self.last_rows]
         return x_R
 
@@ -94,7 +114,11 @@ class FrameCall(Call):
         frames = self.kept.mask.shape[1]
         # A row of a batch would keep all of it.
         return [
-            Camera(picture.clone(), camera.num_frames + frames, {name: x[b].clone() for name, x in self.fresh.items()})
+            Camera(
+                picture.clone(),
+                camera.num_frames + frames,
+                camera.kept if self.idle else {name: x[b].clone() for name, x in self.fresh.items()},
+            )
             for b, (camera, picture) in enumerate(zip(self.cameras, pictures, strict=True))
         ]
 
@@ -185,6 +209,8 @@ class FramePatch(PackedPatch):
         patches_NP, call = super().begin(pixel_values), self.call
         call.cameras = cameras
         if cameras:
+            if not len(call.coords):
+                call.rest()
             call.pictures = self._newest(cut_BTChw, call.kept.mask, [camera.picture for camera in cameras])
         return patches_NP
 
@@ -210,12 +236,17 @@ class FramePatch(PackedPatch):
         """Attention of one layer: tokens that go through it see the whole picture of their frame, [R, H, K]."""
         call = self.call
         call.packed_calls += 1
+        if call.idle:
+            return q_RHK
         k_RHK = call.whole_keys(k_RHK, f"keys {call.packed_calls}")
         v_RHK = call.whole_keys(v_RHK, f"values {call.packed_calls}")
-        if not len(call.segments):  # of a stream, in which nothing has changed
-            return torch.zeros_like(q_RHK)
         # Norms of queries and keys, and positions that turn them, may give float32 beside values in half precision.
         return self.attention(q_RHK.to(v_RHK), k_RHK.to(v_RHK), v_RHK, call.segments, call.seen)
+
+    @override
+    def check_packed(self) -> None:
+        if self._call is None or not self.call.idle:
+            super().check_packed()
 
     def commit(self) -> None:
         """The call has ended well: in a stream, the next one goes on from here."""

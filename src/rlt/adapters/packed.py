@@ -153,6 +153,8 @@ class Call:
 
     def behind(self, extra_ED: Tensor, x_ND: Tensor) -> Tensor:
         """Put the same extra tokens in front of each segment's kept ones -> [T, D]; the same for numbers, [T]."""
+        if not self.num_kept:
+            return x_ND
         return torch.cat([part for x_nD in x_ND.split(self.num_kept) for part in (extra_ED, x_nD)])
 
     def fill(self, x_TD: Tensor, name: str = "output") -> Tensor:

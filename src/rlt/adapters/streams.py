@@ -1,6 +1,6 @@
 """What a patched image model knows of the frames that went before, so that a call goes on where the last one ended.
 
-Shape legend: B cameras, L patches of a frame, C channels, H and W pixels.
+Shape legend: B cameras, E tokens of a prefix, L patches of a frame, C channels, H and W pixels.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class Camera:
     num_frames: int = 0
     """Frames that have been seen."""
     kept: dict[str, Tensor] = field(default_factory=dict)
-    """[L, ...] by name: what layers computed for each place when it last changed."""
+    """[E + L, ...] by name: what layers computed for the prefix, and for each place when it last changed."""
 
-    def recall(self, name: str, like: Tensor, places: int) -> Tensor:
-        """What was computed for each place [L, ...]; zeros that nobody looks at before the first frame.
+    def recall(self, name: str, like: Tensor, tokens: int) -> Tensor:
+        """What was computed for each token [E + L, ...]; zeros that nobody looks at before the first frame.
 
         Raises:
             InvalidArgumentError: if calls before did not compute it, or on another device or in another precision.
         """
         if not self.num_frames:
-            return like.new_zeros(places, *like.shape[1:])
+            return like.new_zeros(tokens, *like.shape[1:])
         found = self.kept.get(name)
         if found is None:
             raise InvalidArgumentError(

@@ -29,18 +29,26 @@ CASES = {
     "V-JEPA 2": "vjepa2",
     "Qwen2.5-VL": "qwen2.5",
     "Qwen3-VL": "qwen3",
+    "SigLIP, per frame": "siglip",
+    "SigLIP 2, per frame": "siglip2",
+    "CLIP, per frame": "clip",
+    "DINOv2, per frame": "dinov2",
+    "DINOv2 with registers, per frame": "dinov2 registers",
+    "DINOv3, per frame": "dinov3",
+    "InternVL's tower, per frame": "internvl",
+    "SmolVLM's tower, per frame": "smolvlm",
     "timm ViT, per frame": "timm",
 }
 """Families of `rlt.adapters.tiny`, by the name that tables show."""
 
 
 def adapters_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResult:
-    """Clips -> logits: "dense" the model as it comes, "rlt" patched, for each model that can be patched.
+    """Clips -> outputs: "dense" the model as it comes, "rlt" patched, for each model that can be patched.
 
-    Beside the times, the largest difference of logits where nothing is dropped ("identity"), from the same packed
-    tokens with attention written out by its formula ("naive_twin"), and between clips that go through the patched model
-    together and one by one ("one_by_one"). Models that the installed libraries do not have, or have too old for the
-    adapter, are named in "left_out".
+    Outputs are logits, or the features of image encoders. Beside the times, the largest difference of them where
+    nothing is dropped ("identity"), from the same packed tokens with attention written out by its formula
+    ("naive_twin"), and between clips that go through the patched model together and one by one ("one_by_one"). Models
+    that the installed libraries do not have, or have too old for the adapter, are named in "left_out".
     """
     frames = read_frames(settings)
     works: list[Work] = []
@@ -49,7 +57,7 @@ def adapters_suite(settings: BenchmarkSettings, rounds: Rounds) -> BenchmarkResu
     for name, family in CASES.items():
         try:
             model, patched = (_build(family, settings) for _ in range(2))
-            per_clip = settings.clip.num_frames if family == "timm" else None
+            per_clip = settings.clip.num_frames if family in ("timm", *tiny.ENCODERS) else None
             patch(patched, rule=settings.rule, frames_per_clip=per_clip)
         except (AttributeError, MissingDependencyError):
             left_out.append(name)
@@ -76,18 +84,18 @@ def _build(family: str, settings: BenchmarkSettings) -> Any:
 def _differences(model: Any, patched: Any, pixels: Tensor) -> dict[str, float]:
     given, batch = tiny.inputs(model, pixels), len(pixels)
     with patched.rlt.override(rule=Everything()):
-        whole = _logits(patched(**given), batch)
+        whole = _outputs(patched(**given), batch)
     with _naive_attention(patched):
-        naive = _logits(patched(**given), batch)
-    alone = [_logits(patched(**tiny.inputs(model, clip[None])), 1)[0] for clip in pixels]
-    together = _logits(patched(**given), batch)  # the last call, whose record is kept
+        naive = _outputs(patched(**given), batch)
+    alone = [_outputs(patched(**tiny.inputs(model, clip[None])), 1)[0] for clip in pixels]
+    together = _outputs(patched(**given), batch)  # the last call, whose record is kept
 
     def largest(others: Tensor | list[Tensor]) -> float:
         # Language models pad rows in which more was dropped, on the left; what stands there means nothing.
         rows = zip(together, others, alone, strict=True)
         return max(float((row[-len(one) :] - other[-len(one) :]).abs().max()) for row, other, one in rows)
 
-    identity = float((whole - _logits(model(**given), batch)).abs().max())
+    identity = float((whole - _outputs(model(**given), batch)).abs().max())
     return {"identity": identity, "naive_twin": largest(naive), "one_by_one": largest(alone)}
 
 
@@ -110,10 +118,12 @@ def _naive_attention(patched: Any) -> Iterator[None]:
             patched.set_attn_implementation(before)
 
 
-def _logits(output: Any, batch: int) -> Tensor:
-    """[B, ..., classes]; image models give rows of all frames."""
-    logits: Tensor = output.unflatten(0, (batch, -1)) if isinstance(output, Tensor) else output.logits
-    return logits
+def _outputs(output: Any, batch: int) -> Tensor:
+    """Logits [B, ..., classes], or features [B, frames, tokens, width]; image models give rows of all frames."""
+    if isinstance(output, Tensor):
+        return output.unflatten(0, (batch, -1))
+    found: Tensor = output.logits if "logits" in output else output.last_hidden_state.unflatten(0, (batch, -1))
+    return found
 
 
 @torch.no_grad()
