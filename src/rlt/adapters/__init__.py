@@ -12,6 +12,7 @@ from rlt.adapters.packed import Call, PackedPatch
 from rlt.adapters.patching import Hook, Override, Patch
 from rlt.adapters.qwen import QwenVLAdapter
 from rlt.adapters.streams import Stream
+from rlt.adapters.timesformer import TimesformerAdapter
 from rlt.adapters.timm_vit import TimmViTAdapter
 from rlt.adapters.videomae import VideoMAEAdapter
 from rlt.adapters.vivit import ViViTAdapter
@@ -44,6 +45,7 @@ ADAPTERS: list[type[Patch]] = [
     VideoMAEAdapter,
     VJEPA2Adapter,
     ViViTAdapter,
+    TimesformerAdapter,
     QwenVLAdapter,
     ImageEncoderAdapter,
     TimmViTAdapter,

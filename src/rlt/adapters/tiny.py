@@ -137,6 +137,10 @@ def _vivit(size: Size) -> dict[str, Any]:
     return {**_encoder(size), "tubelet_size": [size.tubelet_size, *[size.patch_size or 16] * 2]}
 
 
+def _timesformer(size: Size) -> dict[str, Any]:
+    return {**_encoder(size), **_patch(size)}
+
+
 def _vjepa2(size: Size) -> dict[str, Any]:
     clip = {"frames_per_clip": size.num_frames, "crop_size": size.image_size, "tubelet_size": size.tubelet_size}
     layers = {**_layers(size), "mlp_ratio": size.mlp_width / size.width, "num_pooler_layers": 1}
@@ -202,6 +206,7 @@ FAMILIES: dict[str, tuple[str, str, Callable[[Size], dict[str, Any]]]] = {
     "videomae": ("VideoMAEConfig", "VideoMAEForVideoClassification", _videomae),
     "vivit": ("VivitConfig", "VivitForVideoClassification", _vivit),
     "vjepa2": ("VJEPA2Config", "VJEPA2ForVideoClassification", _vjepa2),
+    "timesformer": ("TimesformerConfig", "TimesformerForVideoClassification", _timesformer),
     "qwen2": ("Qwen2VLConfig", "Qwen2VLForConditionalGeneration", _qwen2),
     "qwen2.5": ("Qwen2_5_VLConfig", "Qwen2_5_VLForConditionalGeneration", _qwen25),
     "qwen3": ("Qwen3VLConfig", "Qwen3VLForConditionalGeneration", _qwen3),

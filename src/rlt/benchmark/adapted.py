@@ -27,6 +27,7 @@ CASES = {
     "VideoMAE": "videomae",
     "ViViT": "vivit",
     "V-JEPA 2": "vjepa2",
+    "TimeSformer": "timesformer",
     "Qwen2.5-VL": "qwen2.5",
     "Qwen3-VL": "qwen3",
     "SigLIP, per frame": "siglip",
