@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-oldest-transformers test-triton lint format figures figures-gpu figures-gpu-clips benchmark-tables reference results-small reference-model needs-data clean
+.PHONY: help demo test test-oldest-transformers test-triton lint format figures figures-gpu figures-gpu-clips benchmark-tables reference results-small reference-model encoder-accuracy needs-data clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -115,6 +115,10 @@ results-small: needs-data $(INSTALLED)  ## Train and evaluate on the small real 
 
 reference-model: needs-data $(INSTALLED)  ## Train the reference network of docs/reference-model.md on the videos in DATA=FOLDER (about two hours on 2 cores)
 	$(BIN)/python scripts/reference_model.py $(DATA)
+	$(BIN)/python scripts/write_tables.py
+
+encoder-accuracy: needs-data $(INSTALLED)  ## Train a small image encoder on the videos in DATA=FOLDER and measure how far its features are off when patched (about 15 minutes)
+	$(BIN)/python scripts/encoder_accuracy.py $(DATA)
 	$(BIN)/python scripts/write_tables.py
 
 clean:  ## Remove the environment and everything made

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 
+from encoder_tables import encoder_table
 from experiment_tables import counted_memory_table, feeding_table, headline_table, memory_table
 from fidelity_tables import cost_table, fidelity_tables, motion_tables, paired_tables
 from gpu_tables import gpu_counted_table, gpu_tables, gpu_targets_table
@@ -48,6 +49,7 @@ TABLES = {
     "gpu": gpu_tables,
     "gpu_counted": gpu_counted_table,
     "adapters": adapters_table,
+    "encoders": encoder_table,
     "small": small_tables,
     "cost": cost_table,
     "fidelity": fidelity_tables,

@@ -211,13 +211,42 @@ def test_sizes_that_encoders_were_not_made_for() -> None:
 def test_uint8_frames_are_normalised_as_the_model_was_trained() -> None:
     frames = torch.randint(0, 256, (3, 3, PATCH * SIDE, PATCH * SIDE), dtype=torch.uint8)
     frames[2] = frames[1]
-    for kind in ("siglip", "clip", "dinov3", "smolvlm"):
+    for kind in ("siglip", "siglip2", "clip", "dinov3", "smolvlm"):
         model = build(kind)
         rlt.patch(model)
         mean, std = (torch.tensor(x).view(3, 1, 1) for x in (model.rlt.spec.mean, model.rlt.spec.std))
         output = run(model, frames)
         assert model.rlt.last.num_kept == (2 * SIDE * SIDE,)
         assert_same(output, run(rlt.unpatch(model), (frames / 255 - mean) / std))
+
+
+@torch.no_grad()
+def test_patches_that_are_padding_are_left_out() -> None:
+    """As SigLIP 2's processor gives pictures that are not square: 12 patches, and 4 that are none."""
+    model, frames = build("siglip2"), stack()[..., : 3 * PATCH]
+    given = encoder_inputs(model, frames)
+    noise = torch.randn(6, 4, 3 * PATCH**2, generator=torch.Generator().manual_seed(2))
+    given["pixel_values"] = torch.cat([given["pixel_values"], noise], 1)
+    given["pixel_attention_mask"] = torch.nn.functional.pad(given["pixel_attention_mask"], (0, 4))
+    expected = model(**given, output_hidden_states=True)
+    rlt.patch(model, rule=Everything())
+    for arguments, kwargs in (((), given), (tuple(given.values()), {})):
+        output = model(*arguments, **kwargs, output_hidden_states=True)
+        assert model.rlt.last.mask.shape == (1, 6, SIDE, 3)
+        torch.testing.assert_close(output.pooler_output, expected.pooler_output, atol=1e-5, rtol=1e-5)
+        states = zip(
+            (output.last_hidden_state, *output.hidden_states),
+            (expected.last_hidden_state, *expected.hidden_states),
+            strict=True,
+        )
+        for found, wanted in states:
+            assert found.shape == wanted.shape
+            torch.testing.assert_close(found[:, :12], wanted[:, :12], atol=1e-5, rtol=1e-5)
+    still = {name: value[:1].expand(4, *[-1] * (value.ndim - 1)) for name, value in given.items()}
+    rlt.patch(model)
+    pooled = model(**still).pooler_output
+    assert model.rlt.last.num_kept == (12,)
+    torch.testing.assert_close(pooled, expected.pooler_output[:1].expand(4, -1), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["siglip", "dinov3"])
@@ -291,7 +320,10 @@ def test_bad_calls_are_told() -> None:
         rlt.patch(build("clip"), rule=Random())
     model = rlt.patch(build("siglip2"))
     given = encoder_inputs(model, frames)
-    with pytest.raises(InvalidArgumentError, match=r"spatial_shapes are \[\(4, 3\)\]"):
+    for shapes in ([[4, 3], *[[4, 4]] * 5], [[4, 5]] * 6):
+        with pytest.raises(InvalidArgumentError, match=r"spatial_shapes are \[\(4, "):
+            model(**{**given, "spatial_shapes": torch.tensor(shapes)})
+    with pytest.raises(InvalidArgumentError, match="pixel_attention_mask has more patches than spatial_shapes say, 12"):
         model(**{**given, "spatial_shapes": torch.tensor([[4, 3]] * 6)})
     given["pixel_attention_mask"][2, -1] = 0
     with pytest.raises(InvalidArgumentError, match="pixel_attention_mask is set"):

@@ -186,20 +186,25 @@ class ImageEncoderAdapter(FramePatch, InterfacePatch):
         pixels = torch.zeros(self.input_shape(), dtype=parameter.dtype, device=parameter.device)
         self.encoder(**encoder_inputs(self.encoder, pixels))
 
-    def enter(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Before the encoder: choose patches, normalised float or uint8 [F, C, h, w], and begin a call with them."""
-        given = {name: value for name, value in kwargs.items() if name in _REFUSED and value is not None}
-        for name, value in given.items():
-            if not (isinstance(value, Tensor) and name in _PADDING and bool(value.all())):
-                raise InvalidArgumentError(
-                    f"{name} is set; frames of a patched model have every patch, and none that is padding: leave it out"
-                )
-        pixels = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
+        padding = 0
         if isinstance(self.projection, nn.Linear):
-            pixels = self._uncut(pixels, kwargs["spatial_shapes"] if "spatial_shapes" in kwargs else args[2])
+            args, kwargs = (), {**dict(zip(_SIGLIP2, args, strict=False)), **kwargs}
+            pixels, kwargs, padding = self._uncut(kwargs)
+        else:
+            pixels = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
+        for name in _REFUSED:
+            value = kwargs.get(name)
+            if value is not None and not (name in _PADDING and bool(value.all())):
+                raise InvalidArgumentError(
+                    f"{name} is set; frames of a patched model are of one size, and every patch of them counts: leave "
+                    "it out"
+                )
         patches_NP = self.begin(self.clips_of(pixels))
-        self.call.patches = patches_NP
+        self.call.patches, self.call.padding = patches_NP, padding
         self.call.spare = int(self.call.idle)
+        return args, kwargs
 
     @override
     def embed(self, pixel_values: Tensor) -> Tensor:
@@ -209,8 +214,10 @@ class ImageEncoderAdapter(FramePatch, InterfacePatch):
         """
         projection, mask_FHW = self.projection, self.call.kept.mask.flatten(0, 1)
         if isinstance(projection, nn.Linear):
-            mask_FL = mask_FHW.flatten(1)
-            return _scatter(F.linear(pixel_values[mask_FL], projection.weight, projection.bias), mask_FL)
+            side = self.token_size()[1]
+            cut_NP = self.call.patches.unflatten(1, (-1, side, side)).permute(0, 2, 3, 1).flatten(1)  # channels last
+            x_ND = F.linear(cut_NP.to(projection.weight.dtype), projection.weight, projection.bias)
+            return _scatter(x_ND, mask_FHW.flatten(1))
         return _scatter(embed_patches(self.call.patches, projection), mask_FHW).permute(0, 3, 1, 2)
 
     def turn(self, _module: nn.Module, _inputs: object, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -252,6 +259,11 @@ class ImageEncoderAdapter(FramePatch, InterfacePatch):
     @override
     def finish(self, module: nn.Module, inputs: object, output: Any) -> Any:
         output = super().finish(module, inputs, output)
+        if self.call.padding and isinstance(output, tuple):
+            output = self._pad(output)
+        elif self.call.padding:
+            for name, value in output.items():
+                output[name] = self._pad(value)
         self.commit()
         return output
 
@@ -284,20 +296,38 @@ class ImageEncoderAdapter(FramePatch, InterfacePatch):
         mask_FL = self.call.kept.mask.flatten(0, 1).flatten(1)
         return F.pad(mask_FL, (self.extra_tokens, 0), value=True).flatten().nonzero()[:, 0]
 
-    def _uncut(self, patches_FLP: Tensor, spatial_shapes: Tensor) -> Tensor:
-        """Patches as the processor of Siglip2 cuts them, channels last -> frames [F, C, h, w]; see `encoder_inputs`."""
+    def _uncut(self, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any], int]:
+        """What SigLIP 2's processor gives: frames [F, C, h, w], the arguments without padding, and how much that was.
+
+        Patches are cut there, channels last, see `encoder_inputs`; behind those of a frame lies padding.
+        """
+        patches_FLP, mask, spatial_shapes = (kwargs[name] for name in _SIGLIP2)
         shapes = {tuple(shape) for shape in spatial_shapes.tolist()}
         height, width = next(iter(shapes))
-        if len(shapes) != 1 or patches_FLP.ndim != 3 or height * width != patches_FLP.shape[1]:
+        places = height * width
+        if len(shapes) != 1 or patches_FLP.ndim != 3 or places > patches_FLP.shape[1]:
             raise InvalidArgumentError(
                 f"spatial_shapes are {sorted(shapes)} for pixel_values of shape {list(patches_FLP.shape)}; frames of a "
-                "patched model have one shape, and no patches that are padding: set max_num_patches to height * width"
+                "patched model have one shape, of no more patches than there are"
             )
+        if mask is not None and bool(mask[:, places:].any()):
+            raise InvalidArgumentError(f"pixel_attention_mask has more patches than spatial_shapes say, {places}")
+        padding = patches_FLP.shape[1] - places
+        patches_FLP, mask = patches_FLP[:, :places], None if mask is None else mask[:, :places]
         side = self.token_size()[1]
         cut = patches_FLP.unflatten(2, (side, side, -1)).unflatten(1, (height, width))
-        return cut.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+        frames = cut.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+        return frames, {**kwargs, "pixel_values": patches_FLP, "pixel_attention_mask": mask}, padding
+
+    def _pad(self, value: Any) -> Any:
+        """Tokens [F, L, D] -> with zeros where padding was, which the unpatched encoder gives some value."""
+        if isinstance(value, tuple):
+            return tuple(self._pad(part) for part in value)
+        whole = isinstance(value, Tensor) and value.ndim == 3
+        return F.pad(value, (0, 0, 0, self.call.padding)) if whole else value
 
 
+_SIGLIP2 = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 _PADDING = ("pixel_attention_mask", "patch_attention_mask")
 _REFUSED = ("attention_mask", "bool_masked_pos", *_PADDING)
 

@@ -37,6 +37,8 @@ class FrameCall(Call):
     """Whether nothing has changed since an earlier call, so that no layer has anything to do."""
     spare: int = 0
     """Rows of zeros that nobody sees, for modules that cannot run on nothing."""
+    padding: int = 0
+    """Patches of each frame that are none, and are left out."""
     fresh: dict[str, Tensor] = field(default_factory=dict)
     """[B, E + L, ...] by name: what stands when this call ends."""
     patches: Any = None
@@ -60,7 +62,7 @@ class FrameCall(Call):
         """int64 [F, E + L]: the row that stands for each token of each frame."""
         if self.idle:
             return self._earlier_rows.repeat_interleave(self.kept.mask.shape[1], dim=0)
-        return Call.rows.func(self)
+        return self.grid_rows()
 
     @property
     def _earlier_rows(self) -> Tensor:

@@ -106,6 +106,10 @@ class Call:
     @cached_property
     def rows(self) -> Tensor:
         """int64 [S, E + L]: the row that stands for each token of an unpatched clip, or frame."""
+        return self.grid_rows()
+
+    def grid_rows(self) -> Tensor:
+        """`rows`, computed."""
         number_S = torch.arange(len(self.counts), device=self.counts.device)
         extra_E = torch.arange(self.extra, device=self.counts.device)
         # Kept token number r lies behind the extra ones of its own segment and of those before it.
