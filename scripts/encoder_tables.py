@@ -9,17 +9,18 @@ def encoder_table() -> str:
     """Every way of patching at every threshold, a table for each set of videos."""
     result = load("encoder-accuracy")
     encoder, training = result["encoder"], result["training"]
+    weights, losses = f"{encoder['parameters'] / 1e6:.1f} million weights", training["losses"]
+    pictures, machine_words = 2 * training["pairs"], machine(result)
     parts = [
-        f"A SigLIP tower of {encoder['parameters'] / 1e6:.1f} million weights ({encoder['depth']} layers of width "
-        f"{encoder['width']}, patches of {encoder['patch_size']} at {encoder['image_size']} px), trained here on frames of "
-        f"{training['videos']} videos for {training['steps']} steps to tell moments of videos apart (loss "
-        f"{training['losses'][0]:.2f} to {training['losses'][-1]:.2f}, {2 * training['pairs']} pictures a step; "
-        f"{machine(result)}). It is small, and it has "
-        "seen little: what these figures say of a large one is the order of the rows, not more. Each frame's features are "
-        f"held to those of the unpatched encoder, on {result['frames']} frames at stride {result['frame_stride']} of "
-        "videos that it was not trained on: their cosine (mean, and of the worst twentieth); how often the unpatched "
-        "frame itself comes first among all unpatched frames of the set, and its mean rank; and the share of the ten "
-        "frames of other videos most like it that the unpatched encoder finds, too.\n"
+        f"A SigLIP tower of {weights} ({encoder['depth']} layers of width {encoder['width']}, patches of "
+        f"{encoder['patch_size']} at {encoder['image_size']} px), trained here on frames of {training['videos']} "
+        f"videos for {training['steps']} steps of {pictures} pictures to tell moments of videos apart (loss "
+        f"{losses[0]:.2f} to {losses[-1]:.2f}; {machine_words}). It is small and has seen little: of a large one the "
+        "figures say the order of the rows, not more.\n\nEach frame's features are held to those of the unpatched "
+        f"encoder, on {result['frames']} frames at stride {result['frame_stride']} of videos that it was not trained "
+        "on: their cosine (mean, and that of the worst twentieth); how often the unpatched frame itself comes first "
+        "among all unpatched frames of the set, and its mean rank; and the share of the ten frames of other videos "
+        "most like it that the unpatched encoder finds, too.\n"
     ]
     for name in dict.fromkeys(point["data"] for point in result["points"]):
         points = [point for point in result["points"] if point["data"] == name]

@@ -281,7 +281,7 @@ def count_waits(model: Any, frames: Tensor, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("options", [{}, {"expand": "fill"}], ids=["kept", "filled"])
-@pytest.mark.parametrize("family", ["videomae", "vivit", "vjepa2", "timm"])
+@pytest.mark.parametrize("family", ["videomae", "vivit", "vjepa2", "timesformer", "siglip", "dinov3", "timm"])
 def test_layers_do_not_wait_for_the_device(
     family: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,7 +294,8 @@ def test_layers_do_not_wait_for_the_device(
             model = rlt.patch(tiny.build(family, size), pixel_std=(1.0, 1.0, 1.0), **options)
         except rlt.errors.MissingDependencyError as error:
             pytest.skip(str(error))
-        found.append(count_waits(model, frames.flatten(0, 1) if family == "timm" else frames, monkeypatch))
+        given = frames.flatten(0, 1) if model.rlt.takes_images else frames
+        found.append(count_waits(model, given, monkeypatch))
         assert 0 < model.rlt.last.share_kept < 1
     assert found[0] == found[1]
     assert found[0]["nonzero"] == 1

@@ -294,7 +294,8 @@ class ImageEncoderAdapter(FramePatch, InterfacePatch):
         if self.call.idle:  # any one, which stands for nothing
             return self.call.counts.new_zeros(self.call.spare)
         mask_FL = self.call.kept.mask.flatten(0, 1).flatten(1)
-        return F.pad(mask_FL, (self.extra_tokens, 0), value=True).flatten().nonzero()[:, 0]
+        taken = F.pad(mask_FL, (self.extra_tokens, 0), value=True).flatten()
+        return torch.nonzero_static(taken, size=self.call.segments.num_tokens)[:, 0]  # nothing waits for the device
 
     def _uncut(self, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any], int]:
         """What SigLIP 2's processor gives: frames [F, C, h, w], the arguments without padding, and how much that was.
@@ -370,4 +371,5 @@ def _prefix_length(embeddings: Any) -> int:
 
 def _scatter(x_ND: Tensor, mask: Tensor) -> Tensor:
     """Kept rows -> [*mask, D] with zeros elsewhere."""
-    return x_ND.new_zeros(*mask.shape, x_ND.shape[1]).index_put((mask,), x_ND)
+    rows_N = torch.nonzero_static(mask.flatten(), size=len(x_ND))[:, 0]
+    return x_ND.new_zeros(mask.numel(), x_ND.shape[1]).index_copy(0, rows_N, x_ND).view(*mask.shape, -1)

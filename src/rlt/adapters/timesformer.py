@@ -40,11 +40,12 @@ class ClipCall(FrameCall):
         """int64: [R] which of the M tokens each row is, [B * T] the rows of class tokens, [N] those of patches."""
         clips, time, height, width = self.kept.mask.shape
         mask_FL = self.kept.mask.view(clips * time, height * width)
-        column_R = F.pad(mask_FL, (1, 0), value=True).flatten().nonzero()[:, 0]
+        frames, patches = clips * time, len(self.coords)
+        column_R = _find(F.pad(mask_FL, (1, 0), value=True).flatten(), frames + patches)
         frame_R = column_R // (1 + height * width)
         is_class_R = column_R % (1 + height * width) == 0
         token_R = torch.where(is_class_R, frame_R // time, clips - 1 + (~is_class_R).cumsum(0))
-        return token_R, is_class_R.nonzero()[:, 0], (~is_class_R).nonzero()[:, 0]
+        return token_R, _find(is_class_R, frames), _find(~is_class_R, patches)
 
     @cached_property
     def place_rows(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,6 +199,11 @@ class TimesformerAdapter(FramePatch):
         number_BTL = self.call.kept.row_at_place().view(clips, time, height * width)
         x_BLTD = x_MD[clips + number_BTL.transpose(1, 2)]
         return torch.cat([x_MD[:clips, None], x_BLTD.flatten(1, 2)], 1)
+
+
+def _find(chosen: Tensor, size: int) -> Tensor:
+    """Where a row of booleans is true, int64 [size]; nothing waits for the device."""
+    return torch.nonzero_static(chosen, size=size)[:, 0]
 
 
 def _split(attention: Any, x_ND: Tensor) -> tuple[Tensor, ...]:
