@@ -228,10 +228,9 @@ class FramePatch(PackedPatch):
         for start in range(0, frames_BTCHW.shape[1], step):
             part = frames_BTCHW[:, start : start + step]
             mask = self._compare(part, before)
-            self._refresh(mask, [number + start for number in numbers])
-            masks.append(mask)
+            masks.append(self._refresh(mask, [number + start for number in numbers]) if refreshes else mask)
             if start + step < frames_BTCHW.shape[1]:
-                before = list(self._newest(part, mask, before))
+                before = list(self._newest(part, masks[-1], before))
         return masks[0] if len(masks) == 1 else torch.cat(masks, 1)
 
     def mix(self, q_RHK: Tensor, k_RHK: Tensor, v_RHK: Tensor) -> Tensor:
@@ -281,10 +280,10 @@ class FramePatch(PackedPatch):
                 clip[0] = True
         return mask
 
-    def _refresh(self, mask_BTHW: Tensor, numbers: Sequence[int]) -> None:
-        """Keep more, in place; `numbers` counts the frames that each clip had before."""
+    def _refresh(self, mask_BTHW: Tensor, numbers: Sequence[int]) -> Tensor:
+        """A mask that keeps more; `numbers` counts the frames that each clip had before."""
         options = self.options
-        moved = mask_BTHW.float()
+        moved, mask_BTHW = mask_BTHW.float(), mask_BTHW.clone()
         if options.refresh_around:
             side = 2 * options.refresh_around + 1
             mask_BTHW |= F.max_pool2d(moved, side, stride=1, padding=options.refresh_around) > 0
@@ -293,6 +292,7 @@ class FramePatch(PackedPatch):
         if options.refresh_every is not None:
             for clip, number in zip(mask_BTHW, numbers, strict=True):
                 clip[-number % options.refresh_every :: options.refresh_every] = True
+        return mask_BTHW
 
     def _newest(self, frames_BTChw: Tensor, mask_BTHW: Tensor, before: Sequence[Tensor | None]) -> Tensor:
         """What the next frame is compared with, [B, C, h, w]: the last one, or what stands for each place."""
