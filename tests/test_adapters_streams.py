@@ -220,8 +220,8 @@ def test_bad_streams_are_told() -> None:
             features(model, frames)
         with pytest.raises(InvalidArgumentError, match="each once"):
             stream.cameras("a", "a").__enter__()
-        for rule in (Budget(keep_ratio=0.5), Threshold(exposure="gain")):
-            with model.rlt.override(rule=rule), pytest.raises(InvalidArgumentError, match=r"a stream takes rlt\.Thr"):
+        for rule in (Budget(keep_ratio=0.5), Threshold(exposure="gain"), Threshold(motion="global")):
+            with model.rlt.override(rule=rule), pytest.raises(InvalidArgumentError, match=r"a stream takes rlt\.Ev"):
                 features(model, frames)
         model.train()
         with pytest.raises(InvalidArgumentError, match=r"call model\.eval\(\)"):

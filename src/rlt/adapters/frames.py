@@ -258,10 +258,11 @@ class FramePatch(PackedPatch):
         if self.stream_now is None:
             return ()
         rule = self.options.rule
-        if not isinstance(rule, Everything) and not (isinstance(rule, Threshold) and rule.exposure == "none"):
+        plain = isinstance(rule, Threshold) and rule.exposure == rule.motion == "none"
+        if not plain and not isinstance(rule, Everything):
             raise InvalidArgumentError(
-                f"rule is {rule}, but a stream takes rlt.Threshold with exposure='none' and rlt.Everything, which need "
-                "no later frames"
+                f"rule is {rule}, but a stream takes rlt.Everything and rlt.Threshold without exposure and motion, "
+                "which look at two pictures and at no others"
             )
         if self.model.training:
             raise InvalidArgumentError(
