@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from rlt.adapters.options import PatchOptions
 from rlt.adapters.packed import Call, PackedPatch
-from rlt.adapters.streams import Camera, Stream
+from rlt.adapters.streams import CameraState, Stream
 from rlt.errors import InvalidArgumentError
 from rlt.network.attention import packed_cross_attention
 from rlt.structures import Segments
@@ -31,7 +31,7 @@ from rlt.tokens import Everything, Threshold
 class FrameCall(Call):
     """A call whose segments are frames. In a stream, rows of places as earlier calls left them lie behind its own."""
 
-    cameras: tuple[Camera, ...] = ()
+    cameras: tuple[CameraState, ...] = ()
     """In a stream, one for each clip, as earlier calls left it."""
     idle: bool = False
     """Whether nothing has changed since an earlier call, so that no layer has anything to do."""
@@ -110,13 +110,13 @@ class FrameCall(Call):
         self.fresh[name] = x_R.detach()[self.last_rows]
         return x_R
 
-    def leave_cameras(self) -> list[Camera]:
+    def leave_cameras(self) -> list[CameraState]:
         """The cameras as this call leaves them."""
         pictures: Iterable[Tensor] = [] if self.pictures is None else self.pictures
         frames = self.kept.mask.shape[1]
         # A row of a batch would keep all of it.
         return [
-            Camera(
+            CameraState(
                 picture.clone(),
                 camera.num_frames + frames,
                 camera.kept if self.idle else {name: x[b].clone() for name, x in self.fresh.items()},
@@ -254,7 +254,7 @@ class FramePatch(PackedPatch):
         if self.call.cameras and self.stream_now is not None:
             self.stream_now.put(self.call.leave_cameras())
 
-    def _cameras(self, num_clips: int) -> tuple[Camera, ...]:
+    def _cameras(self, num_clips: int) -> tuple[CameraState, ...]:
         if self.stream_now is None:
             return ()
         rule = self.options.rule

@@ -17,7 +17,7 @@ from rlt.errors import InvalidArgumentError
 
 
 @dataclass(eq=False)
-class Camera:
+class CameraState:
     """One video as far as it has been seen. Its size does not depend on for how long that was."""
 
     picture: Tensor | None = None
@@ -80,7 +80,7 @@ class Stream:
 
     def __init__(self, patch: _Streaming) -> None:
         self._patch = patch
-        self._cameras: dict[Hashable, Camera] = {}
+        self._cameras: dict[Hashable, CameraState] = {}
         self._chosen: tuple[Hashable, ...] | None = None
 
     def __repr__(self) -> str:
@@ -140,11 +140,11 @@ class Stream:
         """Cameras that a call brings; None if `frames_per_clip` says it."""
         return None if self._chosen is None else len(self._chosen)
 
-    def states(self, num_clips: int) -> tuple[Camera, ...]:
+    def states(self, num_clips: int) -> tuple[CameraState, ...]:
         """Those of the cameras of a call; what was never seen is new, and known once it is `put`."""
-        return tuple(self._cameras.get(name, Camera()) for name in self._names(num_clips))
+        return tuple(self._cameras.get(name, CameraState()) for name in self._names(num_clips))
 
-    def put(self, states: Sequence[Camera]) -> None:
+    def put(self, states: Sequence[CameraState]) -> None:
         """Remember how a call left its cameras."""
         self._cameras.update(zip(self._names(len(states)), states, strict=True))
 
