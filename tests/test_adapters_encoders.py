@@ -435,6 +435,22 @@ def test_within_a_bigger_model(make: Any) -> None:
                 torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("make", [llava_onevision, internvl, smolvlm, gemma3])
+@torch.no_grad()
+def test_what_a_bigger_model_generates(make: Any) -> None:
+    """A video that stands still, of which one frame goes through the tower, is answered as by the unpatched model."""
+    torch.manual_seed(0)
+    model, given = make()
+    frames = stack(1).expand(FRAMES, -1, -1, -1)
+    name = "pixel_values_videos" if make is llava_onevision else "pixel_values"
+    given[name] = frames if make in (internvl, gemma3) else frames[None]
+    told = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    expected = model.eval().generate(**given, **told)
+    rlt.patch(model, threshold=THRESHOLD)
+    assert torch.equal(model.generate(**given, **told), expected)
+    assert model.rlt.last.num_kept == (SIDE * SIDE,)
+
+
 @torch.no_grad()
 def test_videos_of_a_bigger_model_do_not_touch_each_other_and_its_images_go_through_whole() -> None:
     model, _ = llava_onevision()
