@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from markdown_tables import load, machine, table
 
+_SHOWN_AT = (0.1, 0.4)
+"""Thresholds at which all ways are shown; the plain one is at every threshold."""
+
 
 def encoder_table() -> str:
     """Every way of patching at every threshold, a table for each set of videos."""
@@ -40,7 +43,7 @@ def encoder_table() -> str:
                 f"{point['shared_neighbours']:.1%}",
             )
             for point in points
-            if point is not other
+            if point is not other and (point["arm"] == "paper" or point["threshold"] in _SHOWN_AT)
         ]
         parts.append(
             f"**{name}**: {other['videos']} videos; frames of two different ones have a cosine of "
