@@ -120,11 +120,6 @@ class ImageEncoderAdapter(FramePatch, InterfacePatch):
 
     @property
     @override
-    def fills_states(self) -> bool:
-        return True
-
-    @property
-    @override
     def num_rows(self) -> int:
         return super().num_rows + self.call.spare
 
