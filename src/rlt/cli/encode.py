@@ -1,0 +1,251 @@
+"""`rlt predict` and `rlt features`: a trained network over files, folders, manifests and lists of videos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlt.cli.console import output, progress, say, show
+from rlt.cli.options import (
+    DecoderName,
+    Dtype,
+    Exposure,
+    FramesPerSecond,
+    FrameStride,
+    KeepRatio,
+    MaxTokens,
+    Precision,
+    Reference,
+    RuleName,
+    RunLengths,
+    SizeText,
+    Threshold,
+    parse_size,
+)
+from rlt.errors import InvalidArgumentError
+from rlt.files import refuse_inputs, write_json
+
+if TYPE_CHECKING:
+    from rlt.encoding import Encoder, Encoding
+
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="The folder of a run, a checkpoint (file, folder or hub id), or a size with random weights.",
+        show_default=False,
+    ),
+]
+Videos = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="VIDEO...",
+        help="Videos, folders, manifests of `rlt prepare`, lists (.txt, a path a line), or addresses such as s3://...",
+        show_default=False,
+    ),
+]
+Window = Annotated[
+    int | None, typer.Option(help="Frames of a window; as the model was trained if not given.", show_default=False)
+]
+Overlap = Annotated[int, typer.Option(help="Frames that a window shares with the one before.")]
+Every = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="From the beginning of a window to that of the next.",
+        show_default=False,
+    ),
+]
+Batch = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-tokens",
+        help="Windows of all videos go through the network together until they have so many tokens; what eight windows "
+        "have without dropping if not given.",
+        show_default=False,
+    ),
+]
+DeviceName = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
+Engine = Annotated[str, typer.Option(help="local, or ray for Ray Data on this machine or a cluster.")]
+Address = Annotated[
+    str | None, typer.Option(help="Of a Ray cluster; without it Ray is started here.", show_default=False)
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Networks at once under Ray; one for each GPU, or one.", show_default=False)
+]
+
+
+def predict(
+    model: ModelName,
+    videos: Videos,
+    table: Annotated[
+        Path | None, typer.Option("--output", help="Parquet file for the rows, one per window.", show_default=False)
+    ] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option("--json", help="JSON file for the rows, one per window, and the numbers.", show_default=False),
+    ] = None,
+    window: Window = None,
+    overlap: Overlap = 0,
+    every: Every = None,
+    stride: FrameStride = None,
+    fps: FramesPerSecond = None,
+    size: SizeText = None,
+    threshold: Threshold = None,
+    keep_ratio: KeepRatio = None,
+    max_tokens: MaxTokens = None,
+    reference: Reference = None,
+    exposure: Exposure = None,
+    rule: RuleName = None,
+    run_lengths: RunLengths = None,
+    batch_tokens: Batch = None,
+    decoder: DecoderName = "pyav",
+    device: DeviceName = "auto",
+    dtype: Dtype = Precision.float32,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
+) -> None:
+    """Say the classes of every window of videos: rlt predict RUN FOLDER --json p.json.
+
+    A run that was cut off goes on with the same line.
+    """
+    from rlt.checks import exclusive
+    from rlt.cli.show import encoding_report
+    from rlt.encoding import Encoder
+
+    exclusive(**{"--output": table, "--json": json})
+    encoder = Encoder(
+        model,
+        outputs=("classes",),
+        window=window,
+        overlap=overlap,
+        every=every,
+        frame_stride=stride,
+        fps=fps,
+        size=None if size is None else parse_size(size),
+        rule=rule,
+        threshold=threshold,
+        keep_ratio=keep_ratio,
+        max_tokens=max_tokens,
+        reference=reference,
+        exposure=exposure,
+        run_lengths=run_lengths,
+        device=device,
+        dtype=dtype.value,
+        token_budget=batch_tokens,
+        decoder=decoder,
+    )
+    result = _run(encoder, videos, json or table, engine, address, workers, "Predicting")
+    output.print(encoding_report(result, encoder.is_random))
+    _end(result, json or table)
+
+
+def features(
+    model: ModelName,
+    videos: Videos,
+    table: Annotated[
+        Path, typer.Option("--output", help="Parquet file for the rows, one per window.", show_default=False)
+    ],
+    per_token: Annotated[
+        bool,
+        typer.Option("--per-token", help="Features of each kept token, with coordinates and run lengths."),
+    ] = False,
+    window: Window = None,
+    overlap: Overlap = 0,
+    every: Every = None,
+    stride: FrameStride = None,
+    fps: FramesPerSecond = None,
+    size: SizeText = None,
+    threshold: Threshold = None,
+    keep_ratio: KeepRatio = None,
+    max_tokens: MaxTokens = None,
+    reference: Reference = None,
+    exposure: Exposure = None,
+    rule: RuleName = None,
+    run_lengths: RunLengths = None,
+    batch_tokens: Batch = None,
+    decoder: DecoderName = "pyav",
+    device: DeviceName = "auto",
+    dtype: Dtype = Precision.float32,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Also write the numbers of the run to this file.", show_default=False)
+    ] = None,
+) -> None:
+    """Write the features of every window of videos: rlt features RUN FOLDER --output f.parquet.
+
+    A run that was cut off goes on with the same line.
+    """
+    from rlt.cli.show import encoding_report
+    from rlt.encoding import Encoder
+
+    if table.suffix.lower() != ".parquet":
+        raise InvalidArgumentError(f"--output is {table}; features go into a file that ends in .parquet")
+    if json is not None:
+        refuse_inputs([json], [table, model, *videos])
+    encoder = Encoder(
+        model,
+        outputs=("tokens",) if per_token else ("embedding",),
+        window=window,
+        overlap=overlap,
+        every=every,
+        frame_stride=stride,
+        fps=fps,
+        size=None if size is None else parse_size(size),
+        rule=rule,
+        threshold=threshold,
+        keep_ratio=keep_ratio,
+        max_tokens=max_tokens,
+        reference=reference,
+        exposure=exposure,
+        run_lengths=run_lengths,
+        device=device,
+        dtype=dtype.value,
+        token_budget=batch_tokens,
+        decoder=decoder,
+    )
+    result = _run(encoder, videos, table, engine, address, workers, "Encoding")
+    output.print(encoding_report(result, encoder.is_random))
+    if json is not None:
+        write_json(json, {"settings": encoder.settings(), "output": str(table), **result.to_json()})
+    _end(result, table)
+
+
+def _run(
+    encoder: Encoder,
+    videos: list[str],
+    target: Path | None,
+    engine: str,
+    address: str | None,
+    workers: int | None,
+    title: str,
+) -> Encoding:
+    from rlt.encoding import encode_videos
+
+    try:
+        with progress(title) as update:
+            return encode_videos(
+                encoder,
+                videos,
+                output=target,
+                engine=engine,
+                address=address,
+                workers=workers,
+                on_progress=update,
+            )
+    except KeyboardInterrupt:
+        if target is not None:
+            say(f"stopped; the same line goes on with what is in {target}.parts")
+        raise
+
+
+def _end(result: Encoding, target: Path | None) -> None:
+    if target is not None:
+        show(f"Written: {target}")
+    if not result.num_rows + result.num_before:
+        raise typer.Exit(2)
