@@ -139,7 +139,7 @@ def predict(
         decoder=decoder,
     )
     result = _run(encoder, videos, json or table, engine, address, workers, "Predicting")
-    output.print(encoding_report(result, encoder.is_random))
+    output.print(encoding_report(result, encoder))
     _end(result, json or table)
 
 
@@ -210,7 +210,7 @@ def features(
         decoder=decoder,
     )
     result = _run(encoder, videos, table, engine, address, workers, "Encoding")
-    output.print(encoding_report(result, encoder.is_random))
+    output.print(encoding_report(result, encoder))
     if json is not None:
         write_json(json, {"settings": encoder.settings(), "output": str(table), **result.to_json()})
     _end(result, table)

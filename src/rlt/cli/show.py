@@ -21,7 +21,7 @@ from rlt.video.geometry import Size
 if TYPE_CHECKING:  # what they need is not always installed
     from rlt.benchmark import BenchmarkResult
     from rlt.calibrate import Calibration
-    from rlt.encoding import Encoding
+    from rlt.encoding import Encoder, Encoding
     from rlt.evaluation.comparison import PairedComparison
     from rlt.evaluation.results import EvaluationResult
     from rlt.evaluation.statistics import Interval
@@ -145,7 +145,7 @@ def evaluation_report(result: EvaluationResult) -> RenderableType:
     return Group(*parts)
 
 
-def encoding_report(result: Encoding, is_random: bool) -> RenderableType:
+def encoding_report(result: Encoding, encoder: Encoder) -> RenderableType:
     """The first few videos with their commonest class, the numbers, and what could not be read."""
     parts: list[RenderableType] = []
     if result.videos:
@@ -167,7 +167,10 @@ def encoding_report(result: Encoding, is_random: bool) -> RenderableType:
             f"{result.tokens_kept:.1%} of the tokens kept"
         )
     )
-    if is_random:
+    if encoder.rule == Everything() and result.num_rows:
+        dense = "Every token went in, as the model was trained or rule none says: --threshold 0.1 drops what repeats."
+        parts.append(Text(dense, style="yellow"))
+    if encoder.is_random:
         parts.append(Text("Weights: random, so classes and features mean nothing.", style="yellow"))
     if result.failed:
         shown = [f"  {error}" for _, error in result.failed[:_MAX_FAILED]]

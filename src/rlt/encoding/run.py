@@ -20,8 +20,8 @@ from rlt.measure import machine_info
 
 ENGINES = ("local", "ray")
 Progress = Callable[[int, int, str], None]
-"""Called with (hundredths of videos done, of all videos, name of the one that is read)."""
-_PER_VIDEO = 100
+"""Called with (videos done, videos in all, name of the one that is read); of a few videos with hundredths of them."""
+_MANY = 100
 _VIDEOS_KEPT = 20
 
 
@@ -184,13 +184,15 @@ class _Telling:
     """From rows to progress."""
 
     def __init__(self, found: Iterable[str], todo: Sequence[str], on_progress: Progress | None) -> None:
-        self.total = _PER_VIDEO * len(list(found))
-        self.finished = self.total - _PER_VIDEO * len(todo)
+        videos = len(list(found))
+        self.per_video = 1 if videos >= _MANY else 100
+        self.total = self.per_video * videos
+        self.finished = self.total - self.per_video * len(todo)
         self.on_progress = on_progress
 
     def __call__(self, row: Row, share: float) -> None:
         if row["last"]:
-            self.finished += _PER_VIDEO
-        within = 0 if row["last"] else int(_PER_VIDEO * share)
+            self.finished += self.per_video
+        within = 0 if row["last"] else int(self.per_video * share)
         if self.on_progress is not None:
             self.on_progress(min(self.finished + within, self.total), self.total, Path(row["source"]).name)
