@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rlt.checks import exclusive
 from rlt.cli.console import output, progress, say, show
 from rlt.cli.options import (
     DecoderName,
@@ -16,6 +20,7 @@ from rlt.cli.options import (
     FrameStride,
     KeepRatio,
     MaxTokens,
+    Motion,
     Precision,
     Reference,
     RuleName,
@@ -29,6 +34,10 @@ from rlt.files import refuse_inputs, write_json
 
 if TYPE_CHECKING:
     from rlt.encoding import Encoder, Encoding
+
+    Run = partial[tuple[Encoder, Encoding]]
+else:
+    Encoder = Encoding = Run = Any  # typer evaluates the annotations
 
 ModelName = Annotated[
     str,
@@ -77,9 +86,76 @@ Workers = Annotated[
 ]
 
 
-def predict(
+def _run(
+    outputs: tuple[str, ...],
+    target: Path | None,
+    title: str,
     model: ModelName,
     videos: Videos,
+    window: Window = None,
+    overlap: Overlap = 0,
+    every: Every = None,
+    stride: FrameStride = None,
+    fps: FramesPerSecond = None,
+    size: SizeText = None,
+    threshold: Threshold = None,
+    keep_ratio: KeepRatio = None,
+    max_tokens: MaxTokens = None,
+    reference: Reference = None,
+    exposure: Exposure = None,
+    motion: Motion = None,
+    rule: RuleName = None,
+    run_lengths: RunLengths = None,
+    batch_tokens: Batch = None,
+    decoder: DecoderName = "pyav",
+    device: DeviceName = "auto",
+    dtype: Dtype = Precision.float32,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
+) -> tuple[Encoder, Encoding]:
+    """Encode videos; all parameters but the first three are the options of both commands."""
+    from rlt.cli.show import encoding_report
+    from rlt.encoding import Encoder, encode_videos
+
+    encoder = Encoder(
+        model,
+        outputs=outputs,
+        window=window,
+        overlap=overlap,
+        every=every,
+        frame_stride=stride,
+        fps=fps,
+        size=None if size is None else parse_size(size),
+        rule=rule,
+        threshold=threshold,
+        keep_ratio=keep_ratio,
+        max_tokens=max_tokens,
+        reference=reference,
+        exposure=exposure,
+        motion=motion,
+        run_lengths=run_lengths,
+        device=device,
+        dtype=dtype.value,
+        token_budget=batch_tokens,
+        decoder=decoder,
+    )
+    cluster = {"engine": engine, "address": address, "workers": workers}
+    try:
+        with progress(title) as update:
+            result = encode_videos(encoder, videos, output=target, on_progress=update, **cluster)  # type: ignore[arg-type]
+    except KeyboardInterrupt:
+        if target is not None:
+            say(f"stopped; the same line goes on with what is in {target}.parts")
+        raise
+    output.print(encoding_report(result, encoder))
+    if target is not None:
+        show(f"Written: {target}")
+    return encoder, result
+
+
+def predict(
+    run: Run,
     table: Annotated[
         Path | None, typer.Option("--output", help="Parquet file for the rows, one per window.", show_default=False)
     ] = None,
@@ -87,165 +163,59 @@ def predict(
         Path | None,
         typer.Option("--json", help="JSON file for the rows, one per window, and the numbers.", show_default=False),
     ] = None,
-    window: Window = None,
-    overlap: Overlap = 0,
-    every: Every = None,
-    stride: FrameStride = None,
-    fps: FramesPerSecond = None,
-    size: SizeText = None,
-    threshold: Threshold = None,
-    keep_ratio: KeepRatio = None,
-    max_tokens: MaxTokens = None,
-    reference: Reference = None,
-    exposure: Exposure = None,
-    rule: RuleName = None,
-    run_lengths: RunLengths = None,
-    batch_tokens: Batch = None,
-    decoder: DecoderName = "pyav",
-    device: DeviceName = "auto",
-    dtype: Dtype = Precision.float32,
-    engine: Engine = "local",
-    address: Address = None,
-    workers: Workers = None,
-) -> None:
+) -> Encoding:
     """Say the classes of every window of videos: rlt predict RUN FOLDER --json p.json.
 
     A run that was cut off goes on with the same line.
     """
-    from rlt.checks import exclusive
-    from rlt.cli.show import encoding_report
-    from rlt.encoding import Encoder
-
     exclusive(**{"--output": table, "--json": json})
-    encoder = Encoder(
-        model,
-        outputs=("classes",),
-        window=window,
-        overlap=overlap,
-        every=every,
-        frame_stride=stride,
-        fps=fps,
-        size=None if size is None else parse_size(size),
-        rule=rule,
-        threshold=threshold,
-        keep_ratio=keep_ratio,
-        max_tokens=max_tokens,
-        reference=reference,
-        exposure=exposure,
-        run_lengths=run_lengths,
-        device=device,
-        dtype=dtype.value,
-        token_budget=batch_tokens,
-        decoder=decoder,
-    )
-    result = _run(encoder, videos, json or table, engine, address, workers, "Predicting")
-    output.print(encoding_report(result, encoder))
-    _end(result, json or table)
+    return run(("classes",), json or table, "Predicting")[1]
 
 
 def features(
-    model: ModelName,
-    videos: Videos,
+    run: Run,
     table: Annotated[
         Path, typer.Option("--output", help="Parquet file for the rows, one per window.", show_default=False)
     ],
     per_token: Annotated[
-        bool,
-        typer.Option("--per-token", help="Features of each kept token, with coordinates and run lengths."),
+        bool, typer.Option("--per-token", help="Features of each kept token, with coordinates and run lengths.")
     ] = False,
-    window: Window = None,
-    overlap: Overlap = 0,
-    every: Every = None,
-    stride: FrameStride = None,
-    fps: FramesPerSecond = None,
-    size: SizeText = None,
-    threshold: Threshold = None,
-    keep_ratio: KeepRatio = None,
-    max_tokens: MaxTokens = None,
-    reference: Reference = None,
-    exposure: Exposure = None,
-    rule: RuleName = None,
-    run_lengths: RunLengths = None,
-    batch_tokens: Batch = None,
-    decoder: DecoderName = "pyav",
-    device: DeviceName = "auto",
-    dtype: Dtype = Precision.float32,
-    engine: Engine = "local",
-    address: Address = None,
-    workers: Workers = None,
     json: Annotated[
         Path | None, typer.Option("--json", help="Also write the numbers of the run to this file.", show_default=False)
     ] = None,
-) -> None:
+) -> Encoding:
     """Write the features of every window of videos: rlt features RUN FOLDER --output f.parquet.
 
     A run that was cut off goes on with the same line.
     """
-    from rlt.cli.show import encoding_report
-    from rlt.encoding import Encoder
-
     if table.suffix.lower() != ".parquet":
         raise InvalidArgumentError(f"--output is {table}; features go into a file that ends in .parquet")
     if json is not None:
-        refuse_inputs([json], [table, model, *videos])
-    encoder = Encoder(
-        model,
-        outputs=("tokens",) if per_token else ("embedding",),
-        window=window,
-        overlap=overlap,
-        every=every,
-        frame_stride=stride,
-        fps=fps,
-        size=None if size is None else parse_size(size),
-        rule=rule,
-        threshold=threshold,
-        keep_ratio=keep_ratio,
-        max_tokens=max_tokens,
-        reference=reference,
-        exposure=exposure,
-        run_lengths=run_lengths,
-        device=device,
-        dtype=dtype.value,
-        token_budget=batch_tokens,
-        decoder=decoder,
-    )
-    result = _run(encoder, videos, table, engine, address, workers, "Encoding")
-    output.print(encoding_report(result, encoder))
+        refuse_inputs([json], [table, *run.keywords["videos"], run.keywords["model"]])
+    encoder, result = run(("tokens",) if per_token else ("embedding",), table, "Encoding")
     if json is not None:
         write_json(json, {"settings": encoder.settings(), "output": str(table), **result.to_json()})
-    _end(result, table)
+    return result
 
 
-def _run(
-    encoder: Encoder,
-    videos: list[str],
-    target: Path | None,
-    engine: str,
-    address: str | None,
-    workers: int | None,
-    title: str,
-) -> Encoding:
-    from rlt.encoding import encode_videos
-
-    try:
-        with progress(title) as update:
-            return encode_videos(
-                encoder,
-                videos,
-                output=target,
-                engine=engine,
-                address=address,
-                workers=workers,
-                on_progress=update,
-            )
-    except KeyboardInterrupt:
-        if target is not None:
-            say(f"stopped; the same line goes on with what is in {target}.parts")
-        raise
+def add_commands(app: typer.Typer) -> None:
+    """Add both commands; their options are their own and those of `_run`."""
+    for command in (predict, features):
+        app.command(command.__name__, help=inspect.getdoc(command))(_with_options_of_run(command))
 
 
-def _end(result: Encoding, target: Path | None) -> None:
-    if target is not None:
-        show(f"Written: {target}")
-    if not result.num_rows + result.num_before:
-        raise typer.Exit(2)
+def _with_options_of_run(command: Callable[..., Encoding]) -> Callable[..., None]:
+    own, shared = (dict(inspect.signature(function, eval_str=True).parameters) for function in (command, _run))
+    for name in ("outputs", "target", "title"):
+        del shared[name]
+    del own["run"]
+    parameters = sorted((shared | own).values(), key=lambda parameter: parameter.default is not parameter.empty)
+
+    def called(**options: Any) -> None:
+        mine = {name: options.pop(name) for name in own}
+        result = command(partial(_run, **options), **mine)
+        if not result.num_rows + result.num_before:
+            raise typer.Exit(2)
+
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # which typer reads
+    return called

@@ -53,8 +53,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(prepare_app, name="prepare")
-app.command("predict")(encode.predict)
-app.command("features")(encode.features)
+encode.add_commands(app)
 app.command("train", cls=experiments.WithOptions)(experiments.train)
 app.command("evaluate", cls=experiments.WithOptions)(experiments.evaluate)
 app.command("frontier", cls=experiments.WithOptions)(experiments.frontier)

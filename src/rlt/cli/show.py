@@ -157,8 +157,11 @@ def encoding_report(result: Encoding, encoder: Encoder) -> RenderableType:
                 video.source, f"{video.windows:,}", f"{video.seconds:,.1f} s", f"{video.tokens_kept:.1%}", *common
             )
         parts.append(table)
-        if result.num_videos > len(result.videos):
-            parts.append(Text(f"and {result.num_videos - len(result.videos):,} more videos"))
+        others = (
+            result.num_videos - len(result.videos) - len({source for source, _ in result.failed} - {*result.videos})
+        )
+        if others:
+            parts.append(Text(f"and {others:,} more videos"))
     before = f", {result.num_before:,} from before" if result.num_before else ""
     speed = f"{result.num_rows / result.seconds:.3g} a second" if result.seconds else ""
     parts.append(

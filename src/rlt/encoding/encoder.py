@@ -65,12 +65,13 @@ class Encoder:
         frame_stride: see `rlt.read_clip`, as the next two.
         fps: sampled frames per second.
         size: in pixels.
-        rule: which tokens are kept, see `rlt.tokenize`, as all options up to `exposure`.
+        rule: which tokens are kept, see `rlt.tokenize`, as all options up to `motion`.
         threshold: instead of the rule's own.
         keep_ratio: share of the tokens.
         max_tokens: number of tokens.
         reference: "previous" or "anchor".
         exposure: "none" or "gain".
+        motion: "none" or "global".
         run_lengths: where run lengths count; None as the checkpoint says.
         device: where the network runs, "cpu", "cuda" or "auto".
         dtype: "float32", "bfloat16" or "float16", the last two by autocast.
@@ -102,6 +103,7 @@ class Encoder:
         max_tokens: int | None = None,
         reference: str | None = None,
         exposure: str | None = None,
+        motion: str | None = None,
         run_lengths: str | None = None,
         device: str = "auto",
         dtype: str = "float32",
@@ -134,6 +136,7 @@ class Encoder:
             max_tokens=max_tokens,
             reference=reference,
             exposure=exposure,
+            motion=motion,
             stored=config.rule,
         )
         clip = config.clip_spec.changed(num_frames=window, frame_stride=frame_stride, fps=fps, size=size)
@@ -219,7 +222,8 @@ class Encoder:
         except (VideoError, InvalidArgumentError) as error:
             if waiting is not None:
                 yield waiting
-            waiting = None if number in done else Cut(failed_row(name, number, one_line(error)) | more, None)
+            said = one_line(error).replace(video, name) if isinstance(video, str) else one_line(error)
+            waiting = None if number in done else Cut(failed_row(name, number, said) | more, None)
         if waiting is not None:
             waiting.row["last"], waiting.share_read = True, 1.0
             yield waiting

@@ -136,10 +136,9 @@ def _of_torchcodec(decoder: Any, spec: WindowSpec) -> Iterator[Clip]:
         before = round((number - 1) * hop + (size - 1) * step)
         if places[0] >= total or (number and before >= total - 1):
             return
-        inside = [min(place, total - 1) for place in places]
-        batch = decoder.get_frames_at(inside)
+        inside = [place for place in places if place < total]
+        batch = decoder.get_frames_at(inside + inside[-1:] * (size - len(inside)))  # as of a file that ends within it
         frames = fit_frames(batch.data.permute(0, 2, 3, 1) if chw else batch.data, spec.clip.size)
-        repeated = sum(place > total - 1 for place in places)
-        yield Clip(frames, batch.pts_seconds.to(torch.float64), "<VideoDecoder>", repeated)
+        yield Clip(frames, batch.pts_seconds.to(torch.float64), "<VideoDecoder>", size - len(inside))
         if spec.clip.sampling == "uniform":
             return
