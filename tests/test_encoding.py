@@ -387,7 +387,7 @@ def test_a_run_goes_on_exactly_once(
         except StoppedError:
             stops += 1
             assert not target.exists()
-            with pytest.raises(InvalidArgumentError, match="has rows of a run with another rule"):
+            with pytest.raises(InvalidArgumentError, match="has rows of a run with another rule; give"):
                 encode_videos(Encoder(stored, outputs=outputs, threshold=0.7), videos, output=target)
     assert stops >= 2
     assert result.num_before > 0
@@ -404,6 +404,27 @@ def test_a_run_goes_on_exactly_once(
     assert ours == theirs
     again = encode_videos(encoder, videos, output=target)  # nothing is left to go on with: anew
     assert again.num_rows == at_once.num_rows
+
+
+def test_a_file_is_written_by_one_process_and_by_the_same_weights(
+    model: rlt.VisionTransformer, folder: Path, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path / "model")
+    encoder, target = Encoder(tmp_path / "model", outputs=["embedding"]), tmp_path / "f.parquet"
+    with parts.Parts(target, encoder.outputs, encoder.settings()) as mine:
+        with pytest.raises(InvalidArgumentError, match="is being written by another process"):
+            encode_videos(encoder, [folder], output=target)
+        mine.add(next(encoder.run(encoder.cut({"video": [folder / "b.mp4"]}))).row)
+        mine.write()
+    [part] = mine.paths()
+    content = part.read_bytes()
+    part.write_bytes(b"PAR1")
+    with pytest.raises(InvalidArgumentError, match="not a whole Parquet file"):
+        encode_videos(encoder, [folder], output=target)
+    part.write_bytes(content)
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(InvalidArgumentError, match="has rows of a run with another weights; give"):
+        encode_videos(Encoder(tmp_path / "model", outputs=["embedding"]), [folder], output=target)
 
 
 def test_exact_forms(
@@ -468,8 +489,13 @@ def test_a_full_disk_is_one_line_and_loses_nothing(stored: Path, folder: Path, t
     assert len(set(zip(columns["source"], columns["window"], strict=True))) == len(columns["source"]) == 8
 
 
-def test_bundled_clips_are_read_in_one_pass() -> None:
-    """As the numbers in the documentation are made."""
-    rows = Encoder("vit_micro", outputs=["embedding"], size=64, window=8)({"video": [assets.path("traffic.mp4")]})
+def test_a_row_of_a_data_set() -> None:
+    """As those of Hugging Face keep videos that are not decoded."""
+    path = str(assets.path("traffic.mp4"))
+    videos = [path, {"bytes": None, "path": path}, {"bytes": Path(path).read_bytes(), "path": None}]
+    encoder = Encoder("vit_micro", outputs=["embedding"], size=64, window=8)
+    rows, *others = (encoder({"video": [video]}) for video in videos)
+    assert [other["tokens_kept"] for other in others] == [rows["tokens_kept"]] * 2
+    assert [other["source"][0] for other in others] == [path, "<bytes>"]
     assert rows["start"] == sorted(rows["start"])
     assert all(0 < share < 1 for share in rows["tokens_kept"])

@@ -18,7 +18,7 @@ from rlt.encoding.rows import OUTPUTS, columns_of, failed_row, predicted, window
 from rlt.encoding.sources import opened
 from rlt.encoding.windows import Video, WindowSpec, windows_of
 from rlt.errors import InvalidArgumentError, VideoError, one_line
-from rlt.loading import is_size, load_model, named, stored_config
+from rlt.loading import is_size, load_model, named, state_of_weights, stored_config
 from rlt.measure import check_device
 from rlt.network.vit import VisionTransformer, ViTConfig
 from rlt.structures import Clip, RunLengthTokens, pack
@@ -169,6 +169,7 @@ class Encoder:
         spec = self.windows
         return {
             "model": self.name or "a network of the program",
+            "weights": [] if self.name is None or self.is_random else state_of_weights(self.name),
             "outputs": list(self.outputs),
             **vars(spec.clip),
             "overlap": spec.overlap,
@@ -309,6 +310,8 @@ def _absolute(name: str) -> str:
 
 
 def _name_of(video: Any) -> str:
+    if isinstance(video, Mapping):
+        return str(video.get("path") or "<bytes>")
     if isinstance(video, torch.Tensor | np.ndarray):
         return "<frames>"
     return video.source if isinstance(video, Clip) else source_name(video)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from json import dumps, loads
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rlt.data.tables import join_tables, read_table, write_table
 from rlt.encoding.encoder import Row
 from rlt.encoding.rows import columns_of, kinds_of
 from rlt.errors import InvalidArgumentError
-from rlt.files import not_writable, write_json
+from rlt.files import held, not_writable, write_json
 
 _ROWS, _SECONDS = 512, 10.0
 """A part is written when it has so many rows, or the one before is so old: what a kill costs."""
@@ -24,7 +25,7 @@ _KEYS = ("source", "window", "last")
 
 
 class Parts:
-    """The rows of one file, in a folder beside it until all are there.
+    """The rows of one file, in a folder beside it until all are there; a context manager, in which they are its own.
 
     Args:
         target: the file. Its parts are Parquet where it is, JSON where it is.
@@ -32,7 +33,8 @@ class Parts:
         settings: what decides the rows; a run that goes on must have the same.
 
     Raises:
-        InvalidArgumentError: for parts of other settings, or that cannot be read, and where nothing can be written.
+        InvalidArgumentError: for parts of other settings, that cannot be read, or that another process has, and where
+            nothing can be written.
     """
 
     def __init__(self, target: Path, outputs: Sequence[str], settings: Mapping[str, object]) -> None:
@@ -43,6 +45,26 @@ class Parts:
         self._last: dict[str, int] = {}
         self._rows: list[Row] = []
         self._written = time.monotonic()
+        self._lock = ExitStack()
+
+    def __enter__(self) -> Parts:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            free = self._lock.enter_context(held(self.folder))
+        except OSError as error:
+            raise not_writable(self.folder, error) from error
+        with ExitStack() as undo:
+            undo.enter_context(self._lock)
+            if free is False:
+                raise InvalidArgumentError(f"{self.target} is being written by another process; wait, or name another")
+            self._read_before()
+            undo.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def _read_before(self) -> None:
         self._check_settings()
         for path in self.paths():
             for source, window, last in zip(*(self._read(path, _KEYS)[key] for key in _KEYS), strict=True):

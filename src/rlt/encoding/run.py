@@ -119,7 +119,8 @@ def encode_videos(
         on_progress: see `Progress`.
 
     Raises:
-        InvalidArgumentError: for an output that is no such file, or has parts of another run.
+        InvalidArgumentError: for an output that is no such file, has parts of another run, or that another process
+            writes.
         VideoError: if something named does not exist.
         MissingDependencyError: if pyarrow or ray is needed and not installed.
     """
@@ -128,14 +129,25 @@ def encode_videos(
         for name, value in (("address", address), ("workers", workers)):
             exclusive(engine="local", **{name: value})
     found = list_sources(videos)
-    local = [name for name in found if not is_address(name)]
-    parts = None
-    if output is not None:
-        target = Path(output)
-        if target.suffix.lower() not in (".parquet", ".json"):
-            raise InvalidArgumentError(f"output is {output}; a file that ends in .parquet or .json is needed")
-        refuse_inputs([target], [*local, *videos, encoder.name or ""])
-        parts = Parts(target, encoder.outputs, encoder.settings())
+    if output is None:
+        return _encode(encoder, found, None, engine, address, workers, on_progress)
+    target = Path(output)
+    if target.suffix.lower() not in (".parquet", ".json"):
+        raise InvalidArgumentError(f"output is {output}; a file that ends in .parquet or .json is needed")
+    refuse_inputs([target], [*(name for name in found if not is_address(name)), *videos, encoder.name or ""])
+    with Parts(target, encoder.outputs, encoder.settings()) as parts:
+        return _encode(encoder, found, parts, engine, address, workers, on_progress)
+
+
+def _encode(
+    encoder: Encoder,
+    found: Mapping[str, str | None],
+    parts: Parts | None,
+    engine: str,
+    address: str | None,
+    workers: int | None,
+    on_progress: Progress | None,
+) -> Encoding:
     result, begin = Encoding(len(found)), time.monotonic()
     for row in parts.rows() if parts is not None and parts.done else ():
         result.add(row, new=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,12 @@ def is_address(name: object) -> bool:
 
 
 def opened(video: Any) -> AbstractContextManager[Any]:
-    """A video as `windows_of` takes it: what is in a store is opened for as long as the block runs."""
+    """A video as `windows_of` takes it: what is in a store is opened for as long as the block runs.
+
+    Of a dictionary of `bytes` and `path`, as data sets of Hugging Face have it, whichever is there.
+    """
+    if isinstance(video, Mapping):
+        video = video.get("bytes") or video.get("path")
     return open_in_store(video) if is_address(video) else nullcontext(video)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import count
 from typing import Any
 
@@ -20,7 +21,7 @@ from rlt.video.geometry import View
 Video = Source | Clip | torch.Tensor | np.ndarray[Any, Any] | Any
 """A path, the bytes of a file, a binary file object, a torchcodec `VideoDecoder`, or frames: a `Clip` or
 uint8 [T, H, W, 3]."""
-Fraction01 = Callable[[float], None]
+ShareRead = Callable[[float], None]
 """Called with the share of a video that was read, 0 to 1."""
 
 
@@ -56,7 +57,7 @@ class WindowSpec:
             )
 
 
-def windows_of(video: Video, spec: WindowSpec, on_read: Fraction01 | None = None) -> Iterator[Clip]:
+def windows_of(video: Video, spec: WindowSpec, on_read: ShareRead | None = None) -> Iterator[Clip]:
     """Windows of a video in order. The last one repeats its last frame where the video ends within it.
 
     Times are seconds from the first frame; of bare frames, which have none, they are the numbers of the frames. Bare
@@ -73,7 +74,7 @@ def windows_of(video: Video, spec: WindowSpec, on_read: Fraction01 | None = None
     return _of_file(video, spec, on_read or (lambda _: None))
 
 
-def _of_file(source: Source, spec: WindowSpec, on_read: Fraction01) -> Iterator[Clip]:
+def _of_file(source: Source, spec: WindowSpec, on_read: ShareRead) -> Iterator[Clip]:
     seconds: list[float] = []
 
     def on_open(file: VideoFile) -> None:
@@ -125,20 +126,26 @@ def _of_frames(clip: Clip, spec: WindowSpec) -> Iterator[Clip]:
 
 def _of_torchcodec(decoder: Any, spec: WindowSpec) -> Iterator[Clip]:
     """Windows of a torchcodec `VideoDecoder`, by the numbers of its frames; it is the caller's, and made before."""
-    total, rate = int(decoder.metadata.num_frames), float(decoder.metadata.average_fps)
-    step, size = float(rate / spec.clip.fps if spec.clip.fps else spec.clip.frame_stride or 1), spec.clip.num_frames
-    if spec.clip.sampling == "uniform":
-        step = total / size
-    hop = (size - spec.overlap) * step if spec.every is None else spec.every * rate
-    chw = decoder.get_frames_at([0]).data.shape[1] == 3
-    for number in count():
-        places = [round(number * hop + index * step) for index in range(size)]
-        before = round((number - 1) * hop + (size - 1) * step)
-        if places[0] >= total or (number and before >= total - 1):
-            return
+    size, total = spec.clip.num_frames, int(decoder.metadata.num_frames)
+    channels_first = decoder.get_frames_at([0]).data.shape[1] == 3
+    for places in _places(spec, total, Fraction(decoder.metadata.average_fps).limit_denominator(10**6)):
         inside = [place for place in places if place < total]
         batch = decoder.get_frames_at(inside + inside[-1:] * (size - len(inside)))  # as of a file that ends within it
-        frames = fit_frames(batch.data.permute(0, 2, 3, 1) if chw else batch.data, spec.clip.size)
+        frames = fit_frames(batch.data.permute(0, 2, 3, 1) if channels_first else batch.data, spec.clip.size)
         yield Clip(frames, batch.pts_seconds.to(torch.float64), "<VideoDecoder>", size - len(inside))
-        if spec.clip.sampling == "uniform":
+
+
+def _places(spec: WindowSpec, total: int, rate: Fraction) -> Iterator[list[int]]:
+    """Numbers of the frames of each window of a video of so many frames, those past its end too."""
+    clip = spec.clip
+    if clip.sampling == "uniform":
+        yield list(map(round, clip.spread(1, total, rate)[0]))
+        return
+    hop = (clip.num_frames - spec.overlap) * clip.step(rate) if spec.every is None else Fraction(str(spec.every)) * rate
+    seen = -1
+    for number in count():
+        places = list(map(round, clip.places(number * hop, rate)))
+        if not any(seen < place < total for place in places):
             return
+        seen = places[-1]
+        yield places
