@@ -94,9 +94,8 @@ def named(model: str | None, checkpoint: str | None) -> tuple[str, str | None]:
 def state_of_weights(name: str | Path) -> list[list[object]]:
     """Name, size in bytes and time of change in ns of the files of a checkpoint: whether it is still the same one."""
     path = weights.find_source(name)
-    files = (
-        [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in weights.FILE_SUFFIXES)
-    )
+    inside = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = [file for file in inside if file.suffix in weights.FILE_SUFFIXES or file == path]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
