@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlt.checks import exclusive
-from rlt.cli.console import output, progress, say, show
+from rlt.cli.console import kept_after_ctrl_c, output, progress, show
 from rlt.cli.options import (
     DecoderName,
     Dtype,
@@ -141,13 +141,8 @@ def _run(
         decoder=decoder,
     )
     cluster = {"engine": engine, "address": address, "workers": workers}
-    try:
-        with progress(title) as update:
-            result = encode_videos(encoder, videos, output=target, on_progress=update, **cluster)  # type: ignore[arg-type]
-    except KeyboardInterrupt:
-        if target is not None:
-            say(f"stopped; the same line goes on with what is in {target}.parts")
-        raise
+    with kept_after_ctrl_c(None if target is None else f"{target}.parts"), progress(title) as update:
+        result = encode_videos(encoder, videos, output=target, on_progress=update, **cluster)  # type: ignore[arg-type]
     output.print(encoding_report(result, encoder))
     if target is not None:
         show(f"Written: {target}")
