@@ -189,7 +189,9 @@ def test_progress_without_a_terminal_is_a_line_every_few_seconds(
     with console.progress("Comparing") as update:
         for done in range(5):
             update(done, 1000, f"[b]{done}.mp4")
-    assert capsys.readouterr() == ("", "Comparing: 2 of 1,000, [b]2.mp4\nComparing: 4 of 1,000, [b]4.mp4\n")
+    lines = ["Comparing: 2 of 1,000, about 42 min left, [b]2.mp4", "Comparing: 4 of 1,000, about 46 min left, [b]4.mp4"]
+    assert capsys.readouterr() == ("", "\n".join([*lines, ""]))
+    assert [console._duration(seconds) for seconds in (0.4, 89, 100, 7000)] == ["0 s", "89 s", "2 min", "1.9 h"]
 
 
 def test_progress_on_a_terminal_is_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:

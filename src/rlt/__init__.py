@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rlt.adapters import patch, register_adapter, unpatch
     from rlt.checkpoints import create_model, list_models
+    from rlt.encoding import Encoder
     from rlt.network.vit import VisionTransformer, ViTConfig
     from rlt.structures import Clip, PackedTokens, PatchSpec, RunLengthTokens, Segments, TokenGrid, pack
     from rlt.tokens import (
@@ -38,6 +39,7 @@ __all__ = [
     "Budget",
     "Clip",
     "Drawn",
+    "Encoder",
     "Everything",
     "PackedTokens",
     "PatchSpec",
@@ -66,7 +68,7 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    _ROOMS = ("structures", "tokens", "video", "network.vit", "checkpoints", "adapters")
+    _ROOMS = ("structures", "tokens", "video", "network.vit", "checkpoints", "adapters", "encoding")
 
     def __getattr__(name: str) -> object:
         """Load a public name, or a room such as `rlt.video`, when it is first asked for: torch takes a second."""

@@ -49,7 +49,7 @@ def replacing_all(folder: str | Path, names: Sequence[str]) -> Iterator[Path]:
         except OSError as error:
             raise not_writable(target, error) from error
         undo.callback(shutil.rmtree, staging, ignore_errors=True)
-        with _held(staging):
+        with held(staging):
             yield staging
             written = [name for name in names if (staging / name).exists()]
             for name in written:
@@ -159,7 +159,7 @@ def _finish_moves(folder: Path) -> None:
     """Move what a writer left that was killed between two moves. One at work holds a lock, which dies with it."""
     moving = folder / _MOVING
     if moving.is_dir():
-        with _held(moving) as free:
+        with held(moving) as free:
             if free is not False:
                 for file in moving.iterdir():
                     _move(file, _place(folder / file.name))
@@ -170,14 +170,17 @@ def _finish_moves(folder: Path) -> None:
 def _remove_left(folder: Path) -> None:
     """Remove what writers staged that were killed."""
     for left in folder.glob(f"{_STAGING}*"):
-        with suppress(OSError), _held(left) as free:
+        with suppress(OSError), held(left) as free:
             if free and left.name != _MOVING and time.time() - left.stat().st_mtime > _STALE_SECONDS:
                 shutil.rmtree(left)
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[bool | None]:
-    """Whether a folder could be locked, until the block or the process ends; None where there are no locks."""
+def held(folder: Path) -> Iterator[bool | None]:
+    """Whether a folder could be locked, until the block or the process ends; None where there are no locks.
+
+    The lock is the system's, and goes with the process however that ends.
+    """
     if sys.platform == "win32":
         yield None
         return

@@ -91,6 +91,14 @@ def named(model: str | None, checkpoint: str | None) -> tuple[str, str | None]:
     return checkpoint, model
 
 
+def state_of_weights(name: str | Path) -> list[list[object]]:
+    """Name, size in bytes and time of change in ns of the files of a checkpoint: whether it is still the same one."""
+    path = weights.find_source(name)
+    inside = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = [file for file in inside if file.suffix in weights.FILE_SUFFIXES or file == path]
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
 def dropping_rule(config: ViTConfig) -> Rule | None:
     """The rule that a network was trained with, if it drops any tokens: what is held against all of them."""
     return None if isinstance(config.rule, Everything) else config.rule

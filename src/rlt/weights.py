@@ -30,7 +30,7 @@ MODEL = "model"
 _FOLDER_WEIGHTS = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """What a folder's weights may be called, best first."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_FILE_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+FILE_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
 def find_source(source: str | Path, **download: Any) -> Path:
@@ -50,7 +50,7 @@ def find_source(source: str | Path, **download: Any) -> Path:
             return path.parent if in_folder else path  # the configuration beside the weights belongs to them
     except (OSError, ValueError, RuntimeError) as error:  # no permission, a NUL, a home of nobody
         raise _unreadable(name, error) from error
-    if not _HUB_ID.fullmatch(name) or path.suffix in _FILE_SUFFIXES:
+    if not _HUB_ID.fullmatch(name) or path.suffix in FILE_SUFFIXES:
         raise CheckpointError(f"{name} does not exist; give a file, a folder or a hub id such as owner/name")
     from huggingface_hub import snapshot_download  # imports an HTTP client, which local files need not
 

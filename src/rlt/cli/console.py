@@ -63,12 +63,18 @@ def kept_after_ctrl_c(folder: str | Path | None) -> Iterator[None]:
 
 
 def _progress_lines(title: str) -> Callable[[int, int, str], None]:
-    last = time.monotonic()
+    begin = last = time.monotonic()
 
     def update(done: int, total: int, what: str) -> None:
         nonlocal last
         if time.monotonic() >= last + _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            say(f"{title}: {done:,} of {total:,}, {what}")
+            left = "" if not 0 < done < total else f", about {_duration((last - begin) / done * (total - done))} left"
+            say(f"{title}: {done:,} of {total:,}{left}, {what}")
 
     return update
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from rlt.cli import experiments
+from rlt.cli import encode, experiments
 from rlt.cli.console import kept_after_ctrl_c, messages, output, progress, say, show
 from rlt.cli.options import (
     AnyModel,
@@ -53,6 +53,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(prepare_app, name="prepare")
+encode.add_commands(app)
 app.command("train", cls=experiments.WithOptions)(experiments.train)
 app.command("evaluate", cls=experiments.WithOptions)(experiments.evaluate)
 app.command("frontier", cls=experiments.WithOptions)(experiments.frontier)

@@ -21,6 +21,7 @@ from rlt.video.geometry import Size
 if TYPE_CHECKING:  # what they need is not always installed
     from rlt.benchmark import BenchmarkResult
     from rlt.calibrate import Calibration
+    from rlt.encoding import Encoder, Encoding
     from rlt.evaluation.comparison import PairedComparison
     from rlt.evaluation.results import EvaluationResult
     from rlt.evaluation.statistics import Interval
@@ -141,6 +142,43 @@ def evaluation_report(result: EvaluationResult) -> RenderableType:
         parts.append(Text("\n".join([f"Not evaluated: {len(result.failed)}", *shown, *more]), style="red"))
     machine = result.machine
     parts.append(Text(f"Machine: {machine['processor']}, {machine['cores']} cores, device {machine['device']}"))
+    return Group(*parts)
+
+
+def encoding_report(result: Encoding, encoder: Encoder) -> RenderableType:
+    """The first few videos with their commonest class, the numbers, and what could not be read."""
+    parts: list[RenderableType] = []
+    if result.videos:
+        classes = ["class of most windows"] if result.has_classes else []
+        table = _table("video", "windows", "up to", "tokens kept", *classes)
+        for video in result.videos.values():
+            common = [f"{name} ({count})" for name, count in video.classes.most_common(1)]
+            table.add_row(
+                video.source, f"{video.windows:,}", f"{video.seconds:,.1f} s", f"{video.tokens_kept:.1%}", *common
+            )
+        parts.append(table)
+        others = (
+            result.num_videos - len(result.videos) - len({source for source, _ in result.failed} - {*result.videos})
+        )
+        if others:
+            parts.append(Text(f"and {others:,} more videos"))
+    before = f", {result.num_before:,} from before" if result.num_before else ""
+    speed = f"{result.num_rows / result.seconds:.3g} a second" if result.seconds else ""
+    parts.append(
+        Text(
+            f"{result.num_videos:,} videos, {result.num_rows:,} windows in {result.seconds:,.1f} s ({speed}){before}, "
+            f"{result.tokens_kept:.1%} of the tokens kept"
+        )
+    )
+    if encoder.rule == Everything() and result.num_rows:
+        dense = "Every token went in, as the model was trained or rule none says: --threshold 0.1 drops what repeats."
+        parts.append(Text(dense, style="yellow"))
+    if encoder.is_random:
+        parts.append(Text("Weights: random, so classes and features mean nothing.", style="yellow"))
+    if result.failed:
+        shown = [f"  {error}" for _, error in result.failed[:_MAX_FAILED]]
+        more = [f"  ... and {len(result.failed) - _MAX_FAILED:,} more"] if len(result.failed) > _MAX_FAILED else []
+        parts.append(Text("\n".join([f"Videos with errors: {len(result.failed):,}", *shown, *more]), style="red"))
     return Group(*parts)
 
 

@@ -437,7 +437,7 @@ def choose_rule(
             exclusive(rule=rule, **{name: value})
         return rule
     if isinstance(stored, Drawn):
-        stored = Threshold(reference=stored.reference, exposure=stored.exposure)
+        stored = Threshold(reference=stored.reference, exposure=stored.exposure, motion=stored.motion)
     if stored is not None:
         return change_rule(stored, **plain)
     return make_rule(_plain_name(plain), **plain)

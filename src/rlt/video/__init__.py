@@ -1,8 +1,9 @@
 """From a video file to `Clip`s."""
 
+from rlt.video._filters import fit_frames
 from rlt.video._pyav import TimedFrame, VideoFile
 from rlt.video._reading import ClipPlan, Planner, iter_views, read_views
-from rlt.video._sources import Source
+from rlt.video._sources import Source, source_name
 from rlt.video.clips import (
     VIDEO_EXTENSIONS,
     VideoInfo,
@@ -30,6 +31,7 @@ __all__ = [
     "TimedFrame",
     "VideoFile",
     "VideoInfo",
+    "fit_frames",
     "iter_clips",
     "iter_views",
     "list_videos",
@@ -40,5 +42,6 @@ __all__ = [
     "read_views",
     "require_motion",
     "shrink_video",
+    "source_name",
     "videos_below",
 ]

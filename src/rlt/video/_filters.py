@@ -72,6 +72,13 @@ class Turn(NamedTuple):
         return CropBox(top, left, rows, columns)
 
 
+def fit_frames(frames: Tensor, size: Any) -> Tensor:
+    """Scale and crop RGB frames, uint8 [T, H, W, 3], as `rlt.read_clip` does those of a file."""
+    convert, view = ViewsConverter(num_threads=1), View(size)
+    pictures = (av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames.cpu().contiguous().numpy())
+    return torch.stack([convert(picture, [view])[view] for picture in pictures])
+
+
 class ViewsConverter:
     """Pictures of frames for several views; those that differ only in place and mirroring share crop and scaling.
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import count, islice, pairwise, tee
+from itertools import pairwise, tee
 from math import ceil, prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlt.checks import at_least, named_options, one_of
+from rlt.checks import at_least, exclusive, named_options, one_of
 from rlt.errors import InvalidArgumentError, TruncatedVideoWarning, VideoError, VideoWarning, warn_caller
 from rlt.structures import Clip
 from rlt.video._filters import ViewsConverter
@@ -96,46 +97,131 @@ def read_views(source: Source, planner: Planner, *, decoder: str = "pyav", num_t
 
 @named_options()
 def iter_views(
-    source: Source, spec: ClipSpec, views: Sequence[View], *, decoder: str = "pyav", num_threads: int = 0
+    source: Source,
+    spec: ClipSpec,
+    views: Sequence[View],
+    *,
+    overlap: int = 0,
+    every: float | None = None,
+    decoder: str = "pyav",
+    num_threads: int = 0,
+    on_open: Callable[[VideoFile], None] | None = None,
 ) -> Iterator[list[Clip]]:
-    """As `iter_clips`, but one clip per view: a frame is decoded once for all of them. The size is that of the view."""
+    """As `iter_clips`, but one clip per view: a frame is decoded once for all of them. The size is that of the view.
+
+    Args:
+        source: as `read_views`, as decoder and num_threads.
+        spec: frames of a clip.
+        views: what is seen of them.
+        overlap: sampled frames that a clip shares with the one before, below `spec.num_frames`. A clip that would show
+            nothing new is left out at the end.
+        every: seconds from the beginning of one clip to that of the next instead, above 0; what lies between two clips
+            is passed over.
+        on_open: called with the open video, before its first clip.
+    """
     _check(source, decoder, num_threads)
-    return _stream(source, spec, views, decoder, num_threads)
+    at_least(0, overlap=overlap)
+    if overlap >= spec.num_frames:
+        raise InvalidArgumentError(f"overlap is {overlap}; below the {spec.num_frames} frames of a clip is needed")
+    if every is not None:
+        exclusive(overlap=overlap or None, every=every)
+        if not 0 < every < float("inf"):
+            raise InvalidArgumentError(f"every is {every}; seconds above 0 are needed")
+    return _stream(source, spec, views, overlap, every, decoder, num_threads, on_open)
 
 
 def _stream(
-    source: Source, spec: ClipSpec, views: Sequence[View], decoder: str, num_threads: int
+    source: Source,
+    spec: ClipSpec,
+    views: Sequence[View],
+    overlap: int,
+    every: float | None,
+    decoder: str,
+    num_threads: int,
+    on_open: Callable[[VideoFile], None] | None,
 ) -> Iterator[list[Clip]]:
     with foreign_errors(source_name(source)), VideoFile(source, num_threads=num_threads) as file:
         _check_bytes(file, [(spec.num_frames, view) for view in views])
         _warn(file)
-        step = spec.step(file.rate) * file.frame_ticks
+        if on_open is not None:
+            on_open(file)
+        step = spec.step(file.rate)
+        hop = (spec.num_frames - overlap) * step if every is None else Fraction(str(every)) * file.rate
         convert = ViewsConverter(num_threads=num_threads)
 
-        def show(first: int) -> Iterator[_Shown]:
-            return _show(file, ((index * step, views) for index in count(first)), convert, decoder)
+        def ticks(clip: _OpenClip) -> int:
+            return max(clip.frames[-1][0], ceil(clip.moment * file.frame_ticks))
 
-        shown, num_sampled = show(0), 0
-        while True:
-            chunk = list(islice(shown, spec.num_frames))
-            end = num_sampled + len(chunk)
-            file.limits.check_sampled(file.name, end)
-            until = max(chunk[-1][0], ceil((end - 1) * step)) if chunk else None
-            if file.skipped and file.damage_until(until) is not None:
-                file.skips = False
-                shown = show(num_sampled)
-                continue
-            if not chunk:
-                break
-            if not file.missing:
-                _require_whole(file, until)
-            yield [_make_clip(file, chunk, view, spec.num_frames) for view in views]
-            num_sampled = end
-            file.restart_clock()  # what is done with a clip is not reading
+        num_given, num_sampled, seen = 0, 0, Fraction(-1)  # seen: up to where clips have shown the video
+        suspected = True
+        while suspected:
+            suspected = False
+            planned, ahead = tee(_schedule(spec.num_frames, step, hop, num_given))
+            wanted = ((moment * file.frame_ticks, views) for moment, _ in ahead)
+            for clip in _clips_of(planned, _show(file, wanted, convert, decoder), spec.num_frames):
+                num_sampled = int(clip.moment / step) + 1
+                file.limits.check_sampled(file.name, num_sampled)
+                if file.skipped and file.damage_until(ticks(clip)) is not None:
+                    suspected = True  # what seems damaged with frames left out is decoded whole
+                    break
+                if clip.moment <= seen:  # of clips that the video ends in, those that begin later show no more
+                    continue
+                if not file.missing:
+                    _require_whole(file, ticks(clip))
+                num_given, seen = num_given + 1, Fraction(clip.moment)
+                yield [_make_clip(file, clip.frames, view, spec.num_frames) for view in views]
+                file.restart_clock()  # what is done with a clip is not reading
+            suspected = suspected or (file.skipped and file.damage_until(None) is not None)
+            file.skips = file.skips and not suspected
         if num_sampled == 0:
             raise nothing_decodes(file)
         if not file.missing:  # where it is, the end of the file is damaged and the warning has said so
             _require_whole(file, None)
+
+
+class _OpenClip(NamedTuple):
+    """A clip as far as it was shown."""
+
+    frames: list[_Shown]
+    moment: Place
+    """That of its last frame, in frames of the video."""
+
+
+def _clips_of(
+    planned: Iterable[tuple[Place, list[int]]], shown: Iterable[_Shown], num_frames: int
+) -> Iterator[_OpenClip]:
+    """Clips of frames that are shown at planned moments, each when it is whole, and the oldest that the end cuts."""
+    opened: dict[int, _OpenClip] = {}
+    for (moment, numbers), frame in zip(planned, shown, strict=False):
+        for number in numbers:
+            before = opened.get(number)
+            opened[number] = _OpenClip([*(before.frames if before else []), frame], moment)
+            if len(opened[number].frames) == num_frames:
+                yield opened.pop(number)
+    if opened:
+        yield opened[min(opened)]
+
+
+def _schedule(num_frames: int, step: Place, hop: Place, first: int = 0) -> Iterator[tuple[Place, list[int]]]:
+    """Moments of clips of frames `step` apart that begin every `hop`, ascending, and the clips that each belongs to.
+
+    Clips have numbers; those before `first` are left out.
+    """
+    following: dict[int, int] = {}  # clip -> its next frame
+    opened = first
+    while True:
+        moments = {number: number * hop + frame * step for number, frame in following.items()}
+        moment = min(moments.values(), default=opened * hop)
+        if opened * hop <= moment:
+            moment = moments[opened] = opened * hop
+            following[opened] = 0
+            opened += 1
+        numbers = [number for number, its in moments.items() if its == moment]
+        yield moment, numbers
+        for number in numbers:
+            following[number] += 1
+            if following[number] == num_frames:
+                del following[number]
 
 
 def _read_plans(file: VideoFile, plans: Sequence[ClipPlan], decoder: str, *, measured: bool) -> list[list[Clip]]:

@@ -1,0 +1,114 @@
+"""The only importer of ray: the two halves of an encoder as a pipeline of Ray Data, which schedules and retries."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlt.data.tables import make_table
+from rlt.encoding.encoder import Cut, Encoder, Row
+from rlt.encoding.rows import columns_of, kinds_of
+from rlt.errors import MissingDependencyError
+from rlt.structures import RunLengthTokens, TokenGrid
+
+try:
+    ray: Any = import_module("ray")
+    import_module("ray.data")
+except ImportError as error:
+    raise MissingDependencyError(
+        'engine="ray" needs ray, which cannot be imported; install with: pip install "rlt[ray]"'
+    ) from error
+
+_WINDOWS_PER_CALL = 64
+_TOKENS = ("patches", "coords", "lengths", "token_grid")
+_SHARE = "share_read"
+
+
+def rows_by_ray(
+    encoder: Encoder, batch: Mapping[str, Sequence[Any]], *, address: str | None = None, workers: int | None = None
+) -> Iterator[tuple[Row, float]]:
+    """Rows of all videos, and how much of its video was read with each, in order.
+
+    Videos are read, decoded and cut into tokens by tasks on CPUs; actors hold the network, one GPU each where there are
+    some. What a worker was at when it died is done again by another.
+    """
+    if not batch["video"]:
+        return
+    started = not ray.is_initialized()
+    if started:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plans say nothing to a user
+    context = ray.data.DataContext.get_current()
+    before = context.enable_progress_bars, context.execution_options.preserve_order
+    context.enable_progress_bars, context.execution_options.preserve_order = False, True
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    try:
+        items = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        rows = (
+            ray.data.from_items(items, override_num_blocks=len(items))
+            .flat_map(_cut_rows, fn_args=(encoder,), num_cpus=1)
+            .map_batches(
+                _Network,
+                fn_constructor_args=(encoder,),
+                batch_size=_WINDOWS_PER_CALL,
+                batch_format="pyarrow",
+                num_gpus=1 if gpus else 0,
+                compute=ray.data.ActorPoolStrategy(size=workers or max(gpus, 1)),
+            )
+        )
+        for table in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for row in table.to_pylist():
+                yield row, row.pop(_SHARE)
+    finally:
+        context.enable_progress_bars, context.execution_options.preserve_order = before
+        if started:
+            ray.shutdown()
+
+
+def _cut_rows(item: Mapping[str, Any], encoder: Encoder) -> Iterator[Row]:
+    """The windows of one video, their tokens as bytes."""
+    torch.set_num_threads(1)
+    for cut in encoder.cut({name: [value] for name, value in item.items()}):
+        tokens, row = cut.tokens, {"start": None, "end": None, **cut.row, _SHARE: cut.share_read}
+        if tokens is None:
+            yield {**row, **dict.fromkeys(_TOKENS)}
+            continue
+        small = tokens.coords.to(torch.int32), tokens.lengths.to(torch.int32)
+        numbers = dict(zip(_TOKENS, (array.numpy().tobytes() for array in (tokens.patches, *small)), strict=False))
+        yield {**row, **numbers, "token_grid": list(tokens.grid)}
+
+
+class _Network:
+    """An actor: holds the network, gets windows, gives rows."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+
+    def __call__(self, table: Any) -> Any:
+        rows = [cut.row | {_SHARE: cut.share_read} for cut in self.encoder.run(map(self._cut, table.to_pylist()))]
+        kinds = {**kinds_of(self.encoder.outputs), _SHARE: "float64"}
+        return make_table(columns_of(rows, self.encoder.outputs), kinds=kinds)
+
+    def _cut(self, row: Row) -> Cut:
+        share = row.pop(_SHARE)
+        patches, coords, lengths, grid = (row.pop(name) for name in _TOKENS)
+        if patches is None:
+            return Cut(row, None, share)
+        spec = self.encoder.config.patches
+        tokens = RunLengthTokens(
+            _tensor(patches, np.uint8, spec.values_per_token),
+            _tensor(coords, np.int32, 3).to(torch.int64),
+            _tensor(lengths, np.int32, 1).to(torch.int64)[:, 0],
+            TokenGrid(*grid),
+            spec,
+        )
+        return Cut(row, tokens, share)
+
+
+def _tensor(content: bytes, kind: Any, width: int) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(bytearray(content), kind).reshape(-1, width))
