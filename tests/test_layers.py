@@ -23,7 +23,7 @@ LAYERS = [
     {"data"},
     {"conf"},
     {"loading"},
-    {"compare", "benchmark", "inspection", "training", "evaluation"},
+    {"compare", "benchmark", "inspection", "training", "evaluation", "streaming"},
     {"frontier"},
     {"calibrate"},
     {"cli", "__main__"},
@@ -124,6 +124,7 @@ def test_public_names() -> None:
             "register_rule",
             "run_lengths",
             "select_tokens",
+            "stream",
             "tokenize",
             "unpatch",
         ]
