@@ -42,7 +42,7 @@ _REORDER_WINDOW = 4  # frames; MPEG-4 ASP reorders by one frame, B-frames packed
 
 # What a file holds decides its format, so a format that opens others by name would read any file of this machine, fetch
 # addresses and listen on ports. Libraries may be built with more of these than ours.
-_OPEN_OTHERS = {
+OPEN_OTHERS = {
     *("concat", "dash", "hls", "imf", "webm_dash_manifest", "image2", "bluray", "dvdvideo"),
     *("rtp", "rtsp", "sap", "sdp"),
     *("avisynth", "lavfi", "vapoursynth"),
@@ -108,7 +108,7 @@ class VideoFile:
                 library_input(self.source),
                 mode="r",
                 metadata_errors="ignore",
-                options=_opening(),
+                options=opening(),
                 timeout=self.limits.seconds,
             )
         except (av.FFmpegError, OSError, ValueError) as error:
@@ -338,7 +338,7 @@ class VideoFile:
                     self._flaws.append(before + 1)
                 is_interlaced |= frame.interlaced_frame
                 # Frames out of order or without times are not what their packets let expect.
-                is_strange = self.skipped and (latest <= before or frame.pts is None)
+                is_strange = self.skipped and (0 <= latest <= before or frame.pts is None)
                 before = latest
                 self._pending.discard(latest)
                 if is_strange or _is_corrupt(frame) or (self.codec == "hevc" and latest in refused):
@@ -376,6 +376,12 @@ def frames_at(file: VideoFile, moments: Iterable[Fraction], /) -> Iterator[Timed
     return nearest_in_time(stream, asked, file.frame_ticks)
 
 
+def whole_frames_at(file: VideoFile, moments: Iterable[Fraction], /) -> Iterator[TimedFrame]:
+    """`frames_at` with every frame decoded, whether anybody asks for it or not."""
+    file.skips = False
+    return frames_at(file, moments)
+
+
 def _is_corrupt(frame: av.VideoFrame) -> bool:
     flag: object = frame.is_corrupt  # a method until PyAV 17, a property since, declared as the former
     return bool(flag() if callable(flag) else flag)
@@ -395,7 +401,7 @@ def _in_time_order(frames: Iterator[TimedFrame]) -> Iterator[TimedFrame]:
 
 
 @cache
-def _opening() -> dict[str, str]:
+def opening() -> dict[str, str]:
     """Options that a file is opened with."""
-    formats = sorted(av.formats_available - _OPEN_OTHERS)
+    formats = sorted(av.formats_available - OPEN_OTHERS)
     return {"protocol_whitelist": "file", "format_whitelist": ",".join(formats)}
