@@ -120,7 +120,7 @@ def test_the_same_rows_with_a_worker_killed_and_going_on(
     with pytest.raises(KeyboardInterrupt):
         encode_videos(encoder, [folder], output=tmp_path / "on.parquet", engine="ray", on_progress=stop)
     result = encode_videos(encoder, [folder], output=tmp_path / "on.parquet")  # by another engine, which is no setting
-    assert result.num_before + len(result.failed) >= 10
+    assert result.num_before >= 5
     assert_same(tmp_path / "on.parquet", tmp_path / "local.parquet")
 
 
