@@ -23,7 +23,7 @@ LAYERS = [
     {"data"},
     {"conf"},
     {"loading"},
-    {"compare", "benchmark", "inspection", "training", "evaluation", "encoding"},
+    {"compare", "benchmark", "inspection", "training", "evaluation", "streaming", "encoding"},
     {"frontier"},
     {"calibrate"},
     {"cli", "__main__"},
@@ -126,6 +126,7 @@ def test_public_names() -> None:
             "register_rule",
             "run_lengths",
             "select_tokens",
+            "stream",
             "tokenize",
             "unpatch",
         ]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rlt.checkpoints import create_model, list_models
     from rlt.encoding import Encoder
     from rlt.network.vit import VisionTransformer, ViTConfig
+    from rlt.streaming import stream
     from rlt.structures import Clip, PackedTokens, PatchSpec, RunLengthTokens, Segments, TokenGrid, pack
     from rlt.tokens import (
         Budget,
@@ -63,12 +64,13 @@ __all__ = [
     "register_rule",
     "run_lengths",
     "select_tokens",
+    "stream",
     "tokenize",
     "unpatch",
 ]
 
 if not TYPE_CHECKING:
-    _ROOMS = ("structures", "tokens", "video", "network.vit", "checkpoints", "adapters", "encoding")
+    _ROOMS = ("structures", "tokens", "video", "network.vit", "checkpoints", "adapters", "encoding", "streaming")
 
     def __getattr__(name: str) -> object:
         """Load a public name, or a room such as `rlt.video`, when it is first asked for: torch takes a second."""

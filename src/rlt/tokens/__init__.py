@@ -18,7 +18,7 @@ from rlt.tokens.rules import (
     rule_name,
     rule_options,
 )
-from rlt.tokens.stream import TokenStream
+from rlt.tokens.token_stream import TokenStream
 from rlt.tokens.tokenize import Frames, keep_mask, run_lengths, select_tokens, tokenize, tokenize_batch
 
 __all__ = [

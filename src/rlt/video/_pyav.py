@@ -42,7 +42,7 @@ _REORDER_WINDOW = 4  # frames; MPEG-4 ASP reorders by one frame, B-frames packed
 
 # What a file holds decides its format, so a format that opens others by name would read any file of this machine, fetch
 # addresses and listen on ports. Libraries may be built with more of these than ours.
-_OPEN_OTHERS = {
+OPEN_OTHERS = {
     *("concat", "dash", "hls", "imf", "webm_dash_manifest", "image2", "bluray", "dvdvideo"),
     *("rtp", "rtsp", "sap", "sdp"),
     *("avisynth", "lavfi", "vapoursynth"),
@@ -108,7 +108,7 @@ class VideoFile:
                 library_input(self.source),
                 mode="r",
                 metadata_errors="ignore",
-                options=_opening(),
+                options=opening(),
                 timeout=self.limits.seconds,
             )
         except (av.FFmpegError, OSError, ValueError) as error:
@@ -395,7 +395,7 @@ def _in_time_order(frames: Iterator[TimedFrame]) -> Iterator[TimedFrame]:
 
 
 @cache
-def _opening() -> dict[str, str]:
+def opening() -> dict[str, str]:
     """Options that a file is opened with."""
-    formats = sorted(av.formats_available - _OPEN_OTHERS)
+    formats = sorted(av.formats_available - OPEN_OTHERS)
     return {"protocol_whitelist": "file", "format_whitelist": ",".join(formats)}
