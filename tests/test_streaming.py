@@ -109,7 +109,7 @@ def test_rules_that_look_at_a_whole_clip_go_without_carry(model: rlt.VisionTrans
     [window] = rlt.stream(assets.path(), model, clip=spec, rule=rule, max_windows=1)
     clip = next(iter_clips(assets.path(), num_frames=4, size=32))
     assert torch.equal(window.tokens.coords, rlt.tokenize(clip, rule=rule, spec=TINY.patches).coords)
-    with pytest.raises(InvalidArgumentError, match="carry needs rule 'rlt'"):
+    with pytest.raises(InvalidArgumentError, match="does not go on from window to window"):
         rlt.stream(assets.path(), model, clip=spec, rule=rule, carry=True)
 
 

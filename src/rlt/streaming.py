@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from rlt.checks import at_least, named_options, one_of
-from rlt.conf import compose
 from rlt.errors import InvalidArgumentError
-from rlt.evaluation.run import config_of_run, load_evaluated
+from rlt.loading import is_size, load_model
 from rlt.network.vit import VisionTransformer
 from rlt.structures import RunLengthTokens, pack
-from rlt.tokens import Rule, Threshold, TokenStream, rule_line
+from rlt.tokens import Rule, Threshold, TokenStream, choose_rule, rule_line
+from rlt.tokens.token_stream import is_streamable
 from rlt.tokens.tokenize import tokenize
 from rlt.video.live import LiveClip, LiveSettings, LiveSource, is_live, live_clips
 from rlt.video.spec import ClipSpec
@@ -27,15 +27,6 @@ from rlt.video.spec import ClipSpec
 WHEN_LATE = ("wait", "drop_oldest")
 """What is done when windows come faster than the network takes them."""
 _WINDOWS_WAITING = 2
-
-
-@dataclass(frozen=True)
-class NamedModel:
-    """A network, and how its clips are taken."""
-
-    network: VisionTransformer
-    clip: ClipSpec
-    rule: Rule
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,20 +57,16 @@ class StreamWindow:
     """What happened to the source before it."""
 
 
-def load_named(name: str | Path, device: str) -> NamedModel:
-    """The network of a run, a checkpoint or a hub id, with the clips and the rule that it was trained with.
+def load_trained(name: str | Path) -> VisionTransformer:
+    """The network that a name stands for, see `rlt.loading.load_model`.
 
     Raises:
-        CheckpointError: if there is none, or it cannot be read.
+        InvalidArgumentError: for a size, whose random weights say nothing about a video.
+        CheckpointError: if it cannot be read.
     """
-    run = config_of_run(str(name))
-    config = replace(compose([], run=run), checkpoint=str(name))
-    network = load_evaluated(config).to(device).eval()
-    return NamedModel(network, config.data.clip if run else _own_clip(network), config.tokenizer.build())
-
-
-def _own_clip(network: VisionTransformer) -> ClipSpec:
-    return ClipSpec(network.config.num_frames, size=network.config.image_size)
+    if is_size(name):
+        raise InvalidArgumentError(f"model is {str(name)!r}, whose weights are random; give a run or a checkpoint")
+    return load_model(name)
 
 
 @named_options()
@@ -104,8 +91,8 @@ def stream(
         source: a path, "-" for standard input, an address (http, https, rtsp, rtsps), a camera such as /dev/video0, or
             a binary file object. Nothing but an address opens the network.
         model: a network, or the name of one: a run's folder, a checkpoint, or a hub id.
-        clip: frames, rate and size of a window; those of the run, or of the network, if not given.
-        rule: which tokens it gets; that of the run, or `rlt.Threshold()`, if not given.
+        clip: frames, rate and size of a window; those that are stored with the network if not given.
+        rule: which tokens it gets; that which is stored with the network, or `rlt.Threshold()`, if not given.
         carry: let a token of a place that does not change stand on with its pixels over the border of windows, as
             `rlt.TokenStream` does. Without it each window is what `rlt.tokenize` makes of it.
         when_late: "wait" reads on when the network is ready, so that nothing is lost; "drop_oldest" reads on anyway,
@@ -125,37 +112,37 @@ def stream(
     """
     at_least(1, max_windows=max_windows)
     one_of((None, *WHEN_LATE), when_late=when_late)
-    if isinstance(model, VisionTransformer):
-        named = NamedModel(model.to(device).eval(), _own_clip(model), Threshold())
-    else:
-        named = load_named(model, device)
-    named = replace(named, clip=clip or named.clip, rule=rule or named.rule)
-    if carry and not isinstance(named.rule, Threshold):
-        raise InvalidArgumentError(f"rule is {rule_line(named.rule)}; carry needs rule 'rlt', leave carry out")
+    network = model if isinstance(model, VisionTransformer) else load_trained(model)
+    chosen = choose_rule(rule, stored=network.config.rule)
+    if carry and not is_streamable(chosen):
+        raise InvalidArgumentError(
+            f"rule is {rule_line(chosen)}, which does not go on from window to window; leave carry out"
+        )
+    clip = clip or network.config.clip_spec
+    network.config.patches.grid((clip.num_frames, *clip.frame_size, 3))  # told before the source is opened
     drops = (when_late or ("drop_oldest" if is_live(source) else "wait")) == "drop_oldest"
-    clips = live_clips(source, named.clip, settings, num_threads=num_threads)
-    numbered = _newest(clips) if drops else ((clip, 0) for clip in clips)
-    return islice(_windows(numbered, named, device, carry=carry), max_windows)
+    clips = live_clips(source, clip, settings, num_threads=num_threads)
+    numbered = _newest(clips) if drops else ((live, 0) for live in clips)
+    return islice(_windows(numbered, network.to(device).eval(), chosen, device, carry=carry), max_windows)
 
 
 def _windows(
-    clips: Iterator[tuple[LiveClip, int]], named: NamedModel, device: str, *, carry: bool
+    clips: Iterator[tuple[LiveClip, int]], network: VisionTransformer, rule: Rule, device: str, *, carry: bool
 ) -> Iterator[StreamWindow]:
-    is_threshold = isinstance(named.rule, Threshold)
-    spec = named.network.config.patches
-    state = TokenStream(rule=named.rule if is_threshold else Threshold(), spec=spec)
+    spec = network.config.patches
+    state = TokenStream(rule=rule if is_streamable(rule) else Threshold(), spec=spec)
     index = 0
     for live, num_dropped in clips:
         index += num_dropped
         if num_dropped or not live.goes_on:
             state.reset()
         tokens = state.push(live.clip.frames, anew=not carry)
-        if not is_threshold:
-            tokens = tokenize(live.clip, rule=named.rule, spec=spec, seeds=[index])
+        if not is_streamable(rule):  # only scenes are told by the state then
+            tokens = tokenize(live.clip, rule=rule, spec=spec, seeds=[index])
         assert tokens is not None  # a window is whole tubelets, as `PatchSpec.grid` holds
         with torch.inference_mode():
-            features = named.network.forward_features(pack([tokens]).to(device))
-            logits = named.network.head(features) if named.network.config.num_classes else None
+            features = network.forward_features(pack([tokens]).to(device))
+            logits = network.head(features) if network.config.num_classes else None
         times = live.clip.times.tolist()
         yield StreamWindow(
             index=index,

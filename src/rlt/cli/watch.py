@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlt.cli.console import messages, say, show
-from rlt.files import write_json
+from rlt.files import refuse_inputs, write_json
 
 if TYPE_CHECKING:
     from rlt.streaming import StreamWindow
@@ -42,17 +42,17 @@ def watch(
     json: Annotated[Path | None, typer.Option(help="Also write the sums over all windows to this file.")] = None,
 ) -> None:
     """Run a network over a camera, a pipe, an address or a file, and show each window as it comes."""
-    from rlt.streaming import load_named, stream
+    from rlt.streaming import load_trained, stream
     from rlt.video.live import LiveSettings
 
+    if json is not None:
+        refuse_inputs([json], [source, model])
     settings = LiveSettings(stall_seconds=stall, follow_seconds=follow, reconnects=reconnects)
     with messages.status(f"Loading {model}"):
-        named = load_named(model, device)
+        network = load_trained(model)
     windows = stream(
         source,
-        named.network,
-        clip=named.clip,
-        rule=named.rule,
+        network,
         carry=carry,
         when_late=when_late,
         max_windows=max_windows,
@@ -65,7 +65,7 @@ def watch(
             tally.add(window)
             for note in window.notes:
                 say(f"warning: {note}", "yellow")
-            show(f"{window_line(window, named.network.config.labels)}, {tally.tokens_per_second:,.0f} tokens/s")
+            show(f"{window_line(window, network.config.labels)}, {tally.tokens_per_second:,.0f} tokens/s")
     finally:  # also of a source that fails, and after Ctrl-C
         if tally.windows:
             show(tally.line())

@@ -16,6 +16,11 @@ from rlt.tokens.rules import Rule, Threshold, choose_rule, rule_line
 from rlt.tokens.tokenize import select_tokens
 
 
+def is_streamable(rule: Rule) -> bool:
+    """Whether a rule can go on from call to call: thresholds, but not anchors that move with the camera."""
+    return isinstance(rule, Threshold) and not (rule.reference == "anchor" and rule.motion == "global")
+
+
 class TokenStream:
     """Cut frames that come piece by piece into tokens, as `rlt.tokenize` would cut all of them at once.
 
@@ -89,7 +94,7 @@ class TokenStream:
                 f"rule is {rule_line(chosen)}, which needs the whole video; a stream takes rule 'rlt' with threshold, "
                 "reference, exposure and motion"
             )
-        if chosen.reference == "anchor" and chosen.motion == "global":
+        if not is_streamable(chosen):
             raise InvalidArgumentError(
                 "motion is 'global' and reference is 'anchor', which a stream cannot do together; take one of them"
             )
