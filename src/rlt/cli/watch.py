@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rlt.cli.console import messages, say, show
+from rlt.cli.options import Device, Exposure, JsonFile, Reference, RuleName, Threshold, rule_of_options
 from rlt.files import refuse_inputs, write_json
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ def watch(
     ],
     model: Annotated[str, typer.Argument(help="A run's folder, a checkpoint, or a hub id.")],
     max_windows: Annotated[int | None, typer.Option(help="Stop after so many windows.")] = None,
+    rule: RuleName = None,
+    threshold: Threshold = None,
+    reference: Reference = None,
+    exposure: Exposure = None,
     carry: Annotated[
         bool,
         typer.Option("--carry", help="Let patches that do not change keep their pixels from window to window."),
@@ -38,8 +42,8 @@ def watch(
     follow: Annotated[float, typer.Option(help="Seconds to wait at the end of a file that is still written.")] = 0.0,
     stall: Annotated[float, typer.Option(help="Seconds without data after which a source counts as stalled.")] = 10.0,
     reconnects: Annotated[int, typer.Option(help="How often in a row an address or camera is opened again.")] = 5,
-    device: Annotated[str, typer.Option(help="Where the network runs: cpu, or cuda.")] = "cpu",
-    json: Annotated[Path | None, typer.Option(help="Also write the sums over all windows to this file.")] = None,
+    device: Device = "cpu",
+    json: JsonFile = None,
 ) -> None:
     """Run a network over a camera, a pipe, an address or a file, and show each window as it comes."""
     from rlt.streaming import load_trained, stream
@@ -53,6 +57,7 @@ def watch(
     windows = stream(
         source,
         network,
+        rule=rule_of_options(rule, threshold, None, None, reference, exposure, None, stored=network.config.rule),
         carry=carry,
         when_late=when_late,
         max_windows=max_windows,

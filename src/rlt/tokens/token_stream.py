@@ -50,7 +50,8 @@ class TokenStream:
         spec: how frames are cut into tokens.
         tubelet_size: frames per token, 2 if not given.
         patch_size: height and width of a token in pixels, 16 if not given.
-        scene_share: a step of which more than this share is new begins a scene, above 0 and up to 1.
+        scene_share: a step of which more than this share is new begins a scene, above 0 and up to 1, unless the step
+            before was as new: what moves all the time, as before a camera that pans, is one scene.
 
     Raises:
         InvalidArgumentError: for a rule that needs the whole video, or an option out of range.
@@ -114,6 +115,7 @@ class TokenStream:
         self._before: Tensor | None = None  # uint8 [tubelet, H, W, 3], the step before
         self._standing: Tensor | None = None  # uint8 [tubelet, H, W, 3], the pixels of the tokens that stand
         self._noise: Tensor | None = None
+        self._was_new = True  # the beginning is no change
 
     def push(self, frames: Tensor, *, anew: bool = False) -> RunLengthTokens | None:
         """Take the next frames, and give the tokens of the time steps that they complete.
@@ -135,10 +137,10 @@ class TokenStream:
             return None
         new = self._mark(steps)
         self.carried = torch.zeros_like(new[0]) if anew else ~new[0]
-        shares = new.flatten(1).float().mean(1).tolist()
-        self.scene_changes = tuple(
-            step for step, part in enumerate(shares) if part > self.scene_share and self.num_steps + step > 0
-        )
+        are_new = [part > self.scene_share for part in new.flatten(1).float().mean(1).tolist()]
+        before = [self._was_new, *are_new]
+        self.scene_changes = tuple(step for step, is_new in enumerate(are_new) if is_new and not before[step])
+        self._was_new = are_new[-1]
         if anew:
             mask = self.rule(PatchView(steps[None], self.spec), seeds=[0])[0]
         else:
@@ -227,4 +229,4 @@ class TokenStream:
         return {**asdict(self.rule), **sizes, "scene_share": self.scene_share}
 
 
-_STATE = ("carried", "ages", "scene_changes", "num_steps", "_waiting", "_before", "_standing", "_noise")
+_STATE = ("carried", "ages", "scene_changes", "num_steps", "_waiting", "_before", "_standing", "_noise", "_was_new")
