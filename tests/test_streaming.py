@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import socketserver
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
@@ -26,7 +29,7 @@ from rlt.errors import InvalidArgumentError, VideoError
 from rlt.streaming import _newest
 from rlt.structures import Clip
 from rlt.video import ClipSpec, iter_clips
-from rlt.video.live import LiveClip, LiveSettings, live_clips
+from rlt.video.live import LiveClip, LiveSettings, is_live, live_clips
 from video_factory import numbered_picture, read_number, write_video
 
 SPEC = ClipSpec(4, 3, size=(48, 80))
@@ -268,6 +271,76 @@ def test_a_source_that_does_not_come_back_is_one_line(serve: type[Server], trans
         list(live_clips(server.address, SPEC, LiveSettings(stall_seconds=0.3, reconnects=1)))
     with pytest.raises(VideoError, match="cannot be opened as video"):
         list(live_clips("http://127.0.0.1:9/none", SPEC, LiveSettings(reconnects=0)))
+
+
+class Camera(socketserver.ThreadingTCPServer):
+    """As much RTSP as it takes to give a transport stream over one TCP connection, which is dropped at its end."""
+
+    daemon_threads = allow_reuse_address = True
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.requests = 0
+        super().__init__(("127.0.0.1", 0), _Conversation)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"rtsp://127.0.0.1:{self.server_address[1]}/camera"
+
+
+class _Conversation(socketserver.StreamRequestHandler):
+    server: Camera
+
+    def handle(self) -> None:
+        self.server.requests += 1
+        description = (
+            "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=camera\r\nt=0 0\r\nm=video 0 RTP/AVP 33\r\na=control:one\r\n"
+        )
+        answers = {
+            "OPTIONS": ("Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN\r\n", ""),
+            "DESCRIBE": ("Content-Type: application/sdp\r\n", description),
+            "SETUP": ("Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\nSession: 1\r\n", ""),
+            "PLAY": ("Session: 1\r\n", ""),
+        }
+        while line := self.rfile.readline().decode():
+            method, number = line.split()[0], "0"
+            while (header := self.rfile.readline().decode().strip()) != "":
+                number = header.split(":")[1].strip() if header.lower().startswith("cseq") else number
+            if method not in answers:
+                return
+            headers, body = answers[method]
+            text = f"RTSP/1.0 200 OK\r\nCSeq: {number}\r\n{headers}Content-Length: {len(body)}\r\n\r\n{body}"
+            self.wfile.write(text.encode())
+            if method == "PLAY":
+                with suppress(OSError):
+                    self._play()
+                return
+
+    def _play(self) -> None:
+        for number, begin in enumerate(range(0, len(self.server.data), 7 * 188)):
+            payload = self.server.data[begin : begin + 7 * 188]
+            packet = struct.pack(">BBHII", 0x80, 33, number & 0xFFFF, number * 900, 7) + payload
+            self.wfile.write(struct.pack(">cBH", b"$", 0, len(packet)) + packet)
+
+
+def test_a_camera_is_opened_again_when_it_stops(transport: bytes) -> None:
+    camera = Camera(transport)
+    try:
+        clips = live_clips(camera.address, SPEC, LiveSettings(stall_seconds=3, reconnects=1))
+        came = list(islice(clips, 6))
+        clips.close()  # type: ignore[attr-defined]
+    finally:
+        camera.shutdown()
+        camera.server_close()
+    assert is_live(camera.address)
+    assert camera.requests == 2
+    begins = [index for index, live in enumerate(came) if not live.goes_on]
+    assert begins[0] == 0
+    assert len(begins) == 2
+    assert numbers(iter(came[: begins[1]])) == numbers(live_clips(io.BytesIO(transport), SPEC))
+    assert "opened again" in came[begins[1]].notes[0]
+    assert "a camera has no end" in came[begins[1]].notes[0]
 
 
 def test_an_address_gives_no_file_of_this_machine(serve: type[Server], tmp_path: Path, transport: bytes) -> None:

@@ -206,9 +206,7 @@ def test_frames_that_fill_no_step_wait() -> None:
     assert len(tokens) == 15
 
 
-@pytest.mark.parametrize(
-    "options", [{"keep_ratio": 0.5}, {"max_tokens": 9}, {"rule": "random"}, {"rule": "none"}]
-)
+@pytest.mark.parametrize("options", [{"keep_ratio": 0.5}, {"max_tokens": 9}, {"rule": "random"}, {"rule": "none"}])
 def test_rules_that_need_the_whole_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(InvalidArgumentError, match="needs the whole video; a stream takes rule 'rlt'"):
         rlt.TokenStream(**options)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from rlt.checks import at_least
 from rlt.errors import InvalidArgumentError, VideoError
-from rlt.video._pyav import OPENING
+from rlt.video._pyav import opening
 from rlt.video._sources import check_source, library_input
 
 LiveSource = str | os.PathLike[str] | BinaryIO
@@ -79,13 +79,13 @@ def live_input(source: LiveSource, settings: LiveSettings) -> LiveInput:
         return _address(name, scheme.lower(), settings)
     mode = _mode(name)
     if stat.S_ISCHR(mode):
-        return LiveInput(name, name, dict(OPENING), "v4l2", is_live=True, may_return=True)
+        return LiveInput(name, name, opening(), "v4l2", is_live=True, may_return=True)
     if stat.S_ISFIFO(mode):
         return _streamed(name, os.open(name, os.O_RDONLY), settings)
     if settings.follow_seconds > 0 and stat.S_ISREG(mode):
         return _streamed(name, os.open(name, os.O_RDONLY), settings, grows=True)
     check_source(name)
-    return LiveInput(name, library_input(name), dict(OPENING))
+    return LiveInput(name, library_input(name), opening())
 
 
 def _input_of_object(source: BinaryIO) -> LiveInput:
@@ -94,7 +94,7 @@ def _input_of_object(source: BinaryIO) -> LiveInput:
             f"source is {type(source).__name__}; a path, '-', an address or a binary file object is needed"
         )
     name = getattr(source, "name", None)
-    return LiveInput(name if isinstance(name, str) else f"<{type(source).__name__}>", source, dict(OPENING))
+    return LiveInput(name if isinstance(name, str) else f"<{type(source).__name__}>", source, opening())
 
 
 def _mode(name: str) -> int:
@@ -109,7 +109,7 @@ def _address(name: str, scheme: str, settings: LiveSettings) -> LiveInput:
     if scheme not in _PROTOCOLS:
         raise InvalidArgumentError(f"source is {name!r}; addresses may begin with {', '.join(_PROTOCOLS)}")
     is_camera = scheme.startswith("rtsp")
-    formats = OPENING["format_whitelist"] + (",rtsp,rtp,sdp" if is_camera else "")
+    formats = opening()["format_whitelist"] + (",rtsp,rtp,sdp" if is_camera else "")
     options = {"protocol_whitelist": _PROTOCOLS[scheme], "format_whitelist": formats}
     if is_camera:
         options["rtsp_transport"] = "tcp"  # lost packets come again, and no port is opened here
@@ -126,8 +126,8 @@ def _streamed(name: str, descriptor: int, settings: LiveSettings, *, grows: bool
     if reader.is_empty:
         raise VideoError(f"{name}: nothing came of it (0 bytes); check what writes it")
     if _index_comes_last(reader.peeked):
-        return LiveInput(name, _stored(reader), dict(OPENING))
-    return LiveInput(name, reader, dict(OPENING))  # type: ignore[arg-type]  # PyAV needs read() only
+        return LiveInput(name, _stored(reader), opening())
+    return LiveInput(name, reader, opening())  # type: ignore[arg-type]  # PyAV needs read() only
 
 
 class _Reader:

@@ -73,10 +73,10 @@ def live_clips(
 ) -> Iterator[LiveClip]:
     """Consecutive clips, sampled in time as `iter_clips` does: of a file they are the same.
 
-    Where times jump (by more than a minute, or back) and after a source was opened again, a new row of clips begins;
-    the last clip of a row repeats its last frame (`Clip.num_repeated`). All clips are of the size of the spec,
-    whatever resolution the source changes to; sampling is in time, so that another frame rate changes nothing. Packets
-    that cannot be decoded are passed over and noted.
+    A camera (rtsp, /dev) has no end: where it stops it is opened again. Then, and where times jump (by more than a
+    minute, or back), a new row of clips begins; the last clip of a row repeats its last frame (`Clip.num_repeated`).
+    All clips are of the size of the spec, whatever resolution the source changes to; sampling is in time, so that
+    another frame rate changes nothing. Packets that cannot be decoded are passed over and noted.
 
     Args:
         source: a path, "-" for standard input, an address (http, https, rtsp, rtsps), a camera such as /dev/video0, or
@@ -99,7 +99,9 @@ def live_clips(
                 for clip in _clips(container, given, session, num_threads):
                     yield replace(clip, goes_on=clip.goes_on and goes_on)
                     attempts, goes_on = 0, True
-            return
+            if not given.is_live:
+                return
+            raise VideoError(f"{given.name}: stopped, and a camera has no end; check that it is switched on")
         except VideoError as error:
             if not given.may_return or attempts >= settings.reconnects:
                 raise
