@@ -69,6 +69,7 @@ figures: needs-data $(INSTALLED)  ## Measure again what README and docs/performa
 	$(MEASURE) attention --rounds 5 --json docs/results/attention.json
 	$(MEASURE) attention --rounds 3 --dtype bfloat16 --json docs/results/attention-bfloat16.json
 	$(MEASURE) decode $(wildcard $(DATA)/clips/*.mp4 $(DATA)/clips/*.avi $(DATA)/clips/*.mkv) --json docs/results/decode.json
+	$(MEASURE) decode $(wildcard $(DATA)/clips/*.*) --rounds 5 --json docs/results/decode-skipping.json
 	$(MEASURE) end-to-end --clips 2 --json docs/results/end-to-end.json
 	$(MEASURE) forward --rounds 3 --json docs/results/forward.json
 	$(MEASURE) forward --clips 2 --rounds 7 --compile --json docs/results/forward-compiled.json

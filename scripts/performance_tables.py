@@ -149,6 +149,18 @@ def decode_table() -> str:
     return f"{table(rows)}\n{_caption(result)}"
 
 
+def skipping_table() -> str:
+    """How much faster our decoder is where it leaves out frames that nobody asks for."""
+    result = load("decode-skipping")
+    arms = {(arm["name"], arm["video"]): arm for arm in result["arms"]}
+    rows: list[tuple[str, ...]] = [("file", "every frame", "without those that nobody looks at", "times as fast")]
+    for video in result["clips_per_second_per_core"]:
+        whole, ours = (arms[name, video] for name in ("pyav_whole", "pyav"))
+        times = (f"{arm['seconds_median'] * 1000:.0f} ms" for arm in (whole, ours))
+        rows.append((video, *times, f"{1 / whole['speedup']:.2f}x"))
+    return table(rows)
+
+
 def frames_table() -> str:
     """Cost against the number of frames: dense and RLT for each video alone, packed and padded for all together."""
     result = load("frames")

@@ -86,7 +86,9 @@ def test_every_door_reads_with_the_decoder_of_that_name(door: str, video: Path, 
         assert torch.equal(*pixels)
     with pytest.raises(InvalidArgumentError) as caught:
         DOORS[door](video, "pyva")
-    assert str(caught.value) == "decoder is 'pyva'; allowed are pyav, torchcodec, whole; did you mean 'pyav'?"
+    assert (
+        str(caught.value) == "decoder is 'pyva'; allowed are pyav, pyav_whole, torchcodec, whole; did you mean 'pyav'?"
+    )
 
 
 def test_compare_reads_with_it(video: Path, calls: list[str]) -> None:

@@ -539,7 +539,7 @@ def test_sound_and_cover_art_are_no_video(tmp_path, cover):
         ({"frame_strid": 2}, "read_clip has no option 'frame_strid'; allowed are num_frames, frame_stride, fps, size"),
         ({"frame_stride": 4, "fps": 5}, "frame_stride is 4 and fps is 5; give one of them"),
         ({"frame_strid": 2}, "did you mean 'frame_stride'?"),
-        ({"decoder": "opencv"}, "decoder is 'opencv'; allowed are pyav, torchcodec"),
+        ({"decoder": "opencv"}, "decoder is 'opencv'; allowed are pyav, pyav_whole, torchcodec"),
         ({"num_threads": -1}, "num_threads is -1"),
     ],
 )

@@ -123,7 +123,7 @@ FramesPerSecond = Annotated[
     float | None,
     typer.Option(help="Sampled frames per second of the video, instead of --stride.", show_default=False),
 ]
-DecoderName = Annotated[str, typer.Option(metavar="NAME", help="What decodes: pyav, or torchcodec if installed.")]
+DecoderName = Annotated[str, typer.Option(metavar="NAME", help="What decodes: pyav, pyav_whole, or torchcodec.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Dtype = Annotated[Precision, typer.Option(help="Precision of the network.")]
 SizeText = Annotated[

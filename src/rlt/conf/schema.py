@@ -41,7 +41,7 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Augmentation in training."""
     decoder: str = "pyav"
-    """pyav, torchcodec, or another name in `rlt.video.DECODERS`."""
+    """pyav, pyav_whole, torchcodec, or another name in `rlt.video.DECODERS`."""
     num_workers: int = 0
     """Processes that decode, per device; 0 decodes in the training process."""
 

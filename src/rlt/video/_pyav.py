@@ -376,6 +376,12 @@ def frames_at(file: VideoFile, moments: Iterable[Fraction], /) -> Iterator[Timed
     return nearest_in_time(stream, asked, file.frame_ticks)
 
 
+def whole_frames_at(file: VideoFile, moments: Iterable[Fraction], /) -> Iterator[TimedFrame]:
+    """`frames_at` with every frame decoded, whether anybody asks for it or not."""
+    file.skips = False
+    return frames_at(file, moments)
+
+
 def _is_corrupt(frame: av.VideoFrame) -> bool:
     flag: object = frame.is_corrupt  # a method until PyAV 17, a property since, declared as the former
     return bool(flag() if callable(flag) else flag)

@@ -31,5 +31,10 @@ def _torchcodec(file: VideoFile, moments: Iterable[Fraction], /) -> Iterator[Tim
     return frames_at(file, moments)
 
 
-DECODERS: dict[str, Decoder] = {"pyav": _pyav.frames_at, "torchcodec": _torchcodec}
-"""Values of `decoder`. The default does not depend on what happens to be installed, so that masks do not either."""
+DECODERS: dict[str, Decoder] = {
+    "pyav": _pyav.frames_at,
+    "pyav_whole": _pyav.whole_frames_at,
+    "torchcodec": _torchcodec,
+}
+"""Values of `decoder`. "pyav_whole" gives the frames of "pyav", but decodes those that nobody asks for, too, and so
+sees damage in them. The default does not depend on what happens to be installed, so that masks do not either."""

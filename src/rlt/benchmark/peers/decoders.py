@@ -24,10 +24,12 @@ Decoder = Callable[[Path], Tensor]
 def decoders(settings: BenchmarkSettings) -> dict[str, Decoder]:
     """Every decoder that is installed, by name, each with one thread; "pyav_threads" with as many as libav likes.
 
-    "pyav" is what `rlt.read_clip` and the data loaders use. "torchcodec" and "opencv" are optional packages.
+    "pyav" is what `rlt.read_clip` and the data loaders use, "pyav_whole" the same without leaving frames out.
+    "torchcodec" and "opencv" are optional packages.
     """
     found: dict[str, Decoder] = {
         "pyav": partial(_read, settings, "pyav", 1),
+        "pyav_whole": partial(_read, settings, "pyav_whole", 1),
         "pyav_threads": partial(_read, settings, "pyav", 0),
     }
     if _works("torchcodec"):
