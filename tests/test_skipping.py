@@ -197,6 +197,15 @@ def test_endless_moments_take_a_bounded_memory() -> None:
     assert not unwanted(1)  # too long ago to tell
 
 
+def test_a_time_that_lies_years_ahead_ends_skipping_and_nothing_else() -> None:
+    unwanted = Unwanted(Fraction(4 * index) for index in count())
+    for tick in (0, 1, 2, 3, 4, 1 << 60):
+        unwanted.see(tick)
+    assert unwanted(1)
+    assert not unwanted(1 << 59)
+    assert not unwanted(2)
+
+
 @pytest.mark.parametrize("reader", ["clips", "walk"])
 def test_damage_of_a_frame_left_out_is_not_seen_and_reaches_nothing(reader: str) -> None:
     data = video("B-frames")

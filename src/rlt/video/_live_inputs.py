@@ -10,7 +10,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from rlt.checks import at_least
 from rlt.errors import InvalidArgumentError, VideoError
@@ -73,7 +73,7 @@ def live_input(source: LiveSource, settings: LiveSettings) -> LiveInput:
         return _input_of_object(source)
     name = os.fspath(source)
     if name == "-":
-        return _streamed("standard input", sys.stdin.buffer.fileno(), settings)
+        return _streamed("standard input", sys.stdin.buffer, settings)
     scheme, separator, _ = name.partition("://")
     if separator:
         return _address(name, scheme.lower(), settings)
@@ -81,9 +81,9 @@ def live_input(source: LiveSource, settings: LiveSettings) -> LiveInput:
     if stat.S_ISCHR(mode):
         return LiveInput(name, name, opening(), "v4l2", is_live=True, may_return=True)
     if stat.S_ISFIFO(mode):
-        return _streamed(name, os.open(name, os.O_RDONLY), settings)
+        return _streamed(name, Path(name).open("rb", buffering=0), settings)
     if settings.follow_seconds > 0 and stat.S_ISREG(mode):
-        return _streamed(name, os.open(name, os.O_RDONLY), settings, grows=True)
+        return _streamed(name, Path(name).open("rb", buffering=0), settings, grows=True)
     check_source(name)
     return LiveInput(name, library_input(name), opening())
 
@@ -119,9 +119,9 @@ def _address(name: str, scheme: str, settings: LiveSettings) -> LiveInput:
     return LiveInput(name, name, options, is_live=is_camera, may_return=True)
 
 
-def _streamed(name: str, descriptor: int, settings: LiveSettings, *, grows: bool = False) -> LiveInput:
+def _streamed(name: str, file: IO[bytes], settings: LiveSettings, *, grows: bool = False) -> LiveInput:
     """Bytes that come one after the other; an MP4 whose index comes last is stored first, because it must end."""
-    reader = _Reader(name, descriptor, settings, grows=grows)
+    reader = _Reader(name, file, settings, grows=grows)
     reader.peek(_PEEKED)
     if reader.is_empty:
         raise VideoError(f"{name}: nothing came of it (0 bytes); check what writes it")
@@ -133,11 +133,12 @@ def _streamed(name: str, descriptor: int, settings: LiveSettings, *, grows: bool
 class _Reader:
     """A file object that only reads, and gives what there is instead of waiting for all that was asked for."""
 
-    def __init__(self, name: str, descriptor: int, settings: LiveSettings, *, grows: bool) -> None:
+    def __init__(self, name: str, file: IO[bytes], settings: LiveSettings, *, grows: bool) -> None:
         self.name = name
         self.peeked = b""
         self._ended = False
-        self._descriptor = descriptor
+        self._file = file  # which is closed with this reader
+        self._descriptor = file.fileno()
         self._settings = settings
         self._comes = self._comes_by_growth if grows else self._comes_by_pipe
 

@@ -338,7 +338,7 @@ class VideoFile:
                     self._flaws.append(before + 1)
                 is_interlaced |= frame.interlaced_frame
                 # Frames out of order or without times are not what their packets let expect.
-                is_strange = self.skipped and (latest <= before or frame.pts is None)
+                is_strange = self.skipped and (0 <= latest <= before or frame.pts is None)
                 before = latest
                 self._pending.discard(latest)
                 if is_strange or _is_corrupt(frame) or (self.codec == "hevc" and latest in refused):

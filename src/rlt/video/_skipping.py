@@ -20,6 +20,7 @@ _LOOK_AHEAD = 4  # packets: what shows that a frame is not the nearest one mostl
 _KNOWN = 64
 """Packets whose times are remembered; H.264 and HEVC reorder 16 frames at most."""
 _MOMENTS = 1024
+_MOST_AT_ONCE = 1 << 16  # moments between two packets: a broken time may lie years ahead
 
 
 class Unwanted:
@@ -33,7 +34,7 @@ class Unwanted:
     def __init__(self, moments: Iterable[Fraction]) -> None:
         self._coming = iter(moments)
         self._moments: list[Fraction] = []
-        self._are_forgotten = False
+        self._are_forgotten = self._is_lost = False
         self._known: list[int] = []
 
     def see(self, ticks: int) -> None:
@@ -44,7 +45,8 @@ class Unwanted:
 
     def __call__(self, ticks: int) -> bool:
         """Whether no moment asked for is nearest to this time."""
-        self._draw(ticks)
+        if not self._draw(ticks):
+            return False
         at = bisect_left(self._moments, ticks)
         if at == 0 and self._are_forgotten:
             return False
@@ -58,16 +60,20 @@ class Unwanted:
             return True
         return place > 0 and self._moments[at - 1] - self._known[place - 1] <= ticks - self._moments[at - 1]
 
-    def _draw(self, ticks: int) -> None:
-        """Take moments until one lies behind `ticks`."""
-        while not self._moments or self._moments[-1] < ticks:
+    def _draw(self, ticks: int) -> bool:
+        """Take moments until one lies behind `ticks`, and say whether that came to an end: else nothing is left out."""
+        num_drawn = 0
+        while not self._is_lost and (not self._moments or self._moments[-1] < ticks):
             moment = next(self._coming, None)
             if moment is None:
-                return
+                break
             self._moments.append(moment)
             if len(self._moments) > 2 * _MOMENTS:
                 del self._moments[:_MOMENTS]
                 self._are_forgotten = True
+            num_drawn += 1
+            self._is_lost = num_drawn == _MOST_AT_ONCE
+        return not self._is_lost
 
 
 class References:

@@ -113,7 +113,7 @@ def live_clips(
 def is_live(source: LiveSource) -> bool:
     """Whether a source goes on without being read: a camera."""
     name = source if isinstance(source, str) else ""
-    return name.lower().startswith(("rtsp://", "rtsps://", "/dev/"))
+    return name.lower().startswith(("rtsp://", "rtsps://", "/dev/video"))
 
 
 def _open(given: LiveInput, settings: LiveSettings) -> InputContainer:
