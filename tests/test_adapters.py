@@ -24,7 +24,7 @@ from rlt.adapters import Call, supported_models
 from rlt.errors import InvalidArgumentError
 from rlt.structures import IMAGENET_MEAN, IMAGENET_STD
 from rlt.tokens import PatchView, choose_rule
-from rlt.tokens.rules import PLAIN
+from rlt.tokens.naming import PLAIN
 
 transformers = pytest.importorskip("transformers")
 

@@ -13,7 +13,7 @@ from rlt.errors import InvalidArgumentError
 from rlt.network.run_lengths import IGNORED, NOWHERE, RunLengthParts
 from rlt.structures import RGB, token_at_place
 from rlt.tokens import Rule, Threshold, choose_rule
-from rlt.tokens.rules import PLAIN, change_rule
+from rlt.tokens.naming import PLAIN, change_rule
 from rlt.tokens.tokenize import POLICY
 
 Expand = Literal["fill"]

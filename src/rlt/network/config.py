@@ -13,7 +13,7 @@ from rlt.errors import CheckpointError, InvalidArgumentError, one_line, warn_cal
 from rlt.network.run_lengths import AWARE, IGNORED, RunLengthParts
 from rlt.structures import IMAGENET_MEAN, IMAGENET_STD, PatchSpec
 from rlt.tokens import RULES, Rule
-from rlt.tokens.rules import make_rule, rule_options
+from rlt.tokens.naming import make_rule, rule_options
 
 if TYPE_CHECKING:
     from rlt.video import ClipSpec

@@ -12,7 +12,8 @@ from rlt.checks import share
 from rlt.errors import InvalidArgumentError
 from rlt.structures import PatchSpec, RunLengthTokens, check_frames
 from rlt.tokens.differences import PatchView
-from rlt.tokens.rules import Rule, Threshold, choose_rule, rule_line
+from rlt.tokens.naming import choose_rule, rule_line
+from rlt.tokens.rules import Rule, Threshold
 from rlt.tokens.tokenize import select_tokens
 
 

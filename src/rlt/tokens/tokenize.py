@@ -18,7 +18,8 @@ from rlt.checks import named_options
 from rlt.errors import InvalidArgumentError
 from rlt.structures import Clip, PatchSpec, RunLengthTokens, check_frames
 from rlt.tokens.differences import UNITS, PatchView, cuda_kernels, widest
-from rlt.tokens.rules import PAPER_THRESHOLD, Rule, Threshold, apply_rule, choose_rule
+from rlt.tokens.naming import choose_rule
+from rlt.tokens.rules import PAPER_THRESHOLD, Rule, Threshold, apply_rule
 
 Frames = Clip | Sequence[Clip] | Tensor | np.ndarray[Any, Any]
 """What is cut into tokens: a clip, several of one size, or uint8 [T, H, W, 3] or [B, T, H, W, 3]."""
