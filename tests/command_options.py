@@ -31,6 +31,11 @@ def clip(added: tuple[str, ...]) -> tuple[str, ...]:
     return CLIP if "--fps" in added else (*CLIP, "--stride", "1")
 
 
+def without_times(numbers: dict[str, Any]) -> dict[str, Any]:
+    """What a run finds again."""
+    return {key: value for key, value in numbers.items() if not key.startswith(TIMES)}
+
+
 def command_options(name: str) -> list[str]:
     """The options of a command as they are typed, the longest spelling of each."""
     command = typer.main.get_command(cli.app).commands[name]  # type: ignore[attr-defined]
@@ -52,7 +57,8 @@ def compare(added: tuple[str, ...], video: str = "0.mp4") -> object:
     """Everything but times and the settings themselves; of times, whether there was more than one."""
     code, numbers = run("compare", video, "--model", "vit_tiny", "--repeats", "2", *clip(added), *added)
     spread = numbers.get("seconds", {}).get("decode", {}).get("spread", [0, 0])
-    found = {key: value for key, value in numbers.items() if not key.startswith(TIMES)}
+    found = without_times(numbers)
+    found["videos"] = [without_times(video) for video in found.get("videos", [])]
     return code, found, spread[0] == spread[1], Path("elsewhere.json").exists()
 
 
