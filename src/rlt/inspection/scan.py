@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,8 @@ class ClipCount:
     """Tokens kept in each of these time steps; the first step keeps all of them."""
     grid: TokenGrid
     """(T', H', W') of the clip."""
+    num_repeated: int = 0
+    """Frames at its end that repeat the last one of the video, see `Clip`."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -100,6 +103,7 @@ class ScanResult:
                 times=tuple(clip.times[:: self._settings.tubelet_size][:steps].tolist()),
                 kept=tuple(mask.flatten(1).sum(1).tolist()),
                 grid=grid,
+                num_repeated=clip.num_repeated,
             )
         )
 
@@ -112,6 +116,11 @@ class ScanResult:
     def curve(self) -> tuple[float, ...]:
         """Share of tokens that each of these thresholds keeps, 0 to 1."""
         return tuple((self._kept_at.double() / self.num_tokens).tolist())
+
+    @property
+    def num_repeated(self) -> int:
+        """Frames in all clips that only repeat the last one of the video."""
+        return sum(clip.num_repeated for clip in self.clips)
 
     @property
     def run_lengths(self) -> Tensor:
@@ -144,6 +153,19 @@ class ScanResult:
         whole = [index for index, clip in enumerate(self.clips) if len(clip.kept) == longest]
         share = self.tokens_kept
         return min(whole, key=lambda index: abs(self.clips[index].tokens_kept - share))
+
+
+def bend_of_curve(thresholds: Sequence[float], shares: Sequence[float]) -> float | None:
+    """The threshold where a falling curve of shares bends most; None where it has no bend.
+
+    That is the point furthest below the straight line between its ends (Satopaa et al., "Finding a Kneedle in a
+    Haystack", 2011). What noise of camera and codec makes lies before it, and behind it more threshold drops little.
+    """
+    (first, last), (high, low) = (thresholds[0], thresholds[-1]), (shares[0], shares[-1])
+    line = [high + (low - high) * (at - first) / (last - first) for at in thresholds]
+    below = [expected - share for expected, share in zip(line, shares, strict=True)]
+    deepest = max(range(len(below)), key=below.__getitem__)
+    return thresholds[deepest] if below[deepest] > 1e-9 else None
 
 
 def _real_steps(clip: Clip, tubelet_size: int) -> int:
