@@ -9,8 +9,12 @@ from pathlib import Path
 
 from rlt.inspection.charts import GREY_LEVELS_PER_UNIT
 from rlt.inspection.report import AGAINST_THRESHOLD, CONTACT_SHEET, OVER_TIME, OVERLAY, RUN_LENGTHS, InspectReport
+from rlt.inspection.scan import ScanResult
+from rlt.inspection.views import ClipSettings
 from rlt.tokens import rule_line
 from rlt.tokens.rules import PAPER_THRESHOLD
+from rlt.video import VideoInfo
+from rlt.video.geometry import cut_away
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --quiet: #59636e; --ground: #ffffff; --card: #f6f8fa; --line: #d8dee4;
@@ -92,15 +96,15 @@ def coverage(report: InspectReport) -> str:
     )
 
 
-def left_out(report: InspectReport) -> list[str]:
+def left_out(video: VideoInfo, settings: ClipSettings, scan: ScanResult) -> list[str]:
     """What of the picture no token shows, and which frames are repeats: a sentence each, none where all is well."""
     sides = ("at the top and at the bottom", "at the left and at the right")
     found = [
         f"Tokens show the middle of the picture only: {share:.0%} of it is cut away, half of that {where} each."
-        for share, where in zip(report.cut_away, sides, strict=True)
+        for share, where in zip(cut_away(video.width, video.height, settings.size), sides, strict=True)
         if share >= 0.005
     ]
-    if repeated := report.scan.num_repeated:
+    if repeated := scan.num_repeated:
         found.append(
             f"The video ends within a clip, whose last frame is repeated there ({_count(repeated, 'frame')}); time "
             "steps that hold nothing else are not counted."
@@ -121,6 +125,7 @@ def _summary(report: InspectReport, title: str) -> str:
         "Token grid of a clip": f"{grid.time} × {grid.height} × {grid.width} (time, height, width)",
         "Token": f"{_count(settings.tubelet_size, 'frame')} of {settings.patch_size}×{settings.patch_size} pixels",
     }
+    seen = coverage(report), *left_out(video, settings, report.scan)
     entries = "\n".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
     return f"""<h1>{title}</h1>
 <p class="quiet">What run-length tokenization keeps of this video.</p>
@@ -130,7 +135,7 @@ there before and are dropped.</span></div>
 <dl>
 {entries}
 </dl>
-<p class="quiet" style="margin-top:1rem">{escape(" ".join((coverage(report), *left_out(report))))}</p>
+<p class="quiet" style="margin-top:1rem">{escape(" ".join(seen))}</p>
 <p class="quiet">A patch is compared with the patch at the same
 place one time step before. Where it differs by no more than the threshold it is dropped, and the token kept last
 stands for it: its run gets longer. The first time step of every clip is always kept whole.</p>"""

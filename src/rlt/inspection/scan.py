@@ -11,7 +11,7 @@ from torch import Tensor
 from rlt.errors import InvalidArgumentError, VideoError
 from rlt.inspection.views import ClipSettings
 from rlt.structures import Clip, TokenGrid
-from rlt.tokens import token_differences
+from rlt.tokens import PatchView
 from rlt.video import VideoInfo
 
 _CURVE_END = 0.5  # normalised units; beyond it hardly any real video keeps more than the first step of a clip
@@ -83,18 +83,19 @@ class ScanResult:
         self.seconds_per_step = settings.tubelet_size * float(settings.pace(info)) / info.fps
         """Seconds from one time step to the next."""
 
-    def add(self, clip: Clip) -> None:
-        """Count what one clip keeps, with these settings and at every threshold of the curve."""
+    def add(self, clip: Clip, seen: PatchView | None = None) -> None:
+        """Count what one clip keeps, with these settings and at every threshold of the curve. `seen` if at hand."""
         grid = self._settings.patches.grid(clip.frames.shape)
         if self.clips and grid != self.grid:
             raise VideoError(f"{clip.source}: its frames change their size in the middle; give a size in pixels")
         steps = _real_steps(clip, self._settings.tubelet_size)
-        differences = token_differences(clip.frames[None], spec=self._settings.patches)[0, : steps - 1].cpu()
+        seen = self._settings.patch_view(clip) if seen is None else seen
+        differences = seen.differences[0, : steps - 1].cpu()
         # How many of the sorted differences lie above each threshold: strictly greater, as `keep_mask` has it.
         ordered = differences.flatten().sort().values
         above = len(ordered) - torch.searchsorted(ordered, self._thresholds, right=True)
         self._kept_at += above + grid.height * grid.width
-        mask = self._settings.keep_mask(clip)[:steps].cpu()
+        mask = self._settings.keep_mask(seen)[:steps].cpu()
         self._kept_at_place = self._kept_at_place + mask.sum(0)
         self.clips.append(
             ClipCount(
