@@ -37,6 +37,9 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 """Hosts that only this machine can reach."""
 _RULES = {"threshold": "What differs by more than a threshold", "keep_ratio": "A share of the tokens"}
 _SHOWN = ("problem", "summary", "sheet", "overlay", "over_time", "curve", "timing", "money")
+_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+_NOTHING_FROM_ELSEWHERE = f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+"""Holds the browser to it, whatever a component of Gradio would fetch."""
 _SECONDS_KEPT = 3600  # files of visitors
 
 
@@ -59,7 +62,7 @@ def build(settings: AppSettings = AppSettings()) -> Any:
         session = gr.State(Session(), time_to_live=_SECONDS_KEPT, delete_callback=Session.close)
         gr.Markdown("# What repeats in a video\nPatches that stand still are dropped before the network sees them.")
         with gr.Row():
-            with gr.Column(scale=2, min_width=300):
+            with gr.Column(scale=2, min_width=300, elem_id="controls"):
                 limits = f"up to {settings.max_megabytes} MB and {settings.max_seconds:g} s"
                 source = gr.Video(
                     str(assets.path()), label=f"Video ({limits})", sources=["upload"], elem_id="source", height=260
@@ -85,18 +88,23 @@ def build(settings: AppSettings = AppSettings()) -> Any:
                         elem_id="model",
                     )
             with gr.Column(scale=5, min_width=300):
-                problem = gr.HTML(elem_id="problem")
+                problem = gr.HTML(elem_id="problem", padding=False)
                 summary = gr.HTML(elem_id="summary")
-                sheet = gr.Image(label="Kept patches in colour, dropped ones dark", format="jpeg", elem_id="sheet")
-                with gr.Row():
-                    overlay = gr.Video(label="The same as a video, half as fast", loop=True, autoplay=True, height=280)
-                    over_time = gr.Image(label="Tokens over time", format="png", height=280)
-                curve = gr.Image(label="Tokens against the threshold", format="png", height=320)
+                gr.Markdown("### Kept patches in colour, dropped ones dark")
+                sheet = _picture(gr, "One frame per time step", format="jpeg", elem_id="sheet")
+                gr.Markdown("### The same as a video, half as fast")
+                overlay = gr.Video(
+                    label="Overlay", show_label=False, loop=True, autoplay=True, height=300, buttons=["download"]
+                )
+                gr.Markdown("### Tokens over time")
+                over_time = _picture(gr, "Share of tokens kept in each time step", elem_id="over_time")
+                gr.Markdown("### Tokens against the threshold")
+                curve = _picture(gr, "Share of tokens kept at every threshold", elem_id="curve")
                 button = gr.Button("Measure the speed-up on this machine", variant="primary", elem_id="measure")
                 timing = gr.HTML(elem_id="timing")
                 gr.Markdown("## What would it save?")
                 with gr.Row():
-                    hours = gr.Number(24, label="Hours of video a day", minimum=0, min_width=140)
+                    hours = gr.Number(10_000, label="Hours of video a day", minimum=0, min_width=140)
                     price = gr.Number(2, label="Price of an hour of the GPU", minimum=0, min_width=140)
                     speed = gr.Number(100, label="TFLOP/s that it reaches (assumed)", minimum=0.001, min_width=140)
                 money = gr.HTML(elem_id="money")
@@ -190,6 +198,11 @@ def _sliders_of(kind: str) -> list[Any]:
     return [gr.update(visible=kind == name) for name in ("threshold", "keep_ratio")]
 
 
+def _picture(gr: Any, says: str, format: str = "png", **options: Any) -> Any:  # noqa: A002
+    buttons = ["fullscreen", "download"]  # the third one publishes
+    return gr.Image(label=says, alt_text=says, show_label=False, format=format, buttons=buttons, **options)
+
+
 @contextmanager
 def serving(
     settings: AppSettings = AppSettings(),
@@ -230,6 +243,7 @@ def serving(
                 allowed_paths=[str(assets.path().parent)],
                 theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
                 css=words.STYLE,
+                head=_NOTHING_FROM_ELSEWHERE,
             )
         except OSError as error:
             raise InvalidArgumentError(f"port is {port}, which cannot be served ({error}); give another") from error

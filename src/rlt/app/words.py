@@ -9,19 +9,23 @@ from rlt.app.looking import LoadedClip, Look, Savings
 from rlt.checkpoints.models import size_name
 from rlt.compare import Comparison
 from rlt.errors import one_line
-from rlt.inspection.page import left_out
+from rlt.inspection.page import left_out, ordinal
 from rlt.tokens import rule_line
 
 STYLE = """
-.rlt-big { display: flex; flex-wrap: wrap; gap: .25rem 2rem; margin: .25rem 0 .75rem; }
-.rlt-big div { min-width: 7.5rem; }
-.rlt-big strong { display: block; font-size: 2rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.rlt-big { display: flex; flex-wrap: wrap; gap: .5rem 2rem; margin: .25rem 0 .75rem; }
+.rlt-big strong { display: block; font-size: 1.65rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .rlt-quiet { opacity: .75; margin: .25rem 0; }
 .rlt-problem { border: 1px solid #d55e00; border-left-width: .4rem; border-radius: .4rem; padding: .6rem .9rem; }
 .rlt-wide { overflow-x: auto; }
-.rlt-wide table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0; }
-.rlt-wide th, .rlt-wide td { text-align: left; padding: .3rem 1.25rem .3rem 0; white-space: nowrap; }
+.rlt-wide table { border: 0 !important; border-collapse: collapse; margin: .5rem 0;
+  font-variant-numeric: tabular-nums; }
+.rlt-wide th, .rlt-wide td { text-align: left; padding: .3rem 1.25rem .3rem 0 !important; white-space: nowrap;
+  border: 0 !important; }
+.rlt-wide td { border-top: 1px solid rgb(128 128 128 / 40%) !important; }
 .rlt-wide th { font-weight: 500; opacity: .75; }
+#source .icons button[aria-label*="Trim" i], #source button[title*="Trim" i] { display: none; }
+@media (min-width: 1024px) { #controls { position: sticky; top: 0; align-self: flex-start; } }
 """
 
 
@@ -35,10 +39,10 @@ def summary(loaded: LoadedClip, look: Look) -> str:
     scan, settings, info = look.scan, loaded.settings, loaded.info
     kept, total = int(look.view.mask.sum()), look.view.mask.numel()
     clip = loaded.clips[0]
-    pace = f"every {settings.frame_stride}." if settings.frame_stride != 1 else "every"
+    every = f"every {ordinal(settings.frame_stride or 1)}frame of the video"
     said = [
         f"{Path(loaded.source).name}: {settings.num_frames} frames from {float(clip.times[0]):.2f} s to "
-        f"{scan.clips[0].end:.2f} s of {info.duration:.2f} s, {pace} frame of the video, with {rule_line(look.rule)}.",
+        f"{scan.clips[0].end:.2f} s of {info.duration:.2f} s, {every}, with {rule_line(look.rule)}.",
         *left_out(info, settings, scan),
     ]
     numbers = {
@@ -79,7 +83,7 @@ def saved(found: Savings) -> str:
         ("GPU hours a day", f"{found.dense_hours:,.2f}", f"{found.kept_hours:,.2f}"),
         ("cost a day", f"{found.dense_hours * found.price:,.2f}", f"{found.kept_hours * found.price:,.2f}"),
     ]
-    table = _table(("", "all tokens", "those that are kept"), rows)
+    table = _table(("", "all tokens", "kept tokens"), rows)
     return (
         f'<div class="rlt-big"><div><strong>{found.saved:,.2f}</strong>saved a day</div></div>{table}<p '
         'class="rlt-quiet">If all video is like this clip, clips follow one another, and the network is what costs.</p>'

@@ -115,7 +115,7 @@ def left_out(video: VideoInfo, settings: ClipSettings, scan: ScanResult) -> list
 def _summary(report: InspectReport, title: str) -> str:
     kept, settings, video, grid = report.tokens_kept, report.settings, report.video, report.grid
     stride = settings.frame_stride
-    every = f"{settings.fps:g} a second" if stride is None else f"every {_ordinal(stride)}frame of the video"
+    every = f"{settings.fps:g} a second" if stride is None else f"every {ordinal(stride)}frame of the video"
     facts = {
         "Tokens": f"{report.scan.num_kept:,} of {report.scan.num_tokens:,} kept",
         "Threshold" if settings.threshold is not None else "Rule": rule_line(settings.rule),
@@ -241,7 +241,8 @@ def _count(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
-def _ordinal(number: int) -> str:
+def ordinal(number: int) -> str:
+    """ "every {...}frame": "" for 1, "2nd ", "3rd ", "4th "."""
     if number == 1:
         return ""
     suffix = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
