@@ -168,7 +168,9 @@ def test_the_server_shows_measures_and_refuses(server: tuple[str, Path], tmp_pat
     def show(source: Path, threshold: float = 0.1) -> Any:
         video = client_of.handle_file(str(source))
         options = ("threshold", threshold, 0.3, "previous", "none", "none", 24, 2, 100)
-        return client.predict(video, "vit_micro", 16, 4, *options, api_name="/show")
+        job = client.submit(video, "vit_micro", 16, 4, *options, api_name="/show")
+        job.result()
+        return job.outputs()  # first what is read at once, then the pictures
 
     mine = tmp_path / "mine.mp4"
     shutil.copyfile(TRAFFIC, mine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ sync_api = import_or_skip("playwright.sync_api")
 import_or_skip("gradio")
 
 from rlt.app import AppSettings, page  # noqa: E402
+from rlt.checkpoints import model_config  # noqa: E402
+from rlt.network.flops import forward_flops  # noqa: E402
 
 NETWORK = "vit_micro"
 TIMEOUT = 120_000
@@ -112,13 +115,14 @@ def test_a_video_is_uploaded_and_a_bad_one_is_one_sentence(shown: Any, tmp_path:
 def test_the_button_measures(shown: Any) -> None:
     shown.get_by_text("Clip, rule and network").click()
     network = shown.locator("#model input")
-    before = shown.inner_text("#summary")
     network.fill(NETWORK)
     network.press("Enter")
-    shown.wait_for_function("before => document.querySelector('#summary')?.innerText !== before", arg=before)
+    flops = forward_flops(model_config(NETWORK), 8 * 14 * 14) / 1e9
+    shown.get_by_text(f"GFLOPs of {flops:,.1f}").wait_for()
     shown.locator("#measure").click()
     shown.wait_for_selector("#timing table")
     assert "from file to answer" in shown.inner_text("#timing")
+    assert f"{NETWORK} on cpu" in shown.inner_text("#timing")
     assert "random" in shown.inner_text("#timing")
 
 
@@ -134,5 +138,6 @@ def test_the_button_measures(shown: Any) -> None:
 def test_nothing_lies_beside_a_window(shown: Any) -> None:
     wide, window = shown.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert wide <= window
-    light = shown.evaluate("getComputedStyle(document.querySelector('#summary strong')).color") != "rgb(255, 255, 255)"
-    assert light == (window < 1280)
+    ink = shown.evaluate("getComputedStyle(document.querySelector('#summary strong')).color")
+    bright = sum(int(value) for value in re.findall(r"\d+", ink)[:3]) > 3 * 128
+    assert bright == (window == 1280)  # light letters in the dark, dark ones in the light
