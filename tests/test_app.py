@@ -13,7 +13,7 @@ import pytest
 
 import rlt
 from optional_packages import import_or_skip
-from rlt import assets
+from rlt import assets, cli
 from rlt.app import AppSettings, looking, page, words
 from rlt.app.looking import Session, load_clip, look_at, measure, savings
 from rlt.compare import CompareSettings, compare
@@ -145,6 +145,23 @@ def test_a_session_takes_its_files_along() -> None:
     assert not folder.exists()
 
 
+def test_the_command_names_what_is_wrong_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    import_or_skip("gradio")
+    for given, message in (
+        (["--checkpoint", str(tmp_path / "none")], "none"),
+        (["--device", "tpu"], "device is 'tpu'"),
+        (["--max-seconds", "0"], "max_seconds is 0.0"),
+        (["--max-megabytes", "0"], "max_megabytes is 0"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["app", *given])
+        assert stop.value.code == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ")
+        assert message in said
+        assert said.count("\n") == 1
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """Address of a server that keeps its files in a folder of its own."""
@@ -162,6 +179,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
 def test_the_server_shows_measures_and_refuses(server: tuple[str, Path], tmp_path: Path) -> None:
     client_of = import_or_skip("gradio_client")
     address, place = server
+    port = int(re.findall(r"\d+", address)[-1])
+    with pytest.raises(InvalidArgumentError, match=f"port is {port}, which cannot be served"), page.serving(port=port):
+        pass
     assert address.startswith("http://127.0.0.1:")
     client = client_of.Client(address, verbose=False, analytics_enabled=False, download_files=str(tmp_path / "got"))
 

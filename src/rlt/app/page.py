@@ -29,9 +29,10 @@ from rlt.app.looking import (
 from rlt.checks import one_of
 from rlt.errors import InvalidArgumentError, MissingDependencyError, RltError
 from rlt.inspection.charts import draw_contact_sheet, draw_tokens_against_threshold, draw_tokens_over_time
+from rlt.loading import dropping_rule
 from rlt.measure import check_device
 from rlt.plots import figure_pixels, require_viz
-from rlt.tokens import Rule, choose_rule
+from rlt.tokens import Rule, Threshold, choose_rule
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 """Hosts that only this machine can reach."""
@@ -56,7 +57,9 @@ def build(settings: AppSettings = AppSettings()) -> Any:
     for checkpoint in settings.checkpoints:
         settings.config_of(checkpoint)
     first = settings.checkpoints[0] if settings.checkpoints else "vit_base"
-    clip = settings.config_of(first).clip_spec
+    stored = settings.config_of(first)
+    clip, trained = stored.clip_spec, dropping_rule(stored)
+    begin = trained if isinstance(trained, Threshold) else Threshold()
     clips = [(name.removesuffix(".mp4"), str(assets.path(name))) for name in assets.names()]
     with gr.Blocks(title="rlt", analytics_enabled=False, delete_cache=(600, _SECONDS_KEPT)) as page:
         session = gr.State(Session(), time_to_live=_SECONDS_KEPT, delete_callback=Session.close)
@@ -68,7 +71,9 @@ def build(settings: AppSettings = AppSettings()) -> Any:
                     str(assets.path()), label=f"Video ({limits})", sources=["upload"], elem_id="source", height=260
                 )
                 bundled = gr.Dropdown(clips, value=str(assets.path()), label="or a bundled clip", elem_id="bundled")
-                threshold = gr.Slider(0, 0.5, 0.1, step=0.005, label="Threshold", elem_id="threshold")
+                threshold = gr.Slider(
+                    0, max(0.5, begin.threshold), begin.threshold, step=0.005, label="Threshold", elem_id="threshold"
+                )
                 keep_ratio = gr.Slider(
                     0.05, 1, 0.3, step=0.05, label="Share of the tokens", visible=False, elem_id="keep_ratio"
                 )
@@ -76,9 +81,9 @@ def build(settings: AppSettings = AppSettings()) -> Any:
                     frames = gr.Slider(2, MAX_FRAMES, clip.num_frames, step=2, label="Frames", elem_id="frames")
                     stride = gr.Slider(1, MAX_STRIDE, clip.frame_stride or 4, step=1, label="Stride", elem_id="stride")
                     kind = gr.Radio([(text, name) for name, text in _RULES.items()], value="threshold", label="Keep")
-                    reference = gr.Radio(["previous", "anchor"], value="previous", label="Compared with")
-                    exposure = gr.Radio(["none", "gain"], value="none", label="Changes of exposure undone")
-                    motion = gr.Radio(["none", "global"], value="none", label="Motion of the camera undone")
+                    reference = gr.Radio(["previous", "anchor"], value=begin.reference, label="Compared with")
+                    exposure = gr.Radio(["none", "gain"], value=begin.exposure, label="Changes of exposure undone")
+                    motion = gr.Radio(["none", "global"], value=begin.motion, label="Motion of the camera undone")
                     model = gr.Dropdown(
                         settings.models,
                         value=first,
@@ -289,7 +294,6 @@ def _gradio() -> Any:
     Raises:
         MissingDependencyError: if it, or matplotlib, cannot be imported.
     """
-    require_viz()
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="True")
     try:
         import gradio
@@ -297,4 +301,5 @@ def _gradio() -> Any:
         raise MissingDependencyError(
             'the page needs gradio, which cannot be imported; install with: pip install "rlt[app]"'
         ) from None
+    require_viz()
     return gradio

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -22,6 +23,7 @@ STYLE = """
   font-variant-numeric: tabular-nums; }
 .rlt-wide th, .rlt-wide td { text-align: left; padding: .3rem 1.25rem .3rem 0 !important; white-space: nowrap;
   border: 0 !important; }
+.rlt-wide tr { border: 0 !important; }
 .rlt-wide td { border-top: 1px solid rgb(128 128 128 / 40%) !important; }
 .rlt-wide th { font-weight: 500; opacity: .75; }
 #source .icons button[aria-label*="Trim" i], #source button[title*="Trim" i] { display: none; }
@@ -90,7 +92,7 @@ def saved(found: Savings) -> str:
     )
 
 
-def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]] | list[list[str]]) -> str:
+def _table(heads: tuple[str, ...], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
     body = "".join(f"<tr>{''.join(f'<td>{escape(value)}</td>' for value in row)}</tr>" for row in rows)
     return f'<div class="rlt-wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -25,8 +25,10 @@ def app(
 ) -> None:
     """Serve a page on this machine: drop a video on it, move a threshold, see what is saved."""
     import threading
+    from contextlib import ExitStack
 
-    from rlt.app.page import LOCAL, AppSettings, serving
+    from rlt.app.looking import AppSettings
+    from rlt.app.page import LOCAL, serving
 
     settings = AppSettings(
         checkpoints=tuple(checkpoint or ()),
@@ -35,13 +37,10 @@ def app(
         max_seconds=max_seconds,
         max_megabytes=max_megabytes,
     )
-    with messages.status("Starting"):
-        server = serving(settings, host=host, port=port, open_browser=open_browser)
-        address = server.__enter__()
-    try:
+    with ExitStack() as running:
+        with messages.status("Starting"):
+            address = running.enter_context(serving(settings, host=host, port=port, open_browser=open_browser))
         show(f"Serving {address} until Ctrl-C; videos stay on this machine.")
         if host not in LOCAL:
             say(f"warning: whoever reaches {host} can use this machine for it", "yellow")
         threading.Event().wait()
-    finally:
-        server.__exit__(None, None, None)
