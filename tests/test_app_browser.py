@@ -1,4 +1,4 @@
-"""The page of `rlt app` in a real browser: Chromium of Playwright, or the one that CHROMIUM names."""
+"""The pages of `rlt app` and `rlt inspect` in a real browser: Chromium of Playwright, or what CHROMIUM names."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ import_or_skip("gradio")
 
 from rlt.app import AppSettings, page  # noqa: E402
 from rlt.checkpoints import model_config  # noqa: E402
+from rlt.inspection import inspect_video  # noqa: E402
+from rlt.inspection.charts import GREY_LEVELS_PER_UNIT  # noqa: E402
 from rlt.network.flops import forward_flops  # noqa: E402
 
 NETWORK = "vit_micro"
@@ -141,3 +143,20 @@ def test_nothing_lies_beside_a_window(shown: Any) -> None:
     ink = shown.evaluate("getComputedStyle(document.querySelector('#summary strong')).color")
     bright = sum(int(value) for value in re.findall(r"\d+", ink)[:3]) > 3 * 128
     assert bright == (window == 1280)  # light letters in the dark, dark ones in the light
+
+
+def test_the_threshold_of_an_inspection_moves_without_a_server(browser: Any, tmp_path: Path) -> None:
+    report = inspect_video(assets.path(), tmp_path, size=64)
+    tab = browser.new_page()
+    tab.goto(report.paths["index.html"].as_uri())
+    before = " ".join(tab.inner_text("#kept").split())
+    assert f"keeps {report.tokens_kept:.1%}: {report.scan.num_kept:,} of {report.scan.num_tokens:,} tokens" in before
+    slider = tab.locator("#threshold")
+    for place in (0, 20, len(report.threshold_curve) - 1):
+        threshold, share = report.threshold_curve[place]
+        slider.fill(str(place))
+        said = tab.inner_text("#kept")
+        grey = threshold * GREY_LEVELS_PER_UNIT
+        count = f"{round(share * report.scan.num_tokens):,} of {report.scan.num_tokens:,} tokens."
+        assert said == f"Threshold {threshold:g} ({grey:.1f} grey levels of 255) keeps {100 * share:.1f}%: {count}"
+    tab.close()
