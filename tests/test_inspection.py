@@ -566,8 +566,8 @@ class Counted:
             self.opened += 1
             opening(file, *arguments, **options)
 
-        def decoded(file: VideoFile) -> Iterator[object]:
-            for frame in decoding(file):
+        def decoded(file: VideoFile, packets: Iterator[object]) -> Iterator[object]:
+            for frame in decoding(file, packets):
                 self.frames += 1
                 yield frame
 

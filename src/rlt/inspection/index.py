@@ -118,7 +118,7 @@ def _summary(inspections: Inspections, title: str) -> str:
         if threshold is None
         else f"Suggested threshold: <strong>{threshold:g}</strong>, which keeps "
         f"{dict(inspections.threshold_curve)[threshold]:.1%} on average where each patch is compared with the one "
-        "before it. There the curve bends: before it lies mostly noise of camera and codec."
+        "before it. There the curve bends: a lower one keeps much more, a higher one little less."
     )
     return f"""<h1>{title}</h1>
 <p class="quiet">What run-length tokenization keeps of them with {rule}, those first that save most.</p>

@@ -201,7 +201,9 @@ def _slider(report: InspectReport) -> str:
     index = min(range(len(curve)), key=lambda place: abs(curve[place][0] - wanted))
     threshold, share = curve[index]
     bend = report.suggested_threshold
-    advice = "" if bend is None else f" The curve bends at {bend:g}: before it lies mostly noise of camera and codec."
+    advice = (
+        "" if bend is None else f" The curve bends at {bend:g}: lower ones keep much more, higher ones little less."
+    )
     numbers = json.dumps({"curve": [[at, round(kept * tokens)] for at, kept in curve], "tokens": tokens})
     return f"""<div class="slider">
 <p>What other thresholds keep where each patch is compared with the one before it.{advice}</p>

@@ -160,7 +160,7 @@ def bend_of_curve(thresholds: Sequence[float], shares: Sequence[float]) -> float
     """The threshold where a falling curve of shares bends most; None where it has no bend.
 
     That is the point furthest below the straight line between its ends (Satopaa et al., "Finding a Kneedle in a
-    Haystack", 2011). What noise of camera and codec makes lies before it, and behind it more threshold drops little.
+    Haystack", 2011). A lower threshold keeps much more, a higher one little less.
     """
     (first, last), (high, low) = (thresholds[0], thresholds[-1]), (shares[0], shares[-1])
     line = [high + (low - high) * (at - first) / (last - first) for at in thresholds]
