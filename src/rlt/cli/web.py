@@ -24,6 +24,7 @@ def app(
     open_browser: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
 ) -> None:
     """Serve a page on this machine: drop a video on it, move a threshold, see what is saved."""
+    import signal
     import threading
     from contextlib import ExitStack
 
@@ -37,6 +38,7 @@ def app(
         max_seconds=max_seconds,
         max_megabytes=max_megabytes,
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, and takes its files along
     with ExitStack() as running:
         with messages.status("Starting"):
             address = running.enter_context(serving(settings, host=host, port=port, open_browser=open_browser))
