@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-oldest-transformers test-triton lint format figures figures-gpu figures-gpu-clips benchmark-tables reference results-small reference-model encoder-accuracy needs-data clean
+.PHONY: help demo app test test-browser test-oldest-transformers test-triton lint format figures figures-gpu figures-gpu-clips benchmark-tables reference results-small reference-model encoder-accuracy needs-data clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -21,11 +21,20 @@ demo: $(INSTALLED)  ## Set up, then run the main job on a bundled clip
 	$(BIN)/rlt compare src/rlt/assets/traffic.mp4
 	$(BIN)/rlt inspect src/rlt/assets/traffic.mp4 --output output/demo
 
+app: $(INSTALLED)  ## Serve the page to drop a video on, until Ctrl-C
+	$(BIN)/rlt app
+
 # As many processes as there are cores, up to four, of one thread and a gigabyte each. Options of pytest go into OPTIONS.
 WORKERS ?= logical
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal $(OPTIONS)
 test: $(INSTALLED)  ## Set up, then run the tests
 	$(PYTEST)
+
+test-browser: $(INSTALLED)  ## Run the tests of the page in a browser, which is fetched first
+	$(BIN)/python -m playwright install chromium || \
+		{ echo "no browser could be fetched; install Chromium and name it: CHROMIUM=/usr/bin/chromium make test-browser"; \
+		  test -n "$(CHROMIUM)"; }
+	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest tests/test_app_browser.py $(OPTIONS)
 
 OLDEST := $(VENV)/oldest
 $(OLDEST)/.installed: $(INSTALLED)

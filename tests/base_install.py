@@ -91,6 +91,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "prepare as CSV": [*prepare, str(folder / "videos.csv")],
         "benchmark": ["benchmark", "attention", "--clips", "1", "--rounds", "1", *small],
         "prepare as Parquet": [*prepare, str(folder / "videos.parquet")],
+        "app": ["app"],
         "inspect": ["inspect", clip, "--output", str(folder / "pictures")],
         "train": ["train", f"data.train={folder / 'videos.csv'}"],
         "evaluate": ["evaluate", f"data.test={folder / 'videos.csv'}"],

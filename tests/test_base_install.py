@@ -51,7 +51,8 @@ def test_commands_that_need_no_extra_run(base: dict[str, Any], name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "extra"), [("inspect", "viz"), ("train", "train"), ("evaluate", "train"), ("prepare as Parquet", "train")]
+    ("name", "extra"),
+    [("app", "app"), ("inspect", "viz"), ("train", "train"), ("evaluate", "train"), ("prepare as Parquet", "train")],
 )
 def test_commands_that_need_an_extra_name_it_in_one_line(base: dict[str, Any], name: str, extra: str) -> None:
     found = base["commands"][name]

@@ -274,7 +274,7 @@ def test_page_holds_everything_itself(report: InspectReport) -> None:
     text = report.paths["index.html"].read_text(encoding="utf-8")
     page = Page(text)
     assert "http" not in "".join(part for part in text.split('"') if not part.startswith("data:"))
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1  # the threshold that moves; all that it needs stands in it
     assert "link" not in page.tags
     assert [tag for tag, _ in page.sources] == ["video", "img", "img", "img", "img"]
     for tag, source in page.sources:
@@ -566,8 +566,8 @@ class Counted:
             self.opened += 1
             opening(file, *arguments, **options)
 
-        def decoded(file: VideoFile) -> Iterator[object]:
-            for frame in decoding(file):
+        def decoded(file: VideoFile, packets: Iterator[object]) -> Iterator[object]:
+            for frame in decoding(file, packets):
                 self.frames += 1
                 yield frame
 

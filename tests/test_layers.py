@@ -26,12 +26,14 @@ LAYERS = [
     {"compare", "benchmark", "inspection", "training", "evaluation", "encoding", "streaming"},
     {"frontier"},
     {"calibrate"},
+    {"app"},
     {"cli", "__main__"},
 ]
 """From low to high. A module may import its own layer and those before it."""
 OPTIONAL = (
     "av",
     "matplotlib",
+    "gradio",
     "PIL",
     "torchcodec",
     "transformers",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from rlt.errors import MissingDependencyError
 
@@ -45,6 +47,13 @@ def new_figure(width: float, height: float) -> Figure:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG."""
     figure.savefig(path, format="png", metadata={"Software": "rlt"})
+
+
+def figure_pixels(figure: Figure) -> Any:
+    """A figure as NumPy uint8 [H, W, 3]."""
+    canvas: Any = figure.canvas
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def style_chart(axes: Axes) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from rlt.cli import encode, experiments
+from rlt.cli import encode, experiments, web
 from rlt.cli.console import kept_after_ctrl_c, messages, output, progress, say, show
 from rlt.cli.options import (
     AnyModel,
@@ -56,6 +56,7 @@ app.add_typer(prepare_app, name="prepare")
 encode.add_commands(app)
 app.command("train", cls=experiments.WithOptions)(experiments.train)
 app.command("evaluate", cls=experiments.WithOptions)(experiments.evaluate)
+app.command("app")(web.app)
 app.command("frontier", cls=experiments.WithOptions)(experiments.frontier)
 
 

@@ -4,7 +4,8 @@ report = inspect_video("video.mp4", "inspection")  # writes inspection/index.htm
 report.tokens_kept                                 # 0.26
 """
 
-from rlt.inspection.entry import Inspections, Progress, inspect_video, inspect_videos
+from rlt.inspection.entry import Progress, inspect_video, inspect_videos
+from rlt.inspection.index import Inspections
 from rlt.inspection.passes import sampled_starts
 from rlt.inspection.report import FILES, InspectReport
 

@@ -6,7 +6,6 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ from rlt.checks import named_options
 from rlt.errors import InvalidArgumentError, RltError, TruncatedVideoWarning, VideoError, VideoWarning
 from rlt.files import not_writable, refuse_inputs, replacing_all, write_json
 from rlt.inspection.charts import draw_pictures
+from rlt.inspection.index import Inspections, write_index
 from rlt.inspection.overlay import OverlayInfo, write_overlay
 from rlt.inspection.page import write_page
 from rlt.inspection.passes import OVERLAY_SECONDS, look, sampled_starts
-from rlt.inspection.report import FILES, MAKER, OVERLAY, PAGE, REPORT, InspectReport
+from rlt.inspection.report import FILES, INDEX_FILES, MAKER, OVERLAY, PAGE, REPORT, InspectReport
 from rlt.inspection.scan import curve_thresholds
 from rlt.inspection.views import ClipSettings, ClipView
 from rlt.plots import require_viz, save_figure
@@ -136,26 +136,6 @@ def inspect_video(
     return report
 
 
-@dataclass(frozen=True)
-class Inspections:
-    """What became of several videos."""
-
-    reports: tuple[InspectReport, ...]
-    """Of those that could be inspected, in order."""
-    failed: tuple[tuple[str, str], ...]
-    """(source, what is wrong with it) of those that could not, or are cut off."""
-
-    @property
-    def num_videos(self) -> int:
-        """Videos in all."""
-        return len({report.video.source for report in self.reports} | {source for source, _ in self.failed})
-
-    def to_json(self) -> dict[str, Any]:
-        """The reports, and what failed, as plain values."""
-        failed = [{"source": source, "error": error} for source, error in self.failed]
-        return {"videos": [report.to_json() for report in self.reports], "failed": failed}
-
-
 def inspect_videos(
     videos: Sequence[str | Path], output: str | Path, *, on_progress: Progress | None = None, **options: Any
 ) -> Inspections:
@@ -163,7 +143,8 @@ def inspect_videos(
 
     Args:
         videos: see `rlt.video.list_videos`.
-        output: folder of a single video; one folder inside it per video if there are several.
+        output: folder of a single video; one folder inside it per video if there are several, beside an index.html that
+            sets them side by side and a report.json.
         on_progress: see `Progress`.
         options: those of `inspect_video`.
 
@@ -173,6 +154,9 @@ def inspect_videos(
         MissingDependencyError: if matplotlib is not installed.
     """
     found = list_videos(videos)
+    if len(found) > 1:
+        _check_output(Path(output), None, INDEX_FILES)
+        refuse_inputs((Path(output) / name for name in INDEX_FILES), found)
     root = Path(os.path.commonpath([path.absolute().parent for path in found]))
     reports: list[InspectReport] = []
     failed: list[tuple[str, str]] = []
@@ -193,7 +177,13 @@ def inspect_videos(
         for warning in caught:
             if str(warning.message) not in cut_off:
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return Inspections(tuple(reports), tuple(failed))
+    result = Inspections(tuple(reports), tuple(failed))
+    if len(found) > 1 and reports:
+        try:
+            write_index(result, Path(output))
+        except OSError as error:
+            raise not_writable(output, error) from error
+    return result
 
 
 def _tell_part(tell: Progress, begin: int, end: int, what: str, share: float) -> None:
@@ -204,11 +194,11 @@ def _tell_of_one(tell: Progress, number: int, num_videos: int, name: str, done: 
     tell(number * total + done, num_videos * total, f"{name}: {what}")
 
 
-def _check_output(folder: Path, source: Source) -> None:
+def _check_output(folder: Path, source: Source | None, names: Sequence[str] = FILES) -> None:
     """Refuse a folder that holds something of ours to be, but not by us, or the video itself."""
     if folder.exists() and not folder.is_dir():
         raise InvalidArgumentError(f"{folder} is a file; give the name of a folder to write into")
-    taken = [folder / name for name in FILES if (folder / name).exists()]
+    taken = [folder / name for name in names if (folder / name).exists()]
     if isinstance(source, str | Path) and any(path.samefile(source) for path in taken if Path(source).exists()):
         raise InvalidArgumentError(f"{source} would be overwritten by its own inspection; choose another output folder")
     if taken and not _is_ours(folder):

@@ -1,13 +1,20 @@
-"""One HTML page that holds everything: pictures and video inside, no script, no other file."""
+"""One HTML page that holds everything: pictures and video inside, a threshold to move, no other file."""
 
 from __future__ import annotations
 
 import base64
+import json
 from html import escape
 from pathlib import Path
 
+from rlt.inspection.charts import GREY_LEVELS_PER_UNIT
 from rlt.inspection.report import AGAINST_THRESHOLD, CONTACT_SHEET, OVER_TIME, OVERLAY, RUN_LENGTHS, InspectReport
+from rlt.inspection.scan import ScanResult
+from rlt.inspection.views import ClipSettings
 from rlt.tokens import rule_line
+from rlt.tokens.rules import PAPER_THRESHOLD
+from rlt.video import VideoInfo
+from rlt.video.geometry import cut_away
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --quiet: #59636e; --ground: #ffffff; --card: #f6f8fa; --line: #d8dee4;
@@ -33,6 +40,18 @@ figure { margin: 0; }
 img, video { display: block; max-width: 100%; height: auto; border: 1px solid var(--line); border-radius: .5rem; }
 img { width: 100%; background: #fff; }
 video { width: 28rem; background: #000; }
+.slider { margin: 1rem 0 1.25rem; padding: 1.1rem 1.25rem; background: var(--card); border: 1px solid var(--line);
+  border-radius: .5rem; }
+.slider label { font-weight: 600; }
+.slider input { display: block; width: 100%; margin: .6rem 0; accent-color: var(--accent); }
+.slider output { font-variant-numeric: tabular-nums; display: block; margin-bottom: .5rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .45rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { color: var(--quiet); font-weight: 500; font-size: .85rem; }
+th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 10rem; }
+td .bar { width: 7rem; display: inline-block; margin-right: .6rem; }
+a { color: var(--accent); }
 footer { margin-top: 3rem; color: var(--quiet); font-size: .85rem; }
 """
 
@@ -40,9 +59,14 @@ footer { margin-top: 3rem; color: var(--quiet); font-size: .85rem; }
 def write_page(report: InspectReport, folder: Path, path: Path) -> None:
     """Write the page from the report and the pictures in `folder`."""
     title = escape(Path(report.video.source).name)
-    sections = "\n".join((_overlay(report, folder), *_pictures(report, folder)))
-    path.write_text(
-        f"""<!DOCTYPE html>
+    sections = "\n".join((_overlay(report, folder), *_pictures(report, folder), _slider(report)))
+    footer = "Made by <code>rlt inspect</code>. The numbers on this page are in <code>report.json</code>."
+    path.write_text(document(title, f"{_summary(report, title)}\n{sections}", footer), encoding="utf-8")
+
+
+def document(title: str, body: str, footer: str) -> str:
+    """A whole page of three parts that are HTML already."""
+    return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -52,15 +76,12 @@ def write_page(report: InspectReport, folder: Path, path: Path) -> None:
 </head>
 <body>
 <main>
-{_summary(report, title)}
-{sections}
-<footer>Made by <code>rlt inspect</code>. The numbers on this page are in <code>report.json</code>.</footer>
+{body}
+<footer>{footer}</footer>
 </main>
 </body>
 </html>
-""",
-        encoding="utf-8",
-    )
+"""
 
 
 def coverage(report: InspectReport) -> str:
@@ -70,24 +91,41 @@ def coverage(report: InspectReport) -> str:
         part = "The file is cut off; all that is there" if report.video.truncated else "The whole video"
         return f"{part} was looked at, {clips} on end."
     return (
-        f"The video is long, so it was sampled: {clips}, spread evenly over it, cover {_duration(report.seconds_seen)} "
-        f"of {_duration(report.video.duration)}."
+        f"The video is long, so it was sampled: {clips}, spread evenly over it, cover {duration(report.seconds_seen)} "
+        f"of {duration(report.video.duration)}."
     )
+
+
+def left_out(video: VideoInfo, settings: ClipSettings, scan: ScanResult) -> list[str]:
+    """What of the picture no token shows, and which frames are repeats: a sentence each, none where all is well."""
+    sides = ("at the top and at the bottom", "at the left and at the right")
+    found = [
+        f"Tokens show the middle of the picture only: {share:.0%} of it is cut away, half of that {where} each."
+        for share, where in zip(cut_away(video.width, video.height, settings.size), sides, strict=True)
+        if share >= 0.005
+    ]
+    if repeated := scan.num_repeated:
+        found.append(
+            f"The video ends within a clip, whose last frame is repeated there ({_count(repeated, 'frame')}); time "
+            "steps that hold nothing else are not counted."
+        )
+    return found
 
 
 def _summary(report: InspectReport, title: str) -> str:
     kept, settings, video, grid = report.tokens_kept, report.settings, report.video, report.grid
     stride = settings.frame_stride
-    every = f"{settings.fps:g} a second" if stride is None else f"every {_ordinal(stride)}frame of the video"
+    every = f"{settings.fps:g} a second" if stride is None else f"every {ordinal(stride)}frame of the video"
     facts = {
         "Tokens": f"{report.scan.num_kept:,} of {report.scan.num_tokens:,} kept",
         "Threshold" if settings.threshold is not None else "Rule": rule_line(settings.rule),
         "Video": f"{video.codec}, {video.width}×{video.height}, {video.fps:.4g} frames a second",
-        "Duration": _duration(video.duration),
+        "Duration": duration(video.duration),
         "Clip": f"{settings.num_frames} frames, {every}",
         "Token grid of a clip": f"{grid.time} × {grid.height} × {grid.width} (time, height, width)",
         "Token": f"{_count(settings.tubelet_size, 'frame')} of {settings.patch_size}×{settings.patch_size} pixels",
     }
+    seen = coverage(report), *left_out(video, settings, report.scan)
     entries = "\n".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
     return f"""<h1>{title}</h1>
 <p class="quiet">What run-length tokenization keeps of this video.</p>
@@ -97,7 +135,8 @@ there before and are dropped.</span></div>
 <dl>
 {entries}
 </dl>
-<p class="quiet" style="margin-top:1rem">{escape(coverage(report))} A patch is compared with the patch at the same
+<p class="quiet" style="margin-top:1rem">{escape(" ".join(seen))}</p>
+<p class="quiet">A patch is compared with the patch at the same
 place one time step before. Where it differs by no more than the threshold it is dropped, and the token kept last
 stands for it: its run gets longer. The first time step of every clip is always kept whole.</p>"""
 
@@ -155,6 +194,41 @@ def _pictures(report: InspectReport, folder: Path) -> list[str]:
     ]
 
 
+def _slider(report: InspectReport) -> str:
+    """A threshold to move: the page holds the curve, so that it needs neither the video nor a network."""
+    curve, tokens, chosen = report.threshold_curve, report.scan.num_tokens, report.settings.threshold
+    wanted = PAPER_THRESHOLD if chosen is None else chosen
+    index = min(range(len(curve)), key=lambda place: abs(curve[place][0] - wanted))
+    threshold, share = curve[index]
+    bend = report.suggested_threshold
+    advice = (
+        "" if bend is None else f" The curve bends at {bend:g}: lower ones keep much more, higher ones little less."
+    )
+    numbers = json.dumps({"curve": [[at, round(kept * tokens)] for at, kept in curve], "tokens": tokens})
+    return f"""<div class="slider">
+<p>What other thresholds keep where each patch is compared with the one before it.{advice}</p>
+<label for="threshold">Threshold</label>
+<input id="threshold" type="range" min="0" max="{len(curve) - 1}" value="{index}" step="1" aria-describedby="kept">
+<output id="kept" for="threshold">Threshold {threshold:g} ({threshold * GREY_LEVELS_PER_UNIT:.1f} grey levels of 255)
+keeps {share:.1%}: {round(share * tokens):,} of {tokens:,} tokens.</output>
+<div class="bar" aria-hidden="true"><div id="share" style="width:{share:.2%}"></div></div>
+<script>
+{{
+  const {{ curve, tokens }} = {numbers};
+  const slider = document.getElementById("threshold");
+  slider.addEventListener("input", () => {{
+    const [threshold, kept] = curve[slider.value], share = 100 * kept / tokens;
+    const grey = (threshold * {GREY_LEVELS_PER_UNIT:.6f}).toFixed(1), count = (number) => number.toLocaleString("en");
+    document.getElementById("kept").textContent = `Threshold ${{threshold}} (${{grey}} grey levels of 255) keeps ` +
+      `${{share.toFixed(1)}}%: ${{count(kept)}} of ${{count(tokens)}} tokens.`;
+    document.getElementById("share").style.width = `${{share}}%`;
+    slider.setAttribute("aria-valuetext", `threshold ${{threshold}}`);
+  }});
+}}
+</script>
+</div>"""
+
+
 def _picture(path: Path, heading: str, text: str, alternative: str) -> str:
     return f"""<h2>{escape(heading)}</h2>
 <p>{escape(text)}</p>
@@ -169,14 +243,16 @@ def _count(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
-def _ordinal(number: int) -> str:
+def ordinal(number: int) -> str:
+    """ "every {...}frame": "" for 1, "2nd ", "3rd ", "4th "."""
     if number == 1:
         return ""
     suffix = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{suffix} "
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds for people: "4.40 s", "2 min 05 s", "1 h 02 min 05 s"."""
     if seconds < 60:
         return f"{seconds:.2f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from rlt.inspection.overlay import OverlayInfo
-from rlt.inspection.scan import ClipCount, ScanResult
+from rlt.inspection.scan import ClipCount, ScanResult, bend_of_curve
 from rlt.inspection.views import ClipSettings
 from rlt.structures import TokenGrid
 from rlt.tokens import rule_options
 from rlt.video import VideoInfo
+from rlt.video.geometry import cut_away
 
 MAKER = "rlt inspect"
 """Value of "made_by" in the report: the mark of a folder whose files may be replaced."""
@@ -22,6 +23,8 @@ OVER_TIME, AGAINST_THRESHOLD = "tokens_over_time.png", "tokens_against_threshold
 OVERLAY, PAGE = "overlay.mp4", "index.html"
 FILES = (REPORT, CONTACT_SHEET, RUN_LENGTHS, OVER_TIME, AGAINST_THRESHOLD, OVERLAY, PAGE)
 """Names of the files that an inspection writes, in this order: a folder left half replaced is known as one of ours."""
+INDEX_FILES = (REPORT, PAGE)
+"""Names of what several inspections write beside their folders."""
 
 _VIDEO = ("codec", "width", "height", "fps", "duration", "num_frames")
 _SETTINGS = ("num_frames", "frame_stride", "fps", "size", "tubelet_size", "patch_size")
@@ -74,6 +77,16 @@ class InspectReport:
         """Seconds of video that the clips cover."""
         return sum(len(clip.times) for clip in self.clips) * self.scan.seconds_per_step
 
+    @property
+    def cut_away(self) -> tuple[float, float]:
+        """Shares of the height and of the width of the video's picture that no token shows, 0 or more, below 1."""
+        return cut_away(self.video.width, self.video.height, self.settings.size)
+
+    @property
+    def suggested_threshold(self) -> float | None:
+        """Where the curve of the threshold bends, see `bend_of_curve`; None if it does not."""
+        return bend_of_curve(self.scan.thresholds, self.scan.curve)
+
     def to_json(self) -> dict[str, Any]:
         """The numbers as plain values for `json.dump`: shares 0 to 1, times in seconds, sizes in pixels."""
         settings, video = self.settings, self.video
@@ -89,6 +102,9 @@ class InspectReport:
             "num_clips": len(self.clips),
             "whole_video": self.whole_video,
             "seconds_seen": self.seconds_seen,
+            "cut_away": dict(zip(("height", "width"), self.cut_away, strict=True)),
+            "num_repeated": self.scan.num_repeated,
+            "suggested_threshold": self.suggested_threshold,
             "video": {name: getattr(video, name) for name in _VIDEO},
             "settings": {name: getattr(settings, name) for name in _SETTINGS},
             "threshold_curve": [{"threshold": at, "tokens_kept": share} for at, share in self.threshold_curve],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from rlt.errors import InvalidArgumentError, VideoError
 from rlt.inspection.views import ClipSettings
 from rlt.structures import Clip, TokenGrid
-from rlt.tokens import token_differences
+from rlt.tokens import PatchView
 from rlt.video import VideoInfo
 
 _CURVE_END = 0.5  # normalised units; beyond it hardly any real video keeps more than the first step of a clip
@@ -40,6 +41,8 @@ class ClipCount:
     """Tokens kept in each of these time steps; the first step keeps all of them."""
     grid: TokenGrid
     """(T', H', W') of the clip."""
+    num_repeated: int = 0
+    """Frames at its end that repeat the last one of the video, see `Clip`."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -80,18 +83,19 @@ class ScanResult:
         self.seconds_per_step = settings.tubelet_size * float(settings.pace(info)) / info.fps
         """Seconds from one time step to the next."""
 
-    def add(self, clip: Clip) -> None:
-        """Count what one clip keeps, with these settings and at every threshold of the curve."""
+    def add(self, clip: Clip, seen: PatchView | None = None) -> None:
+        """Count what one clip keeps, with these settings and at every threshold of the curve. `seen` if at hand."""
         grid = self._settings.patches.grid(clip.frames.shape)
         if self.clips and grid != self.grid:
             raise VideoError(f"{clip.source}: its frames change their size in the middle; give a size in pixels")
         steps = _real_steps(clip, self._settings.tubelet_size)
-        differences = token_differences(clip.frames[None], spec=self._settings.patches)[0, : steps - 1].cpu()
+        seen = self._settings.patch_view(clip) if seen is None else seen
+        differences = seen.differences[0, : steps - 1].cpu()
         # How many of the sorted differences lie above each threshold: strictly greater, as `keep_mask` has it.
         ordered = differences.flatten().sort().values
         above = len(ordered) - torch.searchsorted(ordered, self._thresholds, right=True)
         self._kept_at += above + grid.height * grid.width
-        mask = self._settings.keep_mask(clip)[:steps].cpu()
+        mask = self._settings.keep_mask(seen)[:steps].cpu()
         self._kept_at_place = self._kept_at_place + mask.sum(0)
         self.clips.append(
             ClipCount(
@@ -100,6 +104,7 @@ class ScanResult:
                 times=tuple(clip.times[:: self._settings.tubelet_size][:steps].tolist()),
                 kept=tuple(mask.flatten(1).sum(1).tolist()),
                 grid=grid,
+                num_repeated=clip.num_repeated,
             )
         )
 
@@ -112,6 +117,11 @@ class ScanResult:
     def curve(self) -> tuple[float, ...]:
         """Share of tokens that each of these thresholds keeps, 0 to 1."""
         return tuple((self._kept_at.double() / self.num_tokens).tolist())
+
+    @property
+    def num_repeated(self) -> int:
+        """Frames in all clips that only repeat the last one of the video."""
+        return sum(clip.num_repeated for clip in self.clips)
 
     @property
     def run_lengths(self) -> Tensor:
@@ -144,6 +154,19 @@ class ScanResult:
         whole = [index for index, clip in enumerate(self.clips) if len(clip.kept) == longest]
         share = self.tokens_kept
         return min(whole, key=lambda index: abs(self.clips[index].tokens_kept - share))
+
+
+def bend_of_curve(thresholds: Sequence[float], shares: Sequence[float]) -> float | None:
+    """The threshold where a falling curve of shares bends most; None where it has no bend.
+
+    That is the point furthest below the straight line between its ends (Satopaa et al., "Finding a Kneedle in a
+    Haystack", 2011). A lower threshold keeps much more, a higher one little less.
+    """
+    (first, last), (high, low) = (thresholds[0], thresholds[-1]), (shares[0], shares[-1])
+    line = [high + (low - high) * (at - first) / (last - first) for at in thresholds]
+    below = [expected - share for expected, share in zip(line, shares, strict=True)]
+    deepest = max(range(len(below)), key=below.__getitem__)
+    return thresholds[deepest] if below[deepest] > 1e-9 else None
 
 
 def _real_steps(clip: Clip, tubelet_size: int) -> int:

@@ -52,9 +52,13 @@ class ClipSettings(ClipSpec):
         """How clips are cut into tokens."""
         return PatchSpec(self.tubelet_size, self.patch_size)
 
-    def keep_mask(self, clip: Clip) -> Tensor:
+    def patch_view(self, clip: Clip) -> PatchView:
+        """The clip as rules see it; what it computes serves every rule."""
+        return PatchView(clip.frames[None], self.patches)
+
+    def keep_mask(self, seen: PatchView) -> Tensor:
         """bool [T', H', W'], True where a token of the clip is kept."""
-        return apply_rule(self.rule, PatchView(clip.frames[None], self.patches))[0]
+        return apply_rule(self.rule, seen)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +76,12 @@ class ClipView:
     """Frames per token."""
 
     @classmethod
-    def of(cls, clips: Sequence[Clip], settings: ClipSettings) -> ClipView:
-        """From a clip as it was seen for the mask and, if there are two, for the eye."""
+    def of(cls, clips: Sequence[Clip], settings: ClipSettings, seen: PatchView | None = None) -> ClipView:
+        """From a clip as it was seen for the mask and, if there are two, for the eye. `seen`: the first."""
         shown = clips[-1]
         num_real = len(shown.frames) - shown.num_repeated
-        return cls(shown.frames[:num_real], shown.times[:num_real], settings.keep_mask(clips[0]), settings.tubelet_size)
+        mask = settings.keep_mask(settings.patch_view(clips[0]) if seen is None else seen)
+        return cls(shown.frames[:num_real], shown.times[:num_real], mask, settings.tubelet_size)
 
     @property
     def num_steps(self) -> int:

@@ -31,6 +31,15 @@ def cover(source_width: int, source_height: int, size: tuple[int, int]) -> tuple
     return source_height * width // source_width, width
 
 
+def cut_away(source_width: int, source_height: int, size: Size) -> tuple[float, float]:
+    """Shares (of the height, of the width) of a frame that no picture of this size shows, each 0 or more, below 1."""
+    sides = check_size(size)
+    if sides is None:
+        return 0.0, 0.0
+    height, width = cover(source_width, source_height, sides)
+    return 1 - sides[0] / height, 1 - sides[1] / width
+
+
 def crop_offsets(spare_height: int, spare_width: int, position: tuple[float, float]) -> tuple[int, int]:
     """(top, left) of a crop in a frame that is so many pixels larger than it, halves to the even one as in torchvision.
 
