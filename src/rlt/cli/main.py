@@ -416,12 +416,27 @@ def convert(
     new_head: Annotated[
         bool, typer.Option(help="Take a fresh random head, as for a checkpoint from pretraining.")
     ] = False,
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSON of `rlt evaluate` for the table of the model's card (README.md); once for dense, once for RLT.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Convert VideoMAE, VideoMAEv2, original RLT and Hugging Face checkpoints to ours, or ours back to theirs."""
     from rlt.checkpoints import convert as convert_checkpoint
 
     with messages.status(f"Converting {source}"):
-        report = convert_checkpoint(source, destination, to=to.value, num_heads=num_heads, new_head=new_head)
+        report = convert_checkpoint(
+            source,
+            destination,
+            to=to.value,
+            num_heads=num_heads,
+            new_head=new_head,
+            evaluations=evaluation or (),
+        )
     show(f"{report}\nWritten: {destination}")
 
 
