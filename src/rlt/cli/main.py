@@ -48,7 +48,7 @@ app = typer.Typer(
     name="rlt",
     help="Faster video transformers without looking twice: drop the patches of a video that repeat.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
