@@ -21,6 +21,7 @@ ROOMS = {
     "rlt.tokens": "Rules and tokens.",
     "rlt.checkpoints": "Checkpoints of every layout, and named models.",
     "rlt.adapters": "Models of other libraries.",
+    "rlt.encoding": "Classes and features of many videos.",
     "rlt.export": "`torch.export` programs.",
     "rlt.calibrate": "Which threshold.",
     "rlt.evaluation": "Accuracy of a checkpoint.",
@@ -29,6 +30,7 @@ ROOMS = {
     "rlt.inspection": "Pictures of what is dropped.",
 }
 MODULES = {
+    "rlt.streaming": "A network over video that does not end.",
     "rlt.errors": "Errors that a user can mend.",
     "rlt.loading": "A model that someone names.",
     "rlt.compare": "The job behind `rlt compare`.",
@@ -47,7 +49,9 @@ def python_page() -> str:
         entries = [_entry(room, name, known) for name in names if _place(room, name) not in known]
         parts += [f"\n## {room}\n\n{title}\n\n", *entries]
     for module, title in MODULES.items():
-        parts += [f"\n## {module}\n\n{title}\n\n", f"::: {module}\n    options:\n      heading_level: 3\n"]
+        above = [place.rpartition(".")[2] for place in known if place.rpartition(".")[0] == module]
+        filters = ", ".join(f'"{pattern}"' for pattern in ("!^_", *(f"!^{name}$" for name in sorted(above))))
+        parts += [f"\n## {module}\n\n{title}\n\n", f"::: {module}\n    options:\n", f"      filters: [{filters}]\n"]
         parts += ["      show_root_heading: false\n      show_root_toc_entry: false\n"]
     return "".join(parts)
 
