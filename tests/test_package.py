@@ -77,3 +77,13 @@ def test_versions_agree() -> None:
     assert declared is not None
     assert cited is not None
     assert declared[1] == cited[1]
+
+
+def test_both_ways_to_set_up_pin_the_same_and_ask_no_other_index() -> None:
+    constraints = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    for line in filter(None, constraints):
+        assert f'"{line}"'.replace('"', "'") in pyproject.replace('"', "'"), line
+    lock = (ROOT / "uv.lock").read_text()
+    assert set(re.findall(r"\w+://[^/\"]*", lock)) == {"https://pypi.org", "https://files.pythonhosted.org"}
+    assert not re.search(r'path = "|directory = "', lock)
