@@ -9,7 +9,7 @@ from typing import Any
 
 from rlt.errors import InvalidArgumentError, one_line
 from rlt.network.config import ViTConfig
-from rlt.tokens.rules import rule_line
+from rlt.tokens import rule_line
 
 Evaluation = str | Path | Mapping[str, Any]
 """The JSON file of an evaluation (`rlt evaluate ... json=FILE`), or what stands in it."""
