@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo app test test-browser test-oldest-transformers test-triton lint format figures figures-gpu figures-gpu-clips benchmark-tables reference results-small reference-model encoder-accuracy needs-data clean
+.PHONY: help demo app test docs build test-wheel test-browser test-oldest-transformers test-triton lint format figures figures-gpu figures-gpu-clips benchmark-tables reference results-small reference-model encoder-accuracy needs-data clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -35,6 +35,22 @@ test-browser: $(INSTALLED)  ## Run the tests of the page in a browser, which is 
 		{ echo "no browser could be fetched; install Chromium and name it: CHROMIUM=/usr/bin/chromium make test-browser"; \
 		  test -n "$(CHROMIUM)"; }
 	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest tests/test_app_browser.py $(OPTIONS)
+
+docs: $(INSTALLED)  ## Build the documentation as a site in output/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "Open output/site/index.html, or: $(BIN)/python -m mkdocs serve"
+
+build: $(INSTALLED)  ## Build wheel and source archive in dist/, and check what a package index will show
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
+test-wheel: build  ## Install that wheel into a bare environment of its own, and run the main job there
+	rm -rf output/wheel
+	$(PYTHON) -m venv output/wheel
+	output/wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd output/wheel && bin/rlt --version && bin/rlt models && bin/rlt compare \
+		$$(bin/python -c 'from rlt import assets; print(assets.path("traffic.mp4"))') --model vit_micro --frames 8 --size 64
 
 OLDEST := $(VENV)/oldest
 $(OLDEST)/.installed: $(INSTALLED)
@@ -98,6 +114,8 @@ figures: needs-data $(INSTALLED)  ## Measure again what README and docs/performa
 	$(BIN)/rlt inspect src/rlt/assets/traffic.mp4 --stride 2 --size 224x384 --output output/readme
 	$(BIN)/python -c 'from PIL import Image; sheet = Image.open("output/readme/contact_sheet.png").convert("RGB"); \
 		sheet.thumbnail((1600, 1600)); sheet.save("docs/images/contact_sheet.png", optimize=True)'
+	$(BIN)/rlt inspect src/rlt/assets/traffic.mp4 --stride 2 --size 224x384 --exposure gain --output output/overlay
+	$(BIN)/python scripts/animate_overlay.py output/overlay/overlay.mp4 docs/images/overlay.webp
 	$(MAKE) benchmark-tables
 
 # On a machine with a GPU and without network nothing is installed: the Python that is there runs the source tree.
@@ -116,7 +134,7 @@ benchmark-tables: $(INSTALLED)  ## Write the tables and the plot of the document
 	$(BIN)/python scripts/plot_frames.py
 	$(BIN)/python scripts/write_tables.py
 
-reference: $(INSTALLED)  ## Write docs/configuration.md from the code
+reference: $(INSTALLED)  ## Write the pages of docs/ that are made from the code
 	$(BIN)/python scripts/write_reference.py
 
 results-small: needs-data $(INSTALLED)  ## Train and evaluate on the small real data sets in DATA=FOLDER (hours), and write docs/results.md

@@ -34,3 +34,8 @@ def machine(result: dict[str, Any]) -> str:
     """Processor and versions in a few words."""
     info = result["machine"]
     return f"{info['processor']}, {info['cores']} cores, torch {info['torch']}"
+
+
+def cell(text: str) -> str:
+    """Text that may stand in a cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|")

@@ -379,3 +379,10 @@ def test_compare_says_when_a_threshold_is_at_its_floor(capsys: pytest.CaptureFix
         assert ("Only the first time step of each clip is left" in shown) == at_floor
         assert "Top 5" not in shown  # classes of random weights
         assert "random (no --checkpoint)" in shown
+
+
+def test_the_shell_completes_commands() -> None:
+    asked = {**os.environ, "_RLT_COMPLETE": "complete_bash", "COMP_WORDS": "rlt comp", "COMP_CWORD": "1"}
+    command = Path(sys.executable).parent / "rlt"
+    done = subprocess.run([command], env=asked, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.split() == ["compare"], done.stderr

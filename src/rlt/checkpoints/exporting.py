@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -16,8 +17,9 @@ from rlt.checkpoints.models import NUM_HEADS
 from rlt.checkpoints.read import LoadReport, build, read_checkpoint
 from rlt.checkpoints.state_maps import LAYOUTS, LayoutName, to_theirs
 from rlt.checks import one_of
-from rlt.errors import CheckpointError
+from rlt.errors import CheckpointError, InvalidArgumentError
 from rlt.files import replacing
+from rlt.network.card import Evaluation
 from rlt.network.vit import MODEL_TYPE, VisionTransformer, ViTConfig
 
 Target = Literal["rlt", "videomae", "hf"]
@@ -32,6 +34,7 @@ def convert(
     num_classes: int | None = None,
     new_head: bool = False,
     num_heads: int | None = None,
+    evaluations: Sequence[Evaluation] = (),
 ) -> LoadReport:
     """Write a checkpoint in another layout. What is at the destination is replaced only once all is written.
 
@@ -43,15 +46,19 @@ def convert(
         num_classes: as in `read_checkpoint`, as the next two.
         new_head: take a new random head.
         num_heads: attention heads.
+        evaluations: for the card of "rlt": the JSON files of `rlt evaluate`, such as dense and with RLT.
 
     Returns:
         The report of reading, with notes on what the new layout cannot hold.
 
     Raises:
+        InvalidArgumentError: for evaluations that are none, or beside another layout than "rlt".
         CheckpointError: if the source cannot be read, the destination is something else than an older result, or
             the layout cannot hold the model.
     """
     one_of(get_args(Target), to=to)
+    if evaluations and to != "rlt":
+        raise InvalidArgumentError(f"evaluations stand on the card of rlt's own layout; to is {to!r}, leave them out")
     target = Path(destination).expanduser()
     _check_destination(target, to, Path(source).expanduser())
     config, state, report = read_checkpoint(source, num_classes=num_classes, new_head=new_head, num_heads=num_heads)
@@ -62,7 +69,7 @@ def convert(
         notes = _write_hf(model, target)
     else:
         notes = []
-        model.save_pretrained(target)
+        model.save_pretrained(target, evaluations=evaluations)
     return replace(report, notes=(*report.notes, *notes))
 
 

@@ -48,7 +48,7 @@ app = typer.Typer(
     name="rlt",
     help="Faster video transformers without looking twice: drop the patches of a video that repeat.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -417,12 +417,27 @@ def convert(
     new_head: Annotated[
         bool, typer.Option(help="Take a fresh random head, as for a checkpoint from pretraining.")
     ] = False,
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSON of `rlt evaluate` for the table of the model's card (README.md); once for dense, once for RLT.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Convert VideoMAE, VideoMAEv2, original RLT and Hugging Face checkpoints to ours, or ours back to theirs."""
     from rlt.checkpoints import convert as convert_checkpoint
 
     with messages.status(f"Converting {source}"):
-        report = convert_checkpoint(source, destination, to=to.value, num_heads=num_heads, new_head=new_head)
+        report = convert_checkpoint(
+            source,
+            destination,
+            to=to.value,
+            num_heads=num_heads,
+            new_head=new_head,
+            evaluations=evaluation or (),
+        )
     show(f"{report}\nWritten: {destination}")
 
 

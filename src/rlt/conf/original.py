@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-_EXPERIMENTS = {
+EXPERIMENTS = {
     "train_vit_mae": ("train", "k400_vit_base_train", "rlt"),
     "val_vit_mae": ("evaluate", "k400_vit_base_eval", "none"),
     "val_vitl_mae": ("evaluate", "k400_vit_large_eval", "none"),
@@ -14,7 +14,7 @@ _EXPERIMENTS = {
 }
 """Name of an experiment there -> command and preset here, and its `drop_policy`."""
 _TOKENIZER = "model.tokenizer_cfg"
-_RENAMED = {
+RENAMED = {
     "model.pretrain": "checkpoint",
     "model.finetune": "checkpoint",
     "ckpt_path": "checkpoint",
@@ -36,15 +36,15 @@ def in_our_words(given: Mapping[str, object]) -> str | None:
     given = dict(leaf for key, value in given.items() for leaf in _leaves(key, value))
     experiment = str(given.get("experiment")).removesuffix(".yaml")
     policies = {key.rpartition(".")[2]: value for key, value in given.items() if key.startswith(f"{_TOKENIZER}.")}
-    if experiment not in _EXPERIMENTS and not policies and not any(key in _RENAMED for key in given):
+    if experiment not in EXPERIMENTS and not policies and not any(key in RENAMED for key in given):
         return None
-    command, preset, policy = _EXPERIMENTS.get(experiment, (None, None, None))
+    command, preset, policy = EXPERIMENTS.get(experiment, (None, None, None))
     words = [] if preset is None else [f"rlt {command}", f"experiment={preset}"]
     words += _tokens(policies, policy)
     stay = {key: value for key, value in given.items() if not key.startswith(_TOKENIZER) and key != "experiment"}
     if preset is None and "experiment" in given:
         words.insert(0, f"experiment={given['experiment']}")
-    ours = {_RENAMED.get(key, key): value for key, value in stay.items()}
+    ours = {RENAMED.get(key, key): value for key, value in stay.items()}
     words += [f"{key}={value}" for key, value in ours.items()]
     words += [f"{key}=..." for key in _NEEDED.get(str(command), ()) if key not in ours]
     return " ".join(words)

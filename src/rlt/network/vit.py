@@ -7,22 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rlt import weights
 from rlt.checks import at_least, named_options
-from rlt.errors import CheckpointError, InvalidArgumentError
+from rlt.errors import InvalidArgumentError
 from rlt.network.backends import Backend
 from rlt.network.blocks import Block
 from rlt.network.config import MODEL_TYPE, LengthEncoding, ViTConfig
 from rlt.network.embedding import PatchEmbedding
+from rlt.network.hub import HubModel
 from rlt.network.positions import SinusoidPositions
 from rlt.network.run_lengths import NOWHERE, RunLengthParts, key_bias, pooling_weights
 from rlt.network.tome import MergedTokens, mean_over_input, merging_block, unmerged
@@ -34,31 +31,13 @@ __all__ = ["MODEL_TYPE", "LengthEncoding", "ViTConfig", "VisionTransformer", "tr
 _TOKENS_AT_ONCE_ON_CPU = 2048
 """In inference: what passes through a block at once should fit into the cache. A pack of eight clips of 1,568 tokens
 took 1.1 times as long at once as clip by clip."""
-_MODEL_CARD = """---
-{{ card_data }}
----
-
-A video classifier for [run-length tokens](https://arxiv.org/abs/2411.05222).
-
-    import rlt
-
-    model = rlt.VisionTransformer.from_pretrained("path or hub id")
-    [clip] = rlt.video.read_spread("video.mp4", model.config.clip_spec)  # frames and size as in training
-    logits = model(model.tokenize(clip))  # and its rule, where no other is given
-"""
 
 
-class VisionTransformer(
-    nn.Module,
-    ModelHubMixin,
-    library_name="rlt",
-    pipeline_tag="video-classification",
-    model_card_template=_MODEL_CARD,
-):
+class VisionTransformer(HubModel):
     """VideoMAE's ViT: tubelet embedding, fixed sinusoid positions, pre-norm blocks, mean over the tokens, head.
 
     Weights are random at first (truncated normal, standard deviation 0.02). `save_pretrained`, `from_pretrained` and
-    `push_to_hub` are those of huggingface_hub's mixin. Settings are attributes that may be changed at any time:
+    `push_to_hub` are those of `rlt.network.hub`. Settings are attributes that may be changed at any time:
     `attention_backend` (None chooses by device and precision), `activation_checkpointing` in training, and
     `merge_per_block`.
     """
@@ -324,68 +303,6 @@ class VisionTransformer(
             time = self.config.num_frames // self.config.tubelet_size
             self.length_embed = nn.Parameter(torch.zeros(time, self.config.width, device=self.fc_norm.weight.device))
             self.config = self.config.replace(length_encoding="learned")
-
-    def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | Path, *, config: None = None, model_card_kwargs: dict[str, object] | None = None
-    ) -> None:
-        """Write model.safetensors, config.json with the labels, and a README.md where there is none.
-
-        After a failure the folder's old files are still there and whole. `push_to_hub` uploads a model.
-
-        Args:
-            save_directory: made where it does not exist.
-            config: not used; the model's own configuration is written.
-            model_card_kwargs: further values for the README.
-
-        Raises:
-            CheckpointError: if the folder holds another kind of model, or cannot be written.
-        """
-        if config is not None:
-            raise InvalidArgumentError("save_pretrained writes the model's own configuration; set model.config instead")
-        folder = Path(save_directory)
-        card = {}
-        if not (folder / "README.md").exists():
-            card["README.md"] = str(self.generate_model_card(**(model_card_kwargs or {})))
-        try:
-            written_by = version("rlt")
-        except PackageNotFoundError:  # run from a source tree
-            written_by = "unknown"
-        content = {"model_type": MODEL_TYPE, "rlt_version": written_by, **self.config.to_dict()}
-        weights.write_folder(folder, self.state_dict(), content, card)
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        force_download: bool = False,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        revision: str | None = None,
-    ) -> VisionTransformer:
-        """Load what `save_pretrained` wrote, in evaluation mode and float32, from a folder or a hub id.
-
-        Checkpoints of other projects are read by `rlt.create_model(name, checkpoint=...)`. The keyword arguments are
-        those of huggingface_hub.
-
-        Raises:
-            CheckpointError: in one line, if there is nothing of ours, or any weight is missing or does not fit.
-        """
-        folder = weights.find_source(
-            pretrained_model_name_or_path,
-            force_download=force_download,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            revision=revision,
-        )
-        config = weights.read_config(folder)
-        if config is None:
-            raise CheckpointError(f"{folder} has no config.json; give a folder that save_pretrained wrote, or a hub id")
-        model = cls(ViTConfig.from_dict(config, folder))
-        weights.load_strictly(model, weights.read_folder(folder), folder)
-        return model.eval()
 
 
 def trace_features(

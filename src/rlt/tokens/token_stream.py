@@ -41,8 +41,8 @@ class TokenStream:
 
     Args:
         threshold: as for `rlt.tokenize`, as are the next ones.
-        keep_ratio: refused, because which tokens differ most is not known before the end; so is
-        max_tokens.
+        keep_ratio: refused, because which tokens differ most is not known before the end.
+        max_tokens: refused, as it is.
         reference: "previous" or "anchor". With "previous" what drifts slowly may stand for ever, though it has become
             another picture; with "anchor" what stands differs by at most the threshold.
         exposure: "none" or "gain".

@@ -78,7 +78,7 @@ def read_views(source: Source, planner: Planner, *, decoder: str = "pyav", num_t
         num_threads: threads of the decoder; 0 = libav decides. Use 1 in data loader workers.
 
     Returns:
-        [plan][view] clips.
+        Clips by plan, then by view.
 
     Raises:
         VideoError: if the file cannot be opened, holds no video, or any frame asked for is damaged or cut off.
