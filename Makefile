@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo app test docs build test-wheel test-browser test-oldest-transformers test-triton lint format figures figures-gpu figures-gpu-clips benchmark-tables reference results-small reference-model encoder-accuracy needs-data clean
+.PHONY: help demo app test docs build test-wheel test-browser test-oldest-transformers test-triton lint format figures figures-gpu figures-gpu-clips benchmark-tables reference results-small reference-model encoder-accuracy streams needs-data clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -147,6 +147,11 @@ reference-model: needs-data $(INSTALLED)  ## Train the reference network of docs
 
 encoder-accuracy: needs-data $(INSTALLED)  ## Train a small image encoder on the videos in DATA=FOLDER and measure how far its features are off when patched (about 15 minutes)
 	$(BIN)/python scripts/encoder_accuracy.py $(DATA)
+	$(BIN)/python scripts/write_tables.py
+
+streams: needs-data $(INSTALLED)  ## Measure hours of video and files of tokens for docs/streams-and-corpora.md (DATA=FOLDER, about fifteen minutes)
+	$(BIN)/python scripts/long_videos.py
+	$(BIN)/python scripts/stored_tokens.py $(DATA)
 	$(BIN)/python scripts/write_tables.py
 
 clean:  ## Remove the environment and everything made

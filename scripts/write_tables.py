@@ -26,6 +26,7 @@ from performance_tables import (
 )
 from reference_tables import reference_tables, trials_table
 from small_tables import small_tables
+from stream_tables import long_videos_table, stored_tokens_table
 
 PAGES = (
     ROOT / "README.md",
@@ -34,6 +35,7 @@ PAGES = (
     ROOT / "docs" / "adapters.md",
     ROOT / "docs" / "fidelity.md",
     ROOT / "docs" / "reference-model.md",
+    ROOT / "docs" / "streams-and-corpora.md",
 )
 TABLES = {
     "compare": compare_table,
@@ -59,6 +61,8 @@ TABLES = {
     "motion": motion_tables,
     "reference": reference_tables,
     "trials": trials_table,
+    "stored_tokens": stored_tokens_table,
+    "long_videos": long_videos_table,
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 from models import tiny_model
 from rlt import Threshold, assets
 from rlt.data.tables import read_table
-from rlt.encoding import Encoder, encode_videos, parts
+from rlt.encoding import Cutter, Encoder, WindowSpec, encode_videos, parts
 from rlt.video import ClipSpec
 from video_factory import write_video
 
@@ -122,6 +122,13 @@ def test_the_same_rows_with_a_worker_killed_and_going_on(
     result = encode_videos(encoder, [folder], output=tmp_path / "on.parquet")  # by another engine, which is no setting
     assert result.num_before >= 5
     assert_same(tmp_path / "on.parquet", tmp_path / "local.parquet")
+
+
+def test_the_same_tokens(folder: Path, tmp_path: Path) -> None:
+    cutter = Cutter(WindowSpec(ClipSpec(4, 2, size=32)), Threshold(0.2))
+    for engine in ("local", "ray"):
+        encode_videos(cutter, [folder], output=tmp_path / f"{engine}.parquet", engine=engine)
+    assert_same(tmp_path / "ray.parquet", tmp_path / "local.parquet")
 
 
 def test_an_encoder_is_a_function_of_ray_data_itself(encoder: Encoder) -> None:

@@ -1,4 +1,4 @@
-"""`rlt predict` and `rlt features`: a trained network over files, folders, manifests and lists of videos."""
+"""`rlt predict`, `rlt features` and `rlt tokens`: over files, folders, manifests and lists of videos."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 from rlt.checks import exclusive
 from rlt.cli.console import kept_after_ctrl_c, output, progress, show
 from rlt.cli.options import (
+    AnyModel,
     DecoderName,
     Dtype,
     Exposure,
@@ -27,7 +28,10 @@ from rlt.cli.options import (
     RunLengths,
     SizeText,
     Threshold,
+    clip_of_options,
     parse_size,
+    rule_of_options,
+    stored_of_options,
 )
 from rlt.errors import InvalidArgumentError
 from rlt.files import refuse_inputs, write_json
@@ -193,8 +197,69 @@ def features(
     return result
 
 
+def tokens(
+    videos: Videos,
+    table: Annotated[
+        Path, typer.Option("--output", help="Parquet file for the rows, one per window.", show_default=False)
+    ],
+    model: AnyModel = None,
+    window: Window = None,
+    overlap: Overlap = 0,
+    every: Every = None,
+    stride: FrameStride = None,
+    fps: FramesPerSecond = None,
+    size: SizeText = None,
+    threshold: Threshold = None,
+    keep_ratio: KeepRatio = None,
+    max_tokens: MaxTokens = None,
+    reference: Reference = None,
+    exposure: Exposure = None,
+    motion: Motion = None,
+    rule: RuleName = None,
+    decoder: DecoderName = "pyav",
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Also write the numbers of the run to this file.", show_default=False)
+    ] = None,
+) -> None:
+    """Write the kept tokens of every window of videos: rlt tokens FOLDER --output t.parquet.
+
+    rlt train, predict and features take the file in the place of the videos. A run that was cut off goes on with the
+    same line.
+    """
+    from rlt.cli.show import encoding_report
+    from rlt.encoding import Cutter, WindowSpec, encode_videos, labels_of
+
+    if table.suffix.lower() != ".parquet":
+        raise InvalidArgumentError(f"--output is {table}; tokens go into a file that ends in .parquet")
+    if json is not None:
+        refuse_inputs([json], [table, *videos])
+    stored = stored_of_options(model, None)
+    label_ids, class_names = labels_of(videos)
+    cutter = Cutter(
+        WindowSpec(clip_of_options(stored, window, stride, fps, size), overlap, every, decoder),
+        rule_of_options(rule, threshold, keep_ratio, max_tokens, reference, exposure, motion, stored.rule),
+        stored.patches,
+        class_names=class_names,
+        label_ids=label_ids,
+    )
+    cluster = {"engine": engine, "address": address, "workers": workers}
+    with kept_after_ctrl_c(f"{table}.parts"), progress("Cutting") as update:
+        result = encode_videos(cutter, videos, output=table, on_progress=update, **cluster)  # type: ignore[arg-type]
+    output.print(encoding_report(result, cutter))
+    num_bytes = table.stat().st_size
+    show(f"Written: {table} ({num_bytes:,} bytes)")
+    if json is not None:
+        write_json(json, {"settings": cutter.settings(), "bytes": num_bytes, **result.to_json()})
+    if not result.num_rows + result.num_before:
+        raise typer.Exit(2)
+
+
 def add_commands(app: typer.Typer) -> None:
-    """Add both commands; their options are their own and those of `_run`."""
+    """Add the commands; options of the first two are their own and those of `_run`."""
+    app.command("tokens")(tokens)
     for command in (predict, features):
         app.command(command.__name__, help=inspect.getdoc(command))(_with_options_of_run(command))
 

@@ -21,7 +21,7 @@ from rlt.video.geometry import Size
 if TYPE_CHECKING:  # what they need is not always installed
     from rlt.benchmark import BenchmarkResult
     from rlt.calibrate import Calibration
-    from rlt.encoding import Encoder, Encoding
+    from rlt.encoding import Cutter, Encoder, Encoding
     from rlt.evaluation.comparison import PairedComparison
     from rlt.evaluation.results import EvaluationResult
     from rlt.evaluation.statistics import Interval
@@ -145,7 +145,7 @@ def evaluation_report(result: EvaluationResult) -> RenderableType:
     return Group(*parts)
 
 
-def encoding_report(result: Encoding, encoder: Encoder) -> RenderableType:
+def encoding_report(result: Encoding, encoder: Encoder | Cutter) -> RenderableType:
     """The first few videos with their commonest class, the numbers, and what could not be read."""
     parts: list[RenderableType] = []
     if result.videos:

@@ -29,9 +29,10 @@ class DataConfig:
     """Manifests (`rlt prepare`) and how clips are taken from their videos."""
 
     train: str | None = None
-    """Manifest to train on."""
+    """Manifest to train on, or a file of `rlt tokens`."""
     val: str | None = None
-    """Manifest that training is validated on; also evaluated where there is no test manifest."""
+    """Manifest that training is validated on, or a file of `rlt tokens`; a manifest is also evaluated where there is no
+    test manifest."""
     test: str | None = None
     """Manifest to evaluate."""
     clip: ClipSpec = field(default_factory=ClipSpec)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from rlt.data.augment import AugmentConfig, mix_batch, soft_targets
 from rlt.data.dataset import EvaluationSample, TrainingSample
 from rlt.data.sampler import derive_seed
 from rlt.errors import InvalidArgumentError
-from rlt.structures import PackedTokens, PatchSpec, pack
+from rlt.structures import PackedTokens, PatchSpec, RunLengthTokens, pack
 from rlt.tokens import Rule, tokenize_batch
 
 
@@ -97,28 +97,58 @@ class Collate:
 
     def __call__(self, samples: Sequence[TrainingSample]) -> Batch:
         """Pack the samples, at least one; an InvalidArgumentError names one whose label is no class."""
-        if not samples:
-            raise InvalidArgumentError("0 samples; a batch needs at least one")
-        for sample in samples:
-            if not 0 <= sample.label_id < self.num_classes:
-                raise InvalidArgumentError(
-                    f"{sample.path} has label {sample.label_id}; 0 to {self.num_classes - 1} are the classes"
-                )
+        label_ids = check_labels(samples, self.num_classes)
         frames = torch.stack([sample.frames for sample in samples])
-        label_ids = torch.tensor([sample.label_id for sample in samples], dtype=torch.int64)
         targets = soft_targets(label_ids, self.num_classes, smoothing=self.augment.label_smoothing)
         position = samples[0].position
         # Mixed before tokens are selected: the mask is taken on the clip as the network will see it.
         frames, targets = mix_batch(frames, targets, self.augment, seed=derive_seed(self.seed, position, 4))
         seeds = [derive_seed(self.seed, sample.position, 5) for sample in samples]
         tokens = tokenize_batch(frames, self.rule, self.spec, seeds)
-        return Batch(
-            packed=pack(tokens),
-            targets=targets,
-            paths=tuple(sample.path for sample in samples),
-            failed=tuple(failure for sample in samples for failure in sample.failed),
-            position=position,
-        )
+        return batch_of(samples, tokens, targets)
+
+
+class Named(Protocol):
+    """What a batch says of each of its clips."""
+
+    @property
+    def label_id(self) -> int:
+        """Its class."""
+
+    @property
+    def path(self) -> str:
+        """Its video."""
+
+    @property
+    def failed(self) -> tuple[tuple[str, str], ...]:
+        """(path, reason) of videos that it replaces."""
+
+    @property
+    def position(self) -> int:
+        """`SampleKey.position`."""
+
+
+def check_labels(samples: Sequence[Named], num_classes: int) -> Tensor:
+    """Labels of samples, at least one, int64; an InvalidArgumentError names one whose label is no class."""
+    if not samples:
+        raise InvalidArgumentError("0 samples; a batch needs at least one")
+    for sample in samples:
+        if not 0 <= sample.label_id < num_classes:
+            raise InvalidArgumentError(
+                f"{sample.path} has label {sample.label_id}; 0 to {num_classes - 1} are the classes"
+            )
+    return torch.tensor([sample.label_id for sample in samples], dtype=torch.int64)
+
+
+def batch_of(samples: Sequence[Named], tokens: Sequence[RunLengthTokens], targets: Tensor) -> Batch:
+    """Samples, the tokens of each and its targets in one pack."""
+    return Batch(
+        packed=pack(tokens),
+        targets=targets,
+        paths=tuple(sample.path for sample in samples),
+        failed=tuple(failure for sample in samples for failure in sample.failed),
+        position=samples[0].position,
+    )
 
 
 def collate_evaluation(samples: Sequence[EvaluationSample]) -> EvaluationBatch:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
@@ -25,11 +25,13 @@ from rlt.data.clips import ViewConfig, read_evaluation_clips, read_training_clip
 from rlt.data.manifest import VideoEntry
 from rlt.data.sampler import SampleKey, derive_seed
 from rlt.errors import InvalidArgumentError, VideoError, VideoWarning
-from rlt.structures import PatchSpec, RunLengthTokens
+from rlt.structures import Clip, PatchSpec, RunLengthTokens
 from rlt.tokens import Rule, tokenize_batch
 from rlt.video import DECODERS, ClipSpec
 
 Sample = TypeVar("Sample", covariant=True)
+Read = TypeVar("Read")
+Failed = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +92,40 @@ class _Videos(Dataset[Sample]):
         return len(self.entries)
 
 
+class Replacing:
+    """Takes the next video of a class, wrapping around, for one that cannot be read; if none of the class can be read,
+    one of the next class. If none at all can be read, that is a VideoError."""
+
+    def __init__(self, entries: Sequence[VideoEntry]) -> None:
+        self.entries = entries
+        self.members: dict[int, list[int]] = defaultdict(list)
+        for index, entry in enumerate(entries):
+            self.members[entry.label_id].append(index)
+
+    def __call__(self, index: int, read: Callable[[VideoEntry], Read]) -> tuple[Read, VideoEntry, Failed, list[str]]:
+        """What could be read, of which video, the (path, reason) of those before it, and warnings about it."""
+        failed: list[tuple[str, str]] = []
+        for candidate in self._candidates(index):
+            entry = self.entries[candidate]
+            try:
+                with _recorded_warnings() as notes:
+                    found = read(entry)
+            except VideoError as error:
+                failed.append((entry.path, str(error)))
+                continue
+            return found, entry, tuple(failed), notes
+        raise VideoError(f"none of {len(self.entries)} videos can be decoded; the first one: {failed[0][1]}")
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        """The sample itself, the others of its class from there on, then the next classes."""
+        label_ids = sorted(self.members)
+        first = label_ids.index(self.entries[index].label_id)
+        for label_id in label_ids[first:] + label_ids[:first]:
+            members = self.members[label_id]
+            start = members.index(index) if index in members else 0
+            yield from members[start:] + members[:start]
+
+
 @dataclass(eq=False, repr=False)
 class TrainingDataset(_Videos[TrainingSample]):
     """Random augmented clips; everything random is a function of (seed, position).
@@ -102,9 +138,7 @@ class TrainingDataset(_Videos[TrainingSample]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._members: dict[int, list[int]] = defaultdict(list)
-        for index, entry in enumerate(self.entries):
-            self._members[entry.label_id].append(index)
+        self._replacing = Replacing(self.entries)
 
     def __getitem__(self, key: SampleKey) -> TrainingSample:
         return self.augmented(self.read(key))
@@ -112,31 +146,17 @@ class TrainingDataset(_Videos[TrainingSample]):
     def read(self, key: SampleKey) -> TrainingSample:
         """The clip as it is decoded, cropped, scaled and mirrored, but not augmented."""
         seed = derive_seed(self.seed, key.position)
-        failed: list[tuple[str, str]] = []
-        for index in self._candidates(key.index):
-            entry = self.entries[index]
-            try:
-                with _recorded_warnings() as notes:
-                    clip = read_training_clip(entry.path, self.clip, self.augment, seed=seed, decoder=self.decoder)
-            except VideoError as error:
-                failed.append((entry.path, str(error)))
-                continue
-            return TrainingSample(clip.frames, entry.label_id, entry.path, tuple(failed), key.position, tuple(notes))
-        raise VideoError(f"none of {len(self.entries)} videos can be decoded; the first one: {failed[0][1]}")
+
+        def read(entry: VideoEntry) -> Clip:
+            return read_training_clip(entry.path, self.clip, self.augment, seed=seed, decoder=self.decoder)
+
+        clip, entry, failed, notes = self._replacing(key.index, read)
+        return TrainingSample(clip.frames, entry.label_id, entry.path, failed, key.position, tuple(notes))
 
     def augmented(self, sample: TrainingSample) -> TrainingSample:
         """A clip of `read` after RandAugment and random erasing."""
         seed = derive_seed(derive_seed(self.seed, sample.position), 3)
         return replace(sample, frames=augment_clip(sample.frames, self.augment, seed=seed))
-
-    def _candidates(self, index: int) -> Iterator[int]:
-        """The sample itself, the others of its class from there on, then the next classes."""
-        label_ids = sorted(self._members)
-        first = label_ids.index(self.entries[index].label_id)
-        for label_id in label_ids[first:] + label_ids[:first]:
-            members = self._members[label_id]
-            start = members.index(index) if index in members else 0
-            yield from members[start:] + members[:start]
 
 
 @dataclass(eq=False, repr=False)

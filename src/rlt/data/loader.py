@@ -12,6 +12,7 @@ from typing_extensions import override
 from rlt.data.batch import Collate
 from rlt.data.dataset import TrainingDataset, TrainingSample
 from rlt.data.sampler import SampleKey
+from rlt.data.stored import StoredCollate, StoredTraining
 
 
 class TimedLoader(DataLoader[TrainingSample]):
@@ -38,8 +39,8 @@ class TimedLoader(DataLoader[TrainingSample]):
 
 
 def training_loader(
-    dataset: TrainingDataset,
-    collate: Collate,
+    dataset: TrainingDataset | StoredTraining,
+    collate: Collate | StoredCollate,
     batches: Iterable[list[SampleKey]],
     *,
     num_workers: int,
@@ -48,14 +49,14 @@ def training_loader(
     """A loader of `rlt.data.batch.Batch`.
 
     Args:
-        dataset: reads and augments clips.
+        dataset: reads and augments clips, or reads tokens.
         collate: makes tokens of them.
         batches: which clips each batch holds; a `StepSampler`, or some of its batches.
         num_workers: processes that decode; 0 decodes in this one. They stay when `batches` is through.
         pin_memory: whether batches go to another device than the CPU.
     """
     return TimedLoader(
-        dataset,
+        dataset,  # type: ignore[arg-type]  # its samples go nowhere but into collate
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=num_workers,

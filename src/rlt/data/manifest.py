@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -238,8 +238,12 @@ def _parquet_rows(file: Path) -> tuple[Rows, tuple[str, ...] | None]:
     return ((f"row {number}", dict(zip(columns, values, strict=True))) for number, values in rows), class_names
 
 
-def _check_columns(found: Iterable[str], file: Path) -> None:
-    missing = set(COLUMNS) - set(found) - {"tokens_kept"}
+def _check_columns(found: Collection[str], file: Path) -> None:
+    missing = set(COLUMNS) - {*found} - {"tokens_kept"}
+    if missing and "patches" in found:
+        raise InvalidArgumentError(
+            f"{file} holds tokens, which rlt train, predict and features take; give the manifest of the videos"
+        )
     if missing:
         names = ", ".join(name for name in COLUMNS if name in missing)
         raise InvalidArgumentError(f"{file}: no column {names}; a manifest has {', '.join(COLUMNS)}, {_REMEDY}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,15 +18,27 @@ def write_table(
     columns: Mapping[str, Sequence[Any]],
     metadata: Mapping[str, str] | None = None,
     kinds: Mapping[str, str] | None = None,
+    *,
+    large_rows: bool = False,
 ) -> None:
     """Write one Parquet file, atomically, with text by name that travels in it beside the columns.
 
-    `kinds` are those of columns, such as "string", "float64" or "list<float32>"; others are as their values are.
+    `kinds` are those of columns, such as "string", "float64" or "list<float32>"; others are as their values are. With
+    `large_rows` each row is a group of its own, with checksums, for `TableFile` to read any one of them.
     """
     parquet = _load_pyarrow()[1]
     table = make_table(columns, metadata, kinds, name=str(path))
+    how, groups = _how(large_rows)
     with replacing(path) as temporary:
-        parquet.write_table(table, temporary)
+        parquet.write_table(table, temporary, **how, **groups)
+
+
+def _how(large_rows: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of a writer of Parquet, and of writing a table with it."""
+    if not large_rows:
+        return {}, {}
+    how = {"compression": "zstd", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
+    return how, {"row_group_size": 1}
 
 
 def make_table(
@@ -48,17 +61,20 @@ def make_table(
         raise InvalidArgumentError(f"{name} cannot hold these columns: {one_line(error)}") from error
 
 
-def join_tables(parts: Iterable[Path], path: str | Path, metadata: Mapping[str, str]) -> None:
+def join_tables(
+    parts: Iterable[Path], path: str | Path, metadata: Mapping[str, str], *, large_rows: bool = False
+) -> None:
     """Write the rows of Parquet files of the same columns into one, atomically; one of them is in memory."""
     parquet = _load_pyarrow()[1]
+    how, groups = _how(large_rows)
     with replacing(path) as temporary:
         writer = None
         try:
             for part in parts:
                 table = parquet.read_table(part)
                 if writer is None:
-                    writer = parquet.ParquetWriter(temporary, table.schema.with_metadata(dict(metadata)))
-                writer.write_table(table)
+                    writer = parquet.ParquetWriter(temporary, table.schema.with_metadata(dict(metadata)), **how)
+                writer.write_table(table, **groups)
         finally:
             if writer is not None:
                 writer.close()
@@ -83,6 +99,69 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> tuple[
     except (OSError, ValueError, ArithmeticError, LookupError, MemoryError, arrow.ArrowException) as error:
         # ValueError: texts that are no UTF-8. The others come from bytes that were changed here and there.
         raise InvalidArgumentError(f"{path} is not a whole Parquet file: {one_line(error)}") from error
+
+
+class TableFile:
+    """A Parquet file whose rows are read one at a time, in any order. It can be pickled and outlives a fork.
+
+    Raises:
+        InvalidArgumentError: if the file is none, or damaged where it is read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self._opened: tuple[int, Any] | None = None
+        with self._errors():
+            metadata = self._file.schema_arrow.metadata or {}
+            self.metadata = {key.decode(): value.decode() for key, value in metadata.items()}
+            groups = self._file.metadata
+            counts = [groups.row_group(index).num_rows for index in range(groups.num_row_groups)]
+        self._places = [(group, row) for group, count in enumerate(counts) for row in range(count)]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+    @property
+    def _file(self) -> Any:
+        """Each process opens its own: threads of the library do not outlive a fork."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            parquet = _load_pyarrow()[1]
+            how = {"memory_map": True, "pre_buffer": False, "page_checksum_verification": True}
+            self._opened = os.getpid(), parquet.ParquetFile(self.path, **how)
+        return self._opened[1]
+
+    @property
+    def columns(self) -> list[str]:
+        """Their names."""
+        with self._errors():
+            return list(self._file.schema_arrow.names)
+
+    def read(self, columns: Sequence[str]) -> dict[str, list[Any]]:
+        """These columns of all rows."""
+        with self._errors():
+            found: dict[str, list[Any]] = self._file.read(list(columns), use_threads=False).to_pydict()
+        return found
+
+    def row(self, index: int, columns: Sequence[str]) -> dict[str, Any]:
+        """These columns of one row; binary ones as buffers, which are not copied."""
+        group, place = self._places[index]
+        with self._errors():
+            table = self._file.read_row_group(group, list(columns), use_threads=False)
+            cells = {name: table.column(name)[place] for name in columns}
+            return {
+                name: cell.as_buffer() if hasattr(cell, "as_buffer") else cell.as_py() for name, cell in cells.items()
+            }
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        arrow = _load_pyarrow()[0]
+        try:
+            yield
+        except (OSError, ValueError, ArithmeticError, LookupError, MemoryError, arrow.ArrowException) as error:
+            raise InvalidArgumentError(f"{self.path} is not a whole Parquet file: {one_line(error)}") from error
 
 
 def _load_pyarrow() -> tuple[Any, Any]:

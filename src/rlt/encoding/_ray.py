@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-import numpy as np
 import torch
 
 from rlt.data.tables import make_table
-from rlt.encoding.encoder import Cut, Encoder, Row
+from rlt.data.token_files import COLUMNS, columns_of_tokens, tokens_of_columns
+from rlt.encoding.cutting import Cut, Cutter, Row
+from rlt.encoding.encoder import Encoder
 from rlt.encoding.rows import columns_of, kinds_of
 from rlt.errors import MissingDependencyError
-from rlt.structures import RunLengthTokens, TokenGrid
 
 try:
     ray: Any = import_module("ray")
@@ -25,12 +25,15 @@ except ImportError as error:
     ) from error
 
 _WINDOWS_PER_CALL = 64
-_TOKENS = ("patches", "coords", "lengths", "token_grid")
 _SHARE = "share_read"
 
 
 def rows_by_ray(
-    encoder: Encoder, batch: Mapping[str, Sequence[Any]], *, address: str | None = None, workers: int | None = None
+    encoder: Encoder | Cutter,
+    batch: Mapping[str, Sequence[Any]],
+    *,
+    address: str | None = None,
+    workers: int | None = None,
 ) -> Iterator[tuple[Row, float]]:
     """Rows of all videos, and how much of its video was read with each, in order.
 
@@ -70,23 +73,21 @@ def rows_by_ray(
             ray.shutdown()
 
 
-def _cut_rows(item: Mapping[str, Any], encoder: Encoder) -> Iterator[Row]:
+def _cut_rows(item: Mapping[str, Any], encoder: Encoder | Cutter) -> Iterator[Row]:
     """The windows of one video, their tokens as bytes."""
     torch.set_num_threads(1)
     for cut in encoder.cut({name: [value] for name, value in item.items()}):
         tokens, row = cut.tokens, {"start": None, "end": None, **cut.row, _SHARE: cut.share_read}
         if tokens is None:
-            yield {**row, **dict.fromkeys(_TOKENS)}
+            yield {**row, **dict.fromkeys(COLUMNS)}
             continue
-        small = tokens.coords.to(torch.int32), tokens.lengths.to(torch.int32)
-        numbers = dict(zip(_TOKENS, (array.numpy().tobytes() for array in (tokens.patches, *small)), strict=False))
-        yield {**row, **numbers, "token_grid": list(tokens.grid)}
+        yield {**row, **columns_of_tokens(tokens)}
 
 
 class _Network:
     """An actor: holds the network, gets windows, gives rows."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder | Cutter) -> None:
         self.encoder = encoder
 
     def __call__(self, table: Any) -> Any:
@@ -96,19 +97,7 @@ class _Network:
 
     def _cut(self, row: Row) -> Cut:
         share = row.pop(_SHARE)
-        patches, coords, lengths, grid = (row.pop(name) for name in _TOKENS)
-        if patches is None:
+        tokens = {name: row.pop(name) for name in COLUMNS}
+        if tokens["patches"] is None:
             return Cut(row, None, share)
-        spec = self.encoder.config.patches
-        tokens = RunLengthTokens(
-            _tensor(patches, np.uint8, spec.values_per_token),
-            _tensor(coords, np.int32, 3).to(torch.int64),
-            _tensor(lengths, np.int32, 1).to(torch.int64)[:, 0],
-            TokenGrid(*grid),
-            spec,
-        )
-        return Cut(row, tokens, share)
-
-
-def _tensor(content: bytes, kind: Any, width: int) -> torch.Tensor:
-    return torch.from_numpy(np.frombuffer(bytearray(content), kind).reshape(-1, width))
+        return Cut(row, tokens_of_columns(tokens, self.encoder.patches), share)

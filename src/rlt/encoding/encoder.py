@@ -5,43 +5,26 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rlt.checks import at_least, named_options, one_of
-from rlt.encoding.rows import OUTPUTS, columns_of, failed_row, predicted, window_row
-from rlt.encoding.sources import opened
-from rlt.encoding.windows import Video, WindowSpec, windows_of
-from rlt.errors import InvalidArgumentError, VideoError, one_line
+from rlt.encoding.cutting import Cut, Cutter, Row
+from rlt.encoding.rows import OUTPUTS, columns_of, predicted
+from rlt.encoding.windows import WindowSpec
+from rlt.errors import InvalidArgumentError
 from rlt.loading import is_size, load_model, named, state_of_weights, stored_config
 from rlt.measure import check_device
 from rlt.network.vit import VisionTransformer, ViTConfig
-from rlt.structures import Clip, RunLengthTokens, pack
-from rlt.tokens import Rule, choose_rule, rule_options, tokenize
-from rlt.video import source_name
+from rlt.structures import PatchSpec, RunLengthTokens, pack
+from rlt.tokens import Rule, choose_rule, rule_options
 
-Row = dict[str, Any]
 _DTYPES = ("float32", "bfloat16", "float16")
 _WINDOWS_AT_ONCE = 8  # without token_budget: as many tokens as so many windows have when nothing is dropped
 _NOT_FINITE = "the network's output is not finite"
-VIDEO, DONE = "video", "done"
-
-
-@dataclass
-class Cut:
-    """A window on its way into the network."""
-
-    row: Row
-    """What is known of it."""
-    tokens: RunLengthTokens | None
-    """None for a row that is an error."""
-    share_read: float = 0.0
-    """Of its video, for whoever shows progress."""
 
 
 class Encoder:
@@ -141,6 +124,7 @@ class Encoder:
         )
         clip = config.clip_spec.changed(num_frames=window, frame_stride=frame_stride, fps=fps, size=size)
         self.windows = WindowSpec(clip, overlap, every, decoder, num_threads)
+        self.cutter = Cutter(self.windows, self.rule, config.patches)
         dense = config.patches.grid((clip.num_frames, *clip.frame_size, 3)).num_tokens
         self.token_budget = token_budget or _WINDOWS_AT_ONCE * dense
         self.run_lengths, self.device, self.dtype = run_lengths, device, dtype
@@ -158,6 +142,11 @@ class Encoder:
     def labels(self) -> tuple[str, ...]:
         """Class names; empty where they are not known, or the weights are random."""
         return self.config.labels
+
+    @property
+    def patches(self) -> PatchSpec:
+        """How its network cuts and normalises."""
+        return self.config.patches
 
     @property
     def is_random(self) -> bool:
@@ -186,8 +175,9 @@ class Encoder:
         A video that cannot be read gives a row with `error`, after those of what could be read of it.
 
         Args:
-            batch: columns of one length. `video` holds paths, bytes, file objects, torchcodec decoders, clips or uint8
-                frames [T, H, W, 3]. `source` names them in the rows; `done` lists numbers of windows to leave out.
+            batch: columns of one length. `video` holds paths, bytes, file objects, torchcodec decoders, clips, uint8
+                frames [T, H, W, 3], or videos of `rlt tokens` (`StoredVideo`). `source` names them in the rows; `done`
+                lists numbers of windows to leave out.
 
         Raises:
             InvalidArgumentError: without a column `video`.
@@ -196,42 +186,7 @@ class Encoder:
 
     def cut(self, batch: Mapping[str, Sequence[Any]]) -> Iterator[Cut]:
         """The first half of the work, for a CPU: windows and their tokens, one at a time."""
-        if VIDEO not in batch:
-            raise InvalidArgumentError(f"the batch has columns {', '.join(batch) or 'none'}; {VIDEO!r} is needed")
-        others = [name for name in batch if name not in (VIDEO, DONE, "source")]
-        for place, video in enumerate(batch[VIDEO]):
-            more = {name: batch[name][place] for name in others}
-            name = str(batch["source"][place]) if "source" in batch else _name_of(video)
-            yield from self._cut_video(video, name, set(batch[DONE][place]) if DONE in batch else set(), more)
-
-    def _cut_video(self, video: Video, name: str, done: set[int], more: Row) -> Iterator[Cut]:
-        share, number = 0.0, 0
-
-        def on_read(now: float) -> None:
-            nonlocal share
-            share = now
-
-        waiting: Cut | None = None  # a window is the last one if no other comes
-        try:
-            with opened(video) as source:
-                for number, clip in enumerate(windows_of(source, self.windows, on_read), 1):
-                    if waiting is not None:
-                        yield waiting
-                    waiting = None
-                    if number - 1 not in done:
-                        waiting = Cut(window_row(name, number - 1, clip) | more, self._tokens(clip, number - 1), share)
-        except (VideoError, InvalidArgumentError) as error:
-            if waiting is not None:
-                yield waiting
-            said = one_line(error).replace(video, name) if isinstance(video, str) else one_line(error)
-            waiting = None if number in done else Cut(failed_row(name, number, said) | more, None)
-        if waiting is not None:
-            waiting.row["last"], waiting.share_read = True, 1.0
-            yield waiting
-
-    def _tokens(self, clip: Any, number: int) -> RunLengthTokens:
-        found: Any = tokenize(clip, rule=self.rule, spec=self.config.patches, seeds=[number])
-        return found
+        return self.cutter.cut(batch)
 
     def run(self, cuts: Iterable[Cut]) -> Iterator[Cut]:
         """The second half, for a GPU: the same windows in the same order, with what the network says of them."""
@@ -307,11 +262,3 @@ def _add(rows: Sequence[Row], more: Iterable[Row]) -> None:
 def _absolute(name: str) -> str:
     """The name of a model as every process understands it, wherever it was started."""
     return str(Path(name).absolute()) if Path(name).exists() else name
-
-
-def _name_of(video: Any) -> str:
-    if isinstance(video, Mapping):
-        return str(video.get("path") or "<bytes>")
-    if isinstance(video, torch.Tensor | np.ndarray):
-        return "<frames>"
-    return video.source if isinstance(video, Clip) else source_name(video)

@@ -12,13 +12,16 @@ from typing import Any
 
 from rlt.checks import some
 from rlt.data.tables import join_tables, read_table, write_table
-from rlt.encoding.encoder import Row
-from rlt.encoding.rows import columns_of, kinds_of
+from rlt.data.token_files import COLUMNS
+from rlt.encoding.cutting import Row
+from rlt.encoding.rows import STORED, columns_of, kinds_of
 from rlt.errors import InvalidArgumentError
 from rlt.files import held, not_writable, write_json
 
 _ROWS, _SECONDS = 512, 10.0
 """A part is written when it has so many rows, or the one before is so old: what a kill costs."""
+_BYTES = 2**26
+"""The same of patches, which a part is in memory with."""
 PARTS = ".parts"
 _SETTINGS = "settings.json"
 _KEYS = ("source", "window", "last")
@@ -43,7 +46,9 @@ class Parts:
         self.done: dict[str, set[int]] = {}
         """Windows by video that are written."""
         self._last: dict[str, int] = {}
+        self._large = STORED in outputs
         self._rows: list[Row] = []
+        self._bytes = 0
         self._written = time.monotonic()
         self._lock = ExitStack()
 
@@ -100,7 +105,8 @@ class Parts:
             return False
         self._note(row["source"], row["window"], row["last"])
         self._rows.append(row)
-        if len(self._rows) >= _ROWS or time.monotonic() - self._written > _SECONDS:
+        self._bytes += len(row.get(STORED) or b"")
+        if len(self._rows) >= _ROWS or self._bytes >= _BYTES or time.monotonic() - self._written > _SECONDS:
             self.write()
         return True
 
@@ -115,18 +121,20 @@ class Parts:
             path = self.folder / f"part-{len(self.paths()):06}{self.target.suffix}"
             try:
                 if path.suffix == ".parquet":
-                    write_table(path, columns_of(self._rows, self.outputs), kinds=kinds_of(self.outputs))
+                    columns, kinds = columns_of(self._rows, self.outputs), kinds_of(self.outputs)
+                    write_table(path, columns, kinds=kinds, large_rows=self._large)
                 else:
                     write_json(path, _plain(self._rows))
             except OSError as error:
                 raise not_writable(path, error) from error
-            self._rows = []
+            self._rows, self._bytes = [], 0
         self._written = time.monotonic()
 
     def rows(self) -> Iterator[Row]:
-        """All rows that are written, in order."""
+        """All rows that are written, in order; of tokens without them."""
+        names = [name for name in kinds_of(self.outputs) if name not in COLUMNS] if self._large else None
         for path in self.paths():
-            columns = self._read(path)
+            columns = self._read(path, names)
             for values in zip(*columns.values(), strict=True):
                 yield dict(zip(columns, values, strict=True))
 
@@ -148,7 +156,8 @@ class Parts:
         about = {"settings": self.settings, **summary}
         try:
             if self.target.suffix == ".parquet":
-                join_tables(self.paths(), self.target, {name: dumps(value) for name, value in about.items()})
+                texts = {name: dumps(value) for name, value in about.items()}
+                join_tables(self.paths(), self.target, texts, large_rows=self._large)
             else:
                 write_json(self.target, {**about, "rows": list(self.rows())})
         except OSError as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rlt.data import token_files
 from rlt.structures import Clip
 
 _BEFORE = {
@@ -28,13 +29,16 @@ OUTPUTS: dict[str, dict[str, str]] = {
     },
 }
 """What can be asked of a network, and the columns that it comes in."""
+STORED = "patches"
+"""What `rlt tokens` writes instead: the tokens themselves, and the labels of their videos."""
 _AFTER = {"error": "string", "last": "bool"}
 MAX_TOP = 5
 
 
 def kinds_of(outputs: Sequence[str]) -> dict[str, str]:
     """Columns in their order, and the kind of each as `rlt.data.tables` names it."""
-    asked = {name: kind for output in outputs for name, kind in OUTPUTS[output].items()}
+    known = {**OUTPUTS, STORED: {**token_files.COLUMNS, **token_files.LABELS}}
+    asked = {name: kind for output in outputs for name, kind in known[output].items()}
     return {**_BEFORE, **asked, **_AFTER}
 
 

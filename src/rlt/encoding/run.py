@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rlt.checks import exclusive, one_of
-from rlt.encoding.encoder import Encoder, Row
+from rlt.data.token_files import StoredVideo
+from rlt.encoding.cutting import Cutter, Row
+from rlt.encoding.encoder import Encoder
 from rlt.encoding.parts import Parts
 from rlt.encoding.rows import failed_row
-from rlt.encoding.sources import is_address, list_sources
+from rlt.encoding.sources import is_address, list_sources, stored_videos
 from rlt.errors import InvalidArgumentError
 from rlt.files import refuse_inputs
 from rlt.measure import machine_info
@@ -95,7 +97,7 @@ class Encoding:
 
 
 def encode_videos(
-    encoder: Encoder,
+    encoder: Encoder | Cutter,
     videos: Sequence[str | Path],
     *,
     output: str | Path | None = None,
@@ -110,7 +112,7 @@ def encode_videos(
     same is asked for again. A video that cannot be read is a row with `error`; the others go on.
 
     Args:
-        encoder: what is asked of which network.
+        encoder: what is asked of which network; a `Cutter` writes the tokens themselves.
         videos: see `rlt.encoding.list_sources`.
         output: Parquet (.parquet) or JSON (.json) file to write; None writes nothing.
         engine: "local", or "ray" for Ray Data on this machine or a cluster; the rows are the same.
@@ -128,20 +130,24 @@ def encode_videos(
     if engine == "local":
         for name, value in (("address", address), ("workers", workers)):
             exclusive(engine="local", **{name: value})
-    found = list_sources(videos)
+    found, stored = list_sources(videos), stored_videos(videos)
+    cutter = encoder.cutter if isinstance(encoder, Encoder) else encoder
+    for file in {id(video.file): video.file for video in stored.values()}.values():
+        file.check(cutter.settings_of_tokens())
     if output is None:
-        return _encode(encoder, found, None, engine, address, workers, on_progress)
+        return _encode(encoder, found, stored, None, engine, address, workers, on_progress)
     target = Path(output)
     if target.suffix.lower() not in (".parquet", ".json"):
         raise InvalidArgumentError(f"output is {output}; a file that ends in .parquet or .json is needed")
     refuse_inputs([target], [*(name for name in found if not is_address(name)), *videos, encoder.name or ""])
     with Parts(target, encoder.outputs, encoder.settings()) as parts:
-        return _encode(encoder, found, parts, engine, address, workers, on_progress)
+        return _encode(encoder, found, stored, parts, engine, address, workers, on_progress)
 
 
 def _encode(
-    encoder: Encoder,
+    encoder: Encoder | Cutter,
     found: Mapping[str, str | None],
+    stored: Mapping[str, StoredVideo],
     parts: Parts | None,
     engine: str,
     address: str | None,
@@ -154,7 +160,7 @@ def _encode(
     todo = [name for name in found if parts is None or not parts.is_finished(name)]
     done = {name: sorted(parts.done.get(name, ())) for name in todo} if parts is not None else {}
     tell = _Telling(found, todo, on_progress)
-    for row, share in _rows(encoder, todo, found, done, engine, address, workers):
+    for row, share in _rows(encoder, todo, found, stored, done, engine, address, workers):
         if parts is None or parts.add(row):
             result.add(row)
         tell(row, share)
@@ -165,9 +171,10 @@ def _encode(
 
 
 def _rows(
-    encoder: Encoder,
+    encoder: Encoder | Cutter,
     todo: Sequence[str],
     found: Mapping[str, str | None],
+    stored: Mapping[str, StoredVideo],
     done: Mapping[str, list[int]],
     engine: str,
     address: str | None,
@@ -179,7 +186,7 @@ def _rows(
         if name not in known:
             yield failed_row(name, 0, f"{name}: {found[name]}"), 1.0
     batch: dict[str, list[Any]] = {
-        "video": [name if is_address(name) else str(Path(name).absolute()) for name in known],
+        "video": [stored.get(name) or (name if is_address(name) else str(Path(name).absolute())) for name in known],
         "source": list(known),
         "done": [done.get(name, []) for name in known],
     }

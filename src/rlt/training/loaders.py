@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 from typing_extensions import override
@@ -14,6 +17,8 @@ from rlt.data.dataset import EvaluationDataset, EvaluationSample, TrainingDatase
 from rlt.data.loader import training_loader
 from rlt.data.manifest import Manifest
 from rlt.data.sampler import StepSampler
+from rlt.data.stored import StoredCollate, StoredEvaluation, StoredTraining, check_augment
+from rlt.data.token_files import TokenFile, token_settings
 from rlt.errors import InvalidArgumentError
 from rlt.network.vit import ViTConfig
 from rlt.tokens import Budget, Drawn, Everything
@@ -23,7 +28,14 @@ class TrainingData(LightningDataModule):
     """Endless training batches from a given optimizer step on, and one view of every validation video."""
 
     def __init__(
-        self, config: Config, training: Manifest, validation: Manifest | None, model: ViTConfig, *, start_step: int = 0
+        self,
+        config: Config,
+        training: Manifest,
+        validation: Manifest | None,
+        model: ViTConfig,
+        *,
+        start_step: int = 0,
+        stored: Mapping[str, TokenFile] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         if not training.usable:
@@ -33,8 +45,13 @@ class TrainingData(LightningDataModule):
                 f"{config.data.val} has the classes {some(validation.class_names)}, {config.data.train} has "
                 f"{some(training.class_names)}; prepare both with the same labels"
             )
+        for file in stored.values():
+            file.check(token_settings(config.data.clip, config.tokenizer.build(), model.patches))
+        if "data.train" in stored:
+            check_augment(config.data.augment, str(config.data.train))
         self.config = config
         self.model = model
+        self.stored = stored
         self.class_names = training.class_names
         self.training = training.usable
         self.validation = validation.usable if validation is not None else ()
@@ -71,12 +88,19 @@ class TrainingData(LightningDataModule):
 
     @override
     def train_dataloader(self) -> DataLoader[TrainingSample]:
-        config, data = self.config, self.config.data
+        config, data, patches = self.config, self.config.data, self.model.patches
+        dataset: TrainingDataset | StoredTraining
+        collate: Collate | StoredCollate
+        if (file := self.stored.get("data.train")) is not None:
+            dataset = StoredTraining(file, self.training, data.augment, patches, seed=config.seed)
+            collate = StoredCollate(data.augment, len(self.class_names))
+        else:
+            dataset = TrainingDataset(self.training, data.clip, data.augment, seed=config.seed, decoder=data.decoder)
+            rule = config.tokenizer.build()
+            collate = Collate(rule, data.augment, len(self.class_names), patches, seed=config.seed)
         return training_loader(
-            TrainingDataset(self.training, data.clip, data.augment, seed=config.seed, decoder=data.decoder),
-            Collate(
-                config.tokenizer.build(), data.augment, len(self.class_names), self.model.patches, seed=config.seed
-            ),
+            dataset,
+            collate,
             self.sampler(*self._place()),
             num_workers=data.num_workers,
             pin_memory=config.trainer.accelerator != "cpu",
@@ -88,15 +112,14 @@ class TrainingData(LightningDataModule):
             return []
         config, data = self.config, self.config.data
         rank, world_size = self._place()
-        dataset = EvaluationDataset(
-            self.validation[rank::world_size],
-            data.clip,
-            ViewConfig(num_clips=1, num_crops=1),
-            config.tokenizer.build(),
-            self.model.patches,
-            seed=config.seed,
-            decoder=data.decoder,
-        )
+        mine, patches = self.validation[rank::world_size], self.model.patches
+        dataset: StoredEvaluation | EvaluationDataset
+        if (file := self.stored.get("data.val")) is not None:
+            dataset = StoredEvaluation(file, mine, patches)
+        else:
+            views, rule = ViewConfig(num_clips=1, num_crops=1), config.tokenizer.build()
+            how = {"seed": config.seed, "decoder": data.decoder}
+            dataset = EvaluationDataset(mine, data.clip, views, rule, patches, **how)  # type: ignore[arg-type]
         return DataLoader(
             dataset,
             batch_size=config.trainer.batch_size,

@@ -25,7 +25,9 @@ from torch import Tensor
 
 from rlt.checkpoints import create_model, model_config
 from rlt.conf.schema import NO_CHECKPOINT, PRECISIONS, PROFILERS, Config
-from rlt.data.manifest import Manifest, read_manifest
+from rlt.data.manifest import Manifest
+from rlt.data.stored import read_videos
+from rlt.data.token_files import TokenFile
 from rlt.errors import InvalidArgumentError, TrainingError, one_line
 from rlt.files import write_json
 from rlt.measure import machine_info
@@ -118,7 +120,9 @@ def train(
         KeyboardInterrupt: after Ctrl-C.
     """
     if config.data.train is None:
-        raise InvalidArgumentError("data.train is not set; give a manifest that `rlt prepare` wrote: data.train=FILE")
+        raise InvalidArgumentError(
+            "data.train is not set; give a manifest of `rlt prepare`, or tokens of `rlt tokens`: data.train=FILE"
+        )
     if config.model.new_head and config.checkpoint is None:
         raise InvalidArgumentError(
             "checkpoint is not set, but model.new_head is, as in presets for fine-tuning; give the weights to start "
@@ -129,8 +133,8 @@ def train(
             raise InvalidArgumentError(
                 f"trainer.{name} is {value}, which is for trials that are not gone on with; leave it or resume out"
             )
-    manifests = {
-        f"data.{name}": None if path is None else read_manifest(path)
+    videos = {
+        f"data.{name}": (None, None) if path is None else read_videos(path)
         for name, path in (("train", config.data.train), ("val", config.data.val))
     }
     with ExitStack() as stack:
@@ -138,7 +142,7 @@ def train(
             stack.enter_context(locked(config.run_dir))  # for all processes of the run, which Lightning starts
         else:
             say = _say_nothing
-        return _train(config, manifests, overrides, say, on_progress)
+        return _train(config, videos, overrides, say, on_progress)
 
 
 def is_first_process() -> bool:
@@ -148,11 +152,13 @@ def is_first_process() -> bool:
 
 def _train(
     config: Config,
-    manifests: Mapping[str, Manifest | None],
+    videos: Mapping[str, tuple[Manifest | None, TokenFile | None]],
     overrides: Sequence[str],
     say: Callable[[str], None],
     on_progress: Progress | None,
 ) -> TrainingSummary:
+    manifests = {key: manifest for key, (manifest, _) in videos.items()}
+    stored = {key: file for key, (_, file) in videos.items() if file is not None}
     run_dir, manifest = Path(config.run_dir), manifests["data.train"]
     assert manifest is not None
     resume = resume_point(config, say)
@@ -161,7 +167,7 @@ def _train(
     for key, (was, now) in changed.items():
         say(f"{key} was {was} so far and is {now} from here on")
     model = build_model(config, manifest)
-    data = TrainingData(config, manifest, manifests["data.val"], model.config, start_step=start)
+    data = TrainingData(config, manifest, manifests["data.val"], model.config, start_step=start, stored=stored)
     total_steps = count_steps(config, data)
     if start >= total_steps and _is_finished(run_dir, total_steps):
         raise TrainingError(
