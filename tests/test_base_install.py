@@ -12,6 +12,7 @@ import pytest
 
 NEED_MORE = {
     "rlt.conf.hydra_config": "hydra",
+    "rlt.encoding._ray": "ray",
     "rlt.tokens._cuda": "triton",
     "rlt.training.checkpointing": "lightning",
     "rlt.training.loaders": "lightning",
