@@ -77,6 +77,12 @@ def inspect(added: tuple[str, ...], video: str = "0.mp4") -> object:
     return code, videos, Path("other").exists(), Path("elsewhere.json").exists()
 
 
+def inspect_as_stored(added: tuple[str, ...]) -> object:
+    """Which clips are looked at where only a model can say it."""
+    code, numbers = run("inspect", "0.mp4", "--output", "out", *added)
+    return code, [video["settings"] for video in numbers.get("videos", [])]
+
+
 def calibrate(
     added: tuple[str, ...],
     asked: tuple[str, ...] = ("--target-keep", "0.6"),
@@ -246,6 +252,7 @@ COMPARE = {
 }
 INSPECT = {
     **{option: (inspect, *case[1:]) for option, case in COMPARE.items() if option in command_options("inspect")},
+    "--model": (inspect_as_stored, "--model", "run"),
     "--reference": (drifting(inspect), "--reference", "anchor"),
     "--exposure": (exposed(inspect), "--exposure", "gain"),
     "--motion": (panned(inspect), "--motion", "global"),
