@@ -200,13 +200,3 @@ def test_commands_take_a_run(run_dir: Path, tmp_path: Path, monkeypatch: pytest.
         asked = ["--target-keep", "0.5"] if target == "keep" else ["--max-disagreement", "1"]
         calibrated = numbers("calibrate", video, "--output", f"{target}.json", "--checkpoint", run, *asked)
         assert (calibrated["clips"]["num_frames"], calibrated["clips"]["size"]) == (4, 48)
-
-
-def test_the_model_card_runs_as_it_stands(run_dir: Path, network: rlt.VisionTransformer) -> None:
-    card = (run_dir / "model" / "README.md").read_text()
-    code = "\n".join(line[4:] for line in card.splitlines() if line.startswith("    "))
-    code = code.replace("path or hub id", str(run_dir)).replace("video.mp4", str(assets.path("traffic.mp4")))
-    found: dict[str, object] = {}
-    exec(code, found)
-    [clip] = rlt.video.read_spread(assets.path("traffic.mp4"), CLIP)
-    assert torch.equal(found["logits"], network(network.tokenize(clip, rule=RULE)))

@@ -120,7 +120,12 @@ def trainer(overrides: tuple[str, ...]) -> object:
     config = compose([*SMALL, *overrides])
     made = make_trainer(config, 10)
     loggers = [
-        (type(logger).__name__, logger.name, getattr(logger, "_offline", None), getattr(logger, "_wandb_init", None))
+        (
+            type(logger).__name__,
+            logger.name,
+            getattr(logger, "_offline", None),
+            {**getattr(logger, "_wandb_init", {}), "id": None},  # a new one every time
+        )
         for logger in made.loggers
     ]
     kept = [

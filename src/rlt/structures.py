@@ -264,7 +264,7 @@ class Segments:
         _require(len(counts) > 0, "no clips to pack; give at least one")
         _require(min(counts) > 0, f"clip {counts.index(min(counts))} has {min(counts)} tokens; at least 1 is needed")
         _require(
-            sum(counts) < 2**31, f"{len(counts)} clips have {sum(counts):,} tokens; a pack holds up to {2**31 - 1:,}"
+            sum(counts) < 2**31, f"{len(counts)} clips have {sum(counts)} tokens; a pack holds up to {2**31 - 1}"
         )
         offsets = torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=device)
         return cls(offsets, max(counts), counts)

@@ -179,7 +179,7 @@ class Budget(Compared):
 
     @override
     def __call__(self, frames: PatchView, *, seeds: Sequence[int]) -> Tensor:
-        parts = [frames] if self.shared else frames.clips()
+        parts = [frames] if self.shared or len(frames) == 1 else frames.clips()
         return torch.cat([self._of_one_budget(part, self.count(frames.grid)) for part in parts])
 
     def _of_one_budget(self, frames: PatchView, count: int) -> Tensor:
