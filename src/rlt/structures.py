@@ -263,9 +263,7 @@ class Segments:
         counts = tuple(int(length) for length in lengths)
         _require(len(counts) > 0, "no clips to pack; give at least one")
         _require(min(counts) > 0, f"clip {counts.index(min(counts))} has {min(counts)} tokens; at least 1 is needed")
-        _require(
-            sum(counts) < 2**31, f"{len(counts)} clips have {sum(counts)} tokens; a pack holds up to {2**31 - 1}"
-        )
+        _require(sum(counts) < 2**31, f"{len(counts)} clips have {sum(counts)} tokens; a pack holds up to {2**31 - 1}")
         offsets = torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=device)
         return cls(offsets, max(counts), counts)
 
