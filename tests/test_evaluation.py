@@ -389,10 +389,11 @@ def test_cuda_agrees_with_the_cpu(manifest: Manifest, result: EvaluationResult) 
     ("option", "needed"), [("predictions=FILE.parquet", "pyarrow"), ("pictures=DIR", "matplotlib")]
 )
 def test_packages_that_are_used_last_are_asked_for_first(
-    monkeypatch: pytest.MonkeyPatch, option: str, needed: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str, needed: str
 ) -> None:
+    tiny_model().save_pretrained(tmp_path / "model")
     monkeypatch.setitem(sys.modules, {"pyarrow": "pyarrow", "matplotlib": "matplotlib.figure"}[needed], None)
-    given = ["checkpoint=missing", "data.test=missing.csv"]
+    given = [f"checkpoint={tmp_path / 'model'}", "data.test=missing.csv"]
     with pytest.raises(MissingDependencyError, match=needed):
         evaluate_command([*given, option])
     with pytest.raises(InvalidArgumentError, match=r"missing\.csv: no such file"):
