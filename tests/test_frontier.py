@@ -99,7 +99,7 @@ def test_the_dense_network_agrees_with_itself(result: FrontierResult) -> None:
 
 def test_points_have_what_the_file_promises(result: FrontierResult) -> None:
     content: Any = result.to_json()
-    assert len(content["points"]) == len({(p["arm"], str(p["options"])) for p in content["points"]}) == 3 * 12
+    assert len(content["points"]) == len({(p["arm"], str(p["options"])) for p in content["points"]}) == 3 * 14
     for point in content["points"]:
         assert {
             "rule",
@@ -130,7 +130,7 @@ def test_arms_of_one_level_spend_alike(result: FrontierResult) -> None:
 
 def test_paired_differences_are_of_the_same_videos(result: FrontierResult) -> None:
     rows: Any = result.differences("aware")
-    assert len(rows) == 3 * 11
+    assert len(rows) == 3 * 13
     points = {
         (p.arm.family, getattr(getattr(p.arm.rule, "like", p.arm.rule), "threshold", None)): p for p in result.points
     }

@@ -443,7 +443,7 @@ def test_presets_compose(name: str) -> None:
         (["tokenizer=best"], "tokenizer is 'best'; allowed are rlt, budget, none, random"),
         (["tokenizer=rtl"], "allowed are .*; did you mean 'rlt'?"),
         (["model=vit_bas"], "model is 'vit_bas'; allowed are vit_micro, .*; did you mean 'vit_base'?"),
-        (["model.name=vit_bas"], "model.name is 'vit_bas'; allowed are vit_micro, .*; did you mean 'vit_base'?"),
+        (["model.name=vit_bas"], "model.name is 'vit_bas'; allowed are .*vit_micro, .*; did you mean 'vit_base'?"),
         (["experiment=k400"], "experiment is 'k400'; allowed are .*; did you mean 'k400_vit_base_eval'?"),
         (["data=ssv3"], "data is 'ssv3'; allowed are kinetics400, .*; did you mean 'ssv2'?"),
         (["logger=wandbb"], "logger is 'wandbb'; allowed are default, wandb, none; did you mean 'wandb'?"),
