@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,12 +36,16 @@ from qwen_inputs import (
 from rlt import Everything, Random, UniformFrames
 from rlt.adapters.qwen.positions import (
     Columns,
+    GroupView,
     full_features,
     kept_features,
     shorter_segments,
     tower_arguments,
 )
 from rlt.errors import InvalidArgumentError
+from rlt.structures import IMAGENET_STD
+from rlt.tokens import PatchView
+from rlt.tokens.aligned import Camera
 
 # Options, copies, files
 
@@ -65,6 +70,53 @@ def test_options_count_groups(make: Callable[..., Any], options: dict[str, Any],
     assert torch.isfinite(logits).all()
     with model.rlt.override(rule=Everything(), max_tokens=None, keep_ratio=None):
         assert model(**given).logits.shape[:2] == given["input_ids"].shape
+
+
+@pytest.mark.parametrize("camera", [Camera("gain"), Camera(motion="global"), Camera("gain", "global")], ids=str)
+def test_a_group_differs_as_its_patch_that_differs_most(camera: Camera) -> None:
+    view = group_view(0)
+    plain = PatchView(view.frames, view.spec).differences_under(camera)[0]
+    groups = [[step[2 * h : 2 * h + 2, 2 * w : 2 * w + 2].max() for w in range(3)] for step in plain for h in range(2)]
+    expected = torch.tensor(groups).view(3, 2, 3)
+    assert torch.allclose(view.differences_under(camera)[0], expected, atol=1e-6)
+
+
+def test_groups_are_compared_with_the_group_that_stands() -> None:
+    view, threshold = group_view(1), 0.8
+    frames = view.frames[0].movedim(1, -1) * torch.tensor(view.spec.std) / torch.tensor(IMAGENET_STD)
+    first, last = frames[::2], frames[1::2]
+    stands, side = first[0].clone(), 2 * view.spec.patch_size
+    mask = view.differ(threshold, reference="anchor")[0]
+    for t in range(1, len(first)):
+        for h in range(2):
+            for w in range(3):
+                cell = np.s_[h * side : (h + 1) * side, w * side : (w + 1) * side]
+                off = (last[t][cell] - stands[cell]).abs().unflatten(0, (2, -1)).unflatten(2, (2, -1)).mean((1, 3, 4))
+                assert mask[t, h, w] == (off.max() > threshold)
+                if mask[t, h, w]:
+                    stands[cell] = first[t][cell]
+    assert 0.2 < mask.float().mean() < 1
+
+
+def group_view(seed: int) -> GroupView:
+    """Four steps of 2 x 3 groups of 2 x 2 patches, some of which change."""
+    generator = torch.Generator().manual_seed(seed)
+    spec = rlt.PatchSpec(2, PATCH, mean=(0.5, 0.5, 0.5), std=(0.3, 0.3, 0.3))
+    steps = torch.randn(1, 6, spec.values_per_token * 4, generator=generator).repeat(4, 1, 1)
+    changes = 0.8 * torch.rand(4, 6, 1, generator=generator) * torch.randn(steps.shape, generator=generator)
+    return GroupView((steps + changes).view(96, -1), rlt.TokenGrid(4, 2, 3), 2, spec)
+
+
+@every_family
+@pytest.mark.parametrize(
+    "options",
+    [{"reference": "anchor"}, {"exposure": "gain"}, {"motion": "global", "reference": "anchor"}, {"max_tokens": 2}],
+)
+def test_what_is_compared_may_be_chosen(make: Callable[..., Any], options: dict[str, Any]) -> None:
+    model = patched(make(), **options)
+    given = inputs_of(model, BATCHES["two"]())
+    assert torch.isfinite(model(**given).logits).all()
+    assert all(0 < kept < dense for kept, dense in zip(model.rlt.last.num_kept, (48, 18), strict=True))
 
 
 @every_family

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,3 +217,11 @@ def test_one_frame_needs_no_camera(scene: Tensor) -> None:
 def test_a_misspelt_motion_is_refused(scene: Tensor) -> None:
     with pytest.raises(InvalidArgumentError, match="motion is 'globl'"):
         rlt.tokenize(panned(scene), motion="globl")
+
+
+def test_figures_of_the_docs(video_data: Path) -> None:
+    clip = rlt.read_clip(video_data / "clips" / "bikes.mp4", num_frames=16, frame_stride=4, size=224)
+    shares = [rlt.tokenize(clip, motion=motion).share_kept for motion in ("none", "global")]
+    assert [round(100 * share, 1) for share in shares] == [96.7, 74.4]
+    for share in shares:
+        assert f"{100 * share:.1f}" in (Path(__file__).parents[1] / "docs" / "fidelity.md").read_text()

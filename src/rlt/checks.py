@@ -75,7 +75,7 @@ def one_of(allowed: Iterable[Any], **values: object) -> None:
     known = tuple(allowed)
     for name, value in values.items():
         if value not in known:
-            listed = ", ".join(str(item) for item in known)
+            listed = ", ".join(str(item) for item in known if item is not None)
             raise InvalidArgumentError(f"{name} is {value!r}; allowed are {listed}{nearest(value, known)}")
 
 

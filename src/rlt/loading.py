@@ -16,8 +16,9 @@ import torch
 from rlt import weights
 from rlt.checkpoints import MODELS, create_model, load_checkpoint, model_config, read_checkpoint
 from rlt.checkpoints.read import check_size
-from rlt.checks import exclusive, one_of
+from rlt.checks import exclusive, nearest
 from rlt.conf.saved import config_of_run
+from rlt.errors import InvalidArgumentError
 from rlt.network.vit import MODEL_TYPE, VisionTransformer, ViTConfig
 from rlt.tokens import Everything, Rule, make_rule
 from rlt.video import ClipSpec
@@ -83,12 +84,25 @@ def named(model: str | None, checkpoint: str | None) -> tuple[str, str | None]:
         InvalidArgumentError: for two checkpoints, or a word that is neither a size nor a path.
     """
     if model is not None and re.fullmatch(r"\w+", model) and not Path(model).exists():
-        one_of(MODELS, model=model)
+        check_known(model)
     if checkpoint is None:
         return model or DEFAULT_SIZE, None
     if model is not None and not is_size(model):
         exclusive(model=model, checkpoint=checkpoint)
     return checkpoint, model
+
+
+def check_known(model: str) -> None:
+    """Hold that a word that is no path is the name of a size.
+
+    Raises:
+        InvalidArgumentError: naming the sizes, and what else a model can be.
+    """
+    if model not in MODELS:
+        raise InvalidArgumentError(
+            f"model is {model!r}; allowed are {', '.join(MODELS)}, a run or checkpoint that is there, or a hub id "
+            f"(owner/name){nearest(model, MODELS)}"
+        )
 
 
 def state_of_weights(name: str | Path) -> list[list[object]]:

@@ -250,7 +250,7 @@ def serving(
                 css=words.STYLE,
                 head=_NOTHING_FROM_ELSEWHERE,
             )
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise InvalidArgumentError(f"port is {port}, which cannot be served ({error}); give another") from error
         try:
             yield address

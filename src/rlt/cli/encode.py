@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,32 +13,24 @@ from rlt.cli.options import (
     AnyModel,
     DecoderName,
     Dtype,
-    Exposure,
     FramesPerSecond,
     FrameStride,
-    KeepRatio,
-    MaxTokens,
-    Motion,
+    JsonFile,
+    Options,
     Precision,
-    Reference,
-    RuleName,
     RunLengths,
     SizeText,
-    Threshold,
     clip_of_options,
     parse_size,
-    rule_of_options,
+    rule_options,
     stored_of_options,
+    with_options,
 )
 from rlt.errors import InvalidArgumentError
 from rlt.files import refuse_inputs, write_json
 
 if TYPE_CHECKING:
-    from rlt.encoding import Encoder, Encoding
-
-    Run = partial[tuple[Encoder, Encoding]]
-else:
-    Encoder = Encoding = Run = Any  # typer evaluates the annotations
+    from rlt.encoding import Cutter, Encoder, Encoding
 
 ModelName = Annotated[
     str,
@@ -89,72 +78,78 @@ Workers = Annotated[
     int | None, typer.Option(help="Networks at once under Ray; one for each GPU, or one.", show_default=False)
 ]
 
+Table = Annotated[Path, typer.Option("--output", help="Parquet file for the rows, one per window.", show_default=False)]
 
-def _run(
-    outputs: tuple[str, ...],
-    target: Path | None,
-    title: str,
-    model: ModelName,
-    videos: Videos,
+
+def window_options(
     window: Window = None,
     overlap: Overlap = 0,
     every: Every = None,
     stride: FrameStride = None,
     fps: FramesPerSecond = None,
     size: SizeText = None,
-    threshold: Threshold = None,
-    keep_ratio: KeepRatio = None,
-    max_tokens: MaxTokens = None,
-    reference: Reference = None,
-    exposure: Exposure = None,
-    motion: Motion = None,
-    rule: RuleName = None,
+    decoder: DecoderName = "pyav",
+) -> None:
+    """How a video is cut into windows."""
+
+
+def engine_options(engine: Engine = "local", address: Address = None, workers: Workers = None) -> None:
+    """What runs it."""
+
+
+def network_options(
     run_lengths: RunLengths = None,
     batch_tokens: Batch = None,
-    decoder: DecoderName = "pyav",
     device: DeviceName = "auto",
     dtype: Dtype = Precision.float32,
-    engine: Engine = "local",
-    address: Address = None,
-    workers: Workers = None,
-) -> tuple[Encoder, Encoding]:
-    """Encode videos; all parameters but the first three are the options of both commands."""
-    from rlt.cli.show import encoding_report
-    from rlt.encoding import Encoder, encode_videos
+) -> None:
+    """How a network runs."""
 
-    encoder = Encoder(
-        model,
-        outputs=outputs,
-        window=window,
-        overlap=overlap,
-        every=every,
-        frame_stride=stride,
-        fps=fps,
-        size=None if size is None else parse_size(size),
-        rule=rule,
-        threshold=threshold,
-        keep_ratio=keep_ratio,
-        max_tokens=max_tokens,
-        reference=reference,
-        exposure=exposure,
-        motion=motion,
-        run_lengths=run_lengths,
-        device=device,
-        dtype=dtype.value,
-        token_budget=batch_tokens,
-        decoder=decoder,
-    )
-    cluster = {"engine": engine, "address": address, "workers": workers}
+
+def _encode(encoder: Encoder | Cutter, videos: list[str], target: Path | None, title: str, engine: Options) -> Encoding:
+    """Encode with progress, and show what came out."""
+    from rlt.cli.show import encoding_report
+    from rlt.encoding import encode_videos
+
     with kept_after_ctrl_c(None if target is None else f"{target}.parts"), progress(title) as update:
-        result = encode_videos(encoder, videos, output=target, on_progress=update, **cluster)  # type: ignore[arg-type]
+        result = encode_videos(encoder, videos, output=target, on_progress=update, **engine)
     output.print(encoding_report(result, encoder))
     if target is not None:
-        show(f"Written: {target}")
-    return encoder, result
+        show(f"Written: {target} ({target.stat().st_size:,} bytes)")
+    return result
 
 
+def _encoder(model: str, outputs: tuple[str, ...], windows: Options, asked: Options, network: Options) -> Encoder:
+    from rlt.encoding import Encoder
+
+    size, stride = windows.pop("size"), windows.pop("stride")
+    dtype, token_budget = network.pop("dtype").value, network.pop("batch_tokens")
+    return Encoder(
+        model,
+        outputs=outputs,
+        frame_stride=stride,
+        size=None if size is None else parse_size(size),
+        dtype=dtype,
+        token_budget=token_budget,
+        **windows,
+        **asked,
+        **network,
+    )
+
+
+def _end(result: Encoding) -> None:
+    if not result.num_rows + result.num_before:
+        raise typer.Exit(2)
+
+
+_OF_A_NETWORK = with_options(windows=window_options, asked=rule_options, network=network_options, engine=engine_options)
+
+
+@_OF_A_NETWORK
 def predict(
-    run: Run,
+    *,
+    model: ModelName,
+    videos: Videos,
     table: Annotated[
         Path | None, typer.Option("--output", help="Parquet file for the rows, one per window.", show_default=False)
     ] = None,
@@ -162,120 +157,86 @@ def predict(
         Path | None,
         typer.Option("--json", help="JSON file for the rows, one per window, and the numbers.", show_default=False),
     ] = None,
-) -> Encoding:
+    windows: Options,
+    asked: Options,
+    network: Options,
+    engine: Options,
+) -> None:
     """Say the classes of every window of videos: rlt predict RUN FOLDER --json p.json.
 
     A run that was cut off goes on with the same line.
     """
     exclusive(**{"--output": table, "--json": json})
-    return run(("classes",), json or table, "Predicting")[1]
+    encoder = _encoder(model, ("classes",), windows, asked, network)
+    _end(_encode(encoder, videos, json or table, "Predicting", engine))
 
 
+@_OF_A_NETWORK
 def features(
-    run: Run,
-    table: Annotated[
-        Path, typer.Option("--output", help="Parquet file for the rows, one per window.", show_default=False)
-    ],
+    *,
+    model: ModelName,
+    videos: Videos,
+    table: Table,
     per_token: Annotated[
         bool, typer.Option("--per-token", help="Features of each kept token, with coordinates and run lengths.")
     ] = False,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Also write the numbers of the run to this file.", show_default=False)
-    ] = None,
-) -> Encoding:
+    json: JsonFile = None,
+    windows: Options,
+    asked: Options,
+    network: Options,
+    engine: Options,
+) -> None:
     """Write the features of every window of videos: rlt features RUN FOLDER --output f.parquet.
 
     A run that was cut off goes on with the same line.
     """
-    if table.suffix.lower() != ".parquet":
-        raise InvalidArgumentError(f"--output is {table}; features go into a file that ends in .parquet")
-    if json is not None:
-        refuse_inputs([json], [table, *run.keywords["videos"], run.keywords["model"]])
-    encoder, result = run(("tokens",) if per_token else ("embedding",), table, "Encoding")
+    _check_table(table, json, [*videos, model])
+    encoder = _encoder(model, ("tokens",) if per_token else ("embedding",), windows, asked, network)
+    result = _encode(encoder, videos, table, "Encoding", engine)
     if json is not None:
         write_json(json, {"settings": encoder.settings(), "output": str(table), **result.to_json()})
-    return result
+    _end(result)
 
 
+@with_options(windows=window_options, asked=rule_options, engine=engine_options)
 def tokens(
+    *,
     videos: Videos,
-    table: Annotated[
-        Path, typer.Option("--output", help="Parquet file for the rows, one per window.", show_default=False)
-    ],
+    table: Table,
     model: AnyModel = None,
-    window: Window = None,
-    overlap: Overlap = 0,
-    every: Every = None,
-    stride: FrameStride = None,
-    fps: FramesPerSecond = None,
-    size: SizeText = None,
-    threshold: Threshold = None,
-    keep_ratio: KeepRatio = None,
-    max_tokens: MaxTokens = None,
-    reference: Reference = None,
-    exposure: Exposure = None,
-    motion: Motion = None,
-    rule: RuleName = None,
-    decoder: DecoderName = "pyav",
-    engine: Engine = "local",
-    address: Address = None,
-    workers: Workers = None,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Also write the numbers of the run to this file.", show_default=False)
-    ] = None,
+    json: JsonFile = None,
+    windows: Options,
+    asked: Options,
+    engine: Options,
 ) -> None:
     """Write the kept tokens of every window of videos: rlt tokens FOLDER --output t.parquet.
 
     rlt train, predict and features take the file in the place of the videos. A run that was cut off goes on with the
     same line.
     """
-    from rlt.cli.show import encoding_report
-    from rlt.encoding import Cutter, WindowSpec, encode_videos, labels_of
+    from rlt.encoding import Cutter, WindowSpec, labels_of
+    from rlt.tokens import choose_rule
 
-    if table.suffix.lower() != ".parquet":
-        raise InvalidArgumentError(f"--output is {table}; tokens go into a file that ends in .parquet")
-    if json is not None:
-        refuse_inputs([json], [table, *videos])
+    _check_table(table, json, videos)
     stored = stored_of_options(model, None)
     label_ids, class_names = labels_of(videos)
+    overlap, every, decoder = (windows.pop(name) for name in ("overlap", "every", "decoder"))
+    clip = clip_of_options(stored, {"frames": windows.pop("window"), **windows})
     cutter = Cutter(
-        WindowSpec(clip_of_options(stored, window, stride, fps, size), overlap, every, decoder),
-        rule_of_options(rule, threshold, keep_ratio, max_tokens, reference, exposure, motion, stored.rule),
+        WindowSpec(clip, overlap, every, decoder),
+        choose_rule(**asked, stored=stored.rule),
         stored.patches,
         class_names=class_names,
         label_ids=label_ids,
     )
-    cluster = {"engine": engine, "address": address, "workers": workers}
-    with kept_after_ctrl_c(f"{table}.parts"), progress("Cutting") as update:
-        result = encode_videos(cutter, videos, output=table, on_progress=update, **cluster)  # type: ignore[arg-type]
-    output.print(encoding_report(result, cutter))
-    num_bytes = table.stat().st_size
-    show(f"Written: {table} ({num_bytes:,} bytes)")
+    result = _encode(cutter, videos, table, "Cutting", engine)
     if json is not None:
-        write_json(json, {"settings": cutter.settings(), "bytes": num_bytes, **result.to_json()})
-    if not result.num_rows + result.num_before:
-        raise typer.Exit(2)
+        write_json(json, {"settings": cutter.settings(), "bytes": table.stat().st_size, **result.to_json()})
+    _end(result)
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add the commands; options of the first two are their own and those of `_run`."""
-    app.command("tokens")(tokens)
-    for command in (predict, features):
-        app.command(command.__name__, help=inspect.getdoc(command))(_with_options_of_run(command))
-
-
-def _with_options_of_run(command: Callable[..., Encoding]) -> Callable[..., None]:
-    own, shared = (dict(inspect.signature(function, eval_str=True).parameters) for function in (command, _run))
-    for name in ("outputs", "target", "title"):
-        del shared[name]
-    del own["run"]
-    parameters = sorted((shared | own).values(), key=lambda parameter: parameter.default is not parameter.empty)
-
-    def called(**options: Any) -> None:
-        mine = {name: options.pop(name) for name in own}
-        result = command(partial(_run, **options), **mine)
-        if not result.num_rows + result.num_before:
-            raise typer.Exit(2)
-
-    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # which typer reads
-    return called
+def _check_table(table: Path, json: Path | None, inputs: list[str]) -> None:
+    if table.suffix.lower() != ".parquet":
+        raise InvalidArgumentError(f"--output is {table}; rows go into a file that ends in .parquet")
+    if json is not None:
+        refuse_inputs([json], [table, *inputs])

@@ -16,31 +16,27 @@ from rlt.cli.console import kept_after_ctrl_c, messages, output, progress, say, 
 from rlt.cli.options import (
     AnyModel,
     Checkpoint,
-    ClipFrames,
     DecoderName,
     Device,
     Dtype,
-    Exposure,
     FramesPerSecond,
     FrameStride,
     JsonFile,
-    KeepRatio,
-    MaxTokens,
     Model,
-    Motion,
     NumFrames,
+    Options,
     Precision,
-    Reference,
-    RuleName,
     RunLengths,
-    SizeText,
-    Threshold,
     Videos,
     clip_of_options,
-    rule_of_options,
+    clip_options,
+    comparing_options,
+    rule_options,
     stored_of_options,
+    with_options,
 )
 from rlt.cli.prepare import prepare_app
+from rlt.cli.watch import watch
 from rlt.errors import InvalidArgumentError, RltError, VideoError
 from rlt.files import refuse_inputs, write_json
 
@@ -53,10 +49,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(prepare_app, name="prepare")
-encode.add_commands(app)
+for command in (encode.predict, encode.features, encode.tokens):
+    app.command()(command)
 app.command("train", cls=experiments.WithOptions)(experiments.train)
 app.command("evaluate", cls=experiments.WithOptions)(experiments.evaluate)
 app.command("app")(web.app)
+app.command("watch")(watch)
 app.command("frontier", cls=experiments.WithOptions)(experiments.frontier)
 
 
@@ -94,17 +92,13 @@ def _options(
 
 
 @app.command()
+@with_options(asked=rule_options, clip=clip_options)
 def compare(
+    *,
     videos: Videos,
     model: AnyModel = None,
     checkpoint: Checkpoint = None,
-    threshold: Threshold = None,
-    keep_ratio: KeepRatio = None,
-    max_tokens: MaxTokens = None,
-    reference: Reference = None,
-    exposure: Exposure = None,
-    motion: Motion = None,
-    rule: RuleName = None,
+    asked: Options,
     budget: Annotated[
         int | None,
         typer.Option(
@@ -114,10 +108,7 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    frames: ClipFrames = None,
-    stride: FrameStride = None,
-    fps: FramesPerSecond = None,
-    size: SizeText = None,
+    clip: Options,
     decoder: DecoderName = "pyav",
     run_lengths: RunLengths = None,
     clips: Annotated[int, typer.Option(help="Clips per video, spread evenly.")] = 1,
@@ -136,26 +127,20 @@ def compare(
     from rlt.compare import CompareSettings
     from rlt.compare import compare as compare_videos
     from rlt.loading import dropping_rule
+    from rlt.tokens import choose_rule
     from rlt.video import list_videos
 
-    for name, value in {
-        "rule": rule,
-        "threshold": threshold,
-        "keep_ratio": keep_ratio,
-        "max_tokens": max_tokens,
-    }.items():
-        exclusive(budget=budget, **{name: value})
+    for name in ("rule", "threshold", "keep_ratio", "max_tokens"):
+        exclusive(budget=budget, **{name: asked[name]})
     stored = stored_of_options(model, checkpoint)
     if budget is not None:
-        max_tokens = budget
+        asked["max_tokens"] = budget
     settings = CompareSettings(
         model=model,
         checkpoint=checkpoint,
-        rule=rule_of_options(
-            rule, threshold, keep_ratio, max_tokens, reference, exposure, motion, dropping_rule(stored)
-        ),
+        rule=choose_rule(**asked, stored=dropping_rule(stored)),
         more_frames=() if budget is None else (2, 4),
-        clip=clip_of_options(stored, frames, stride, fps, size),
+        clip=clip_of_options(stored, clip),
         num_clips=clips,
         decoder=decoder,
         run_lengths=run_lengths,
@@ -164,7 +149,7 @@ def compare(
         dtype=getattr(torch, dtype.value),
     )
     found = list_videos(videos)
-    _refuse_inputs(json, found, model, checkpoint, rule)
+    _refuse_inputs(json, found, model, checkpoint, asked["rule"])
     with progress("Comparing") as update:
         result = compare_videos(found, settings, on_progress=update)
     output.print(reports.comparison_report(result))
@@ -174,21 +159,14 @@ def compare(
 
 
 @app.command()
+@with_options(asked=rule_options, clip=clip_options)
 def inspect(
+    *,
     videos: Videos,
     folder: Annotated[Path, typer.Option("--output", help="Folder to write to; one inside it per video if many.")],
-    threshold: Threshold = None,
-    keep_ratio: KeepRatio = None,
-    max_tokens: MaxTokens = None,
-    reference: Reference = None,
-    exposure: Exposure = None,
-    motion: Motion = None,
-    rule: RuleName = None,
+    asked: Options,
     model: AnyModel = None,
-    frames: ClipFrames = None,
-    stride: FrameStride = None,
-    fps: FramesPerSecond = None,
-    size: SizeText = None,
+    clip: Options,
     decoder: DecoderName = "pyav",
     patch_size: Annotated[
         int | None,
@@ -201,22 +179,21 @@ def inspect(
     """Draw what run-length tokenization drops: pictures, a video overlay, and one page that holds them all."""
     from rlt.inspection import inspect_videos
     from rlt.loading import dropping_rule
+    from rlt.tokens import choose_rule
     from rlt.video import list_videos
 
-    _refuse_inputs(json, list_videos(videos), model, rule)
+    _refuse_inputs(json, list_videos(videos), model, asked["rule"])
     stored = stored_of_options(model, None)
-    clip = clip_of_options(stored, frames, stride, fps, size)
+    spec = clip_of_options(stored, clip)
     with progress("Inspecting") as update:
         result = inspect_videos(
             videos,
             folder,
-            rule=rule_of_options(
-                rule, threshold, keep_ratio, max_tokens, reference, exposure, motion, dropping_rule(stored)
-            ),
-            num_frames=clip.num_frames,
-            frame_stride=clip.frame_stride,
-            fps=clip.fps,
-            size=clip.size,
+            rule=choose_rule(**asked, stored=dropping_rule(stored)),
+            num_frames=spec.num_frames,
+            frame_stride=spec.frame_stride,
+            fps=spec.fps,
+            size=spec.size,
             decoder=decoder,
             tubelet_size=stored.tubelet_size,
             patch_size=patch_size or stored.patch_size,
@@ -230,7 +207,9 @@ def inspect(
 
 
 @app.command()
+@with_options(asked=rule_options)
 def benchmark(
+    *,
     suite: Annotated[
         str,
         typer.Argument(
@@ -244,13 +223,7 @@ def benchmark(
     ] = None,
     model: Model = "vit_base",
     clips: Annotated[int, typer.Option(help="Clips that are processed together.")] = 8,
-    threshold: Threshold = None,
-    keep_ratio: KeepRatio = None,
-    max_tokens: MaxTokens = None,
-    reference: Reference = None,
-    exposure: Exposure = None,
-    motion: Motion = None,
-    rule: RuleName = None,
+    asked: Options,
     frames: NumFrames = 16,
     stride: FrameStride = None,
     fps: FramesPerSecond = None,
@@ -293,15 +266,16 @@ def benchmark(
     from rlt import assets
     from rlt.benchmark import BenchmarkSettings, run_suite
     from rlt.cli import show as reports
+    from rlt.tokens import choose_rule
     from rlt.video import ClipSpec, list_videos
 
     chosen = list_videos(videos) if videos else [assets.path(name) for name in assets.names()]
-    _refuse_inputs(json, chosen, rule)
+    _refuse_inputs(json, chosen, asked["rule"])
     settings = BenchmarkSettings(
         model=model,
         videos=tuple(chosen),
         clips=clips,
-        rule=rule_of_options(rule, threshold, keep_ratio, max_tokens, reference, exposure, motion),
+        rule=choose_rule(**asked),
         clip=ClipSpec(frames, stride, fps, size),
         rounds=rounds,
         device=device,
@@ -320,7 +294,9 @@ def benchmark(
 
 
 @app.command()
+@with_options(asked=comparing_options, clip=clip_options)
 def calibrate(
+    *,
     data: Annotated[
         list[Path], typer.Argument(help="A manifest of `rlt prepare`, or videos and folders.", show_default=False)
     ],
@@ -338,13 +314,8 @@ def calibrate(
     checkpoint: Checkpoint = None,
     model: AnyModel = None,
     run_lengths: RunLengths = None,
-    reference: Reference = None,
-    exposure: Exposure = None,
-    motion: Motion = None,
-    frames: ClipFrames = None,
-    stride: FrameStride = None,
-    fps: FramesPerSecond = None,
-    size: SizeText = None,
+    asked: Options,
+    clip: Options,
     decoder: DecoderName = "pyav",
     clips: Annotated[int, typer.Option(help="Clips per video, spread evenly.")] = 1,
     device: Device = "cpu",
@@ -360,6 +331,7 @@ def calibrate(
     from rlt.cli import show as reports
     from rlt.loading import is_size, load_model, named
     from rlt.plots import require_viz
+    from rlt.tokens import Threshold
     from rlt.tokens.rule_files import check_rule_file
 
     exclusive(**{"target-keep": target_keep, "max-disagreement": max_disagreement})
@@ -370,8 +342,8 @@ def calibrate(
     if max_disagreement is not None and is_size(name):  # random weights have no answer to keep
         raise InvalidArgumentError("--max-disagreement needs the network whose answers shall stay; add --checkpoint")
     settings = jobs.CalibrateSettings(
-        rule=rule_of_options("rlt", None, None, None, reference, exposure, motion),
-        clip=clip_of_options(stored, frames, stride, fps, size),
+        rule=Threshold(**{name: value for name, value in asked.items() if value is not None}),
+        clip=clip_of_options(stored, clip),
         num_clips=clips,
         decoder=decoder,
         spec=stored.patches,

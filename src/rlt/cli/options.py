@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from enum import Enum
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -138,29 +141,59 @@ SizeText = Annotated[
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")]
 
 
-def rule_of_options(
-    rule: str | None,
-    threshold: float | None,
-    keep_ratio: float | None,
-    max_tokens: int | None,
-    reference: str | None,
-    exposure: str | None,
-    motion: str | None,
-    stored: Any = None,
-) -> Any:
-    """What the options of a command say, and what a model was trained with where they say nothing."""
-    from rlt.tokens import choose_rule
+Options = dict[str, Any]
+"""Values of a group of options by name."""
 
-    return choose_rule(
-        rule,
-        threshold=threshold,
-        keep_ratio=keep_ratio,
-        max_tokens=max_tokens,
-        reference=reference,
-        exposure=exposure,
-        motion=motion,
-        stored=stored,
-    )
+
+def with_options(**groups: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command groups of options, where its parameters of these names stand; it gets each as `Options`.
+
+    A group is a function: its parameters are the options.
+    """
+
+    def give(command: Callable[..., None]) -> Callable[..., None]:
+        members = {name: _parameters(group) for name, group in groups.items()}
+        shown: list[inspect.Parameter] = []
+        for name, parameter in _parameters(command).items():
+            shown += members[name].values() if name in members else [parameter]
+
+        @wraps(command)
+        def called(**options: Any) -> None:
+            taken = {name: {option: options.pop(option) for option in members[name]} for name in members}
+            command(**options, **taken)
+
+        # Which typer reads. By keyword, so that an option without a default may follow one that has one.
+        by_keyword = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in shown]
+        called.__signature__ = inspect.Signature(by_keyword)  # type: ignore[attr-defined]
+        return called
+
+    return give
+
+
+def _parameters(function: Callable[..., None]) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(function, eval_str=True).parameters)
+
+
+def comparing_options(reference: Reference = None, exposure: Exposure = None, motion: Motion = None) -> None:
+    """How a rule compares tokens."""
+
+
+def rule_options(
+    threshold: Threshold = None,
+    keep_ratio: KeepRatio = None,
+    max_tokens: MaxTokens = None,
+    reference: Reference = None,
+    exposure: Exposure = None,
+    motion: Motion = None,
+    rule: RuleName = None,
+) -> None:
+    """Which patches are kept."""
+
+
+def clip_options(
+    frames: ClipFrames = None, stride: FrameStride = None, fps: FramesPerSecond = None, size: SizeText = None
+) -> None:
+    """How clips are taken."""
 
 
 def stored_of_options(model: str | None, checkpoint: str | None) -> ViTConfig:
@@ -171,9 +204,10 @@ def stored_of_options(model: str | None, checkpoint: str | None) -> ViTConfig:
     return stored_config(name, size=size)
 
 
-def clip_of_options(
-    stored: ViTConfig, frames: int | None, stride: int | None, fps: float | None, size: str | None
-) -> ClipSpec:
-    """The clips of a model, with what the options of a command say of them."""
+def clip_of_options(stored: ViTConfig, asked: Options) -> ClipSpec:
+    """The clips of a model, with what `clip_options` say of them."""
+    size = asked["size"]
     pixels = None if size is None else parse_size(size)
-    return stored.clip_spec.changed(num_frames=frames, frame_stride=stride, fps=fps, size=pixels)
+    return stored.clip_spec.changed(
+        num_frames=asked["frames"], frame_stride=asked["stride"], fps=asked["fps"], size=pixels
+    )

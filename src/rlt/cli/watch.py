@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlt.cli.console import messages, say, show
-from rlt.cli.options import Device, Exposure, JsonFile, Reference, RuleName, Threshold, rule_of_options
+from rlt.cli.options import Device, JsonFile, Options, rule_options, with_options
 from rlt.files import refuse_inputs, write_json
 
 if TYPE_CHECKING:
     from rlt.streaming import StreamWindow
 
 
+@with_options(asked=rule_options)
 def watch(
+    *,
     source: Annotated[
         str,
         typer.Argument(
@@ -24,10 +26,7 @@ def watch(
     ],
     model: Annotated[str, typer.Argument(help="A run's folder, a checkpoint, or a hub id.")],
     max_windows: Annotated[int | None, typer.Option(help="Stop after so many windows.")] = None,
-    rule: RuleName = None,
-    threshold: Threshold = None,
-    reference: Reference = None,
-    exposure: Exposure = None,
+    asked: Options,
     carry: Annotated[
         bool,
         typer.Option("--carry", help="Let patches that do not change keep their pixels from window to window."),
@@ -47,6 +46,7 @@ def watch(
 ) -> None:
     """Run a network over a camera, a pipe, an address or a file, and show each window as it comes."""
     from rlt.streaming import load_trained, stream
+    from rlt.tokens import choose_rule
     from rlt.video.live import LiveSettings
 
     if json is not None:
@@ -57,7 +57,7 @@ def watch(
     windows = stream(
         source,
         network,
-        rule=rule_of_options(rule, threshold, None, None, reference, exposure, None, stored=network.config.rule),
+        rule=choose_rule(**asked, stored=network.config.rule),
         carry=carry,
         when_late=when_late,
         max_windows=max_windows,

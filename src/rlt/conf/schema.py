@@ -82,9 +82,9 @@ class TokenizerConfig:
         Raises:
             InvalidArgumentError: for an unknown rule, options that it does not have, or clips that share a budget.
         """
-        given = {option.name: getattr(self, option.name) for option in fields(self) if option.name != "rule"}
-        # A flag that is off is none: it stays behind where another option has changed the rule.
-        rule = make_rule(self.rule, **{name: value for name, value in given.items() if value is not False})
+        rule = make_rule(
+            self.rule, **{option.name: getattr(self, option.name) for option in fields(self) if option.name != "rule"}
+        )
         if getattr(rule, "shared", False):
             raise InvalidArgumentError(
                 "tokenizer.shared is true, but clips are tokenized one by one here; leave it out"

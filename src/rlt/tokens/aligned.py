@@ -49,13 +49,22 @@ class AlignedFrames:
         last: the last frames, likewise.
         spec: how they are cut into tokens.
         camera: what is undone.
+        group_size: a token is a square of so many patches a side, and differs as much as that which differs most.
         noise_B: float32 [B], what noise makes of a difference, if it is known; else it is measured.
     """
 
     def __init__(
-        self, first: Tensor, last: Tensor, spec: PatchSpec, camera: Camera, noise_B: Tensor | None = None
+        self,
+        first: Tensor,
+        last: Tensor,
+        spec: PatchSpec,
+        camera: Camera,
+        *,
+        group_size: int = 1,
+        noise_B: Tensor | None = None,
     ) -> None:
-        self.first, self.last, self.spec = first, last, spec
+        self.first, self.last, self.spec, self.group_size = first, last, spec, group_size
+        self.side = spec.patch_size * group_size
         self.follows_exposure, self.follows_motion = camera.exposure == "gain", camera.motion == "global"
         self.floor_B = None
         if self.follows_exposure:
@@ -83,8 +92,8 @@ class AlignedFrames:
 
         Entry [:, t, a] is that of t against a. Only a < t is filled, the rest is 0.
         """
-        (batch, time), patch = self.first.shape[:2], self.spec.patch_size
-        height, width = (side // patch for side in self.first.shape[-2:])
+        batch, time = self.first.shape[:2]
+        height, width = (side // self.side for side in self.first.shape[-2:])
         found = self.first.new_zeros(batch, time, time, height, width)
         for t in range(1, time):
             for a in range(t):
@@ -98,22 +107,21 @@ class AlignedFrames:
         What stands is a picture that is made of kept tokens alone. It moves as the camera does, and a token that
         differs from it is kept and painted over it.
         """
-        patch = self.spec.patch_size
         stands = self.first[:, 0]
         origin = torch.zeros_like(stands[:, 0], dtype=torch.int64)  # the step that each pixel is from
-        kept = [torch.ones_like(mean_over_cells(origin.float(), patch), dtype=torch.bool)]
+        kept = [torch.ones_like(mean_over_cells(origin.float(), self.side), dtype=torch.bool)]
         for t in range(1, self.first.shape[1]):
             differences = self._differ_from(stands, origin, t)
             if self.follows_motion:
                 to_first, to_last = (shifts[:, t] for shifts in self._shifts)
                 moved = self._differ_from(*_move(stands, origin, to_last), t)
-                has_moved = to_pixels(moved < differences, patch)
+                has_moved = to_pixels(moved < differences, self.side)
                 differences = torch.minimum(moved, differences)
                 new_stands, new_origin = _move(stands, origin, to_first)
                 stands = torch.where(has_moved[:, None], new_stands, stands)
                 origin = torch.where(has_moved, new_origin, origin)
             kept.append(differences > threshold)
-            is_kept = to_pixels(kept[-1], patch)
+            is_kept = to_pixels(kept[-1], self.side)
             stands = torch.where(is_kept[:, None], self.first[:, t], stands)
             origin = torch.where(is_kept, t, origin)
         return torch.stack(kept, 1)
@@ -135,6 +143,7 @@ class AlignedFrames:
         patch = self.spec.patch_size
         parts = [mean_over_cells((later - picture).abs(), patch).mean(-3) for picture in pictures]
         found = torch.stack([part.nan_to_num(nan=torch.inf, posinf=torch.inf) for part in parts]).amin(0)
+        found = largest_in_groups(found, self.group_size)
         if self.floor_B is None:
             return found
         floor = self.floor_B.view(-1, *[1] * (found.ndim - 1))
@@ -191,6 +200,13 @@ def _move(stands: Tensor, origin_BHW: Tensor, shifts_B2: Tensor) -> tuple[Tensor
 def mean_over_cells(images: Tensor, side: int) -> Tensor:
     """[..., H, W] -> [..., H / side, W / side]."""
     return images.unflatten(-1, (-1, side)).unflatten(-3, (-1, side)).mean((-3, -1))
+
+
+def largest_in_groups(places: Tensor, group_size: int) -> Tensor:
+    """[..., H', W'] -> [..., H' / group_size, W' / group_size], the largest of each square."""
+    if group_size == 1:
+        return places
+    return places.unflatten(-1, (-1, group_size)).unflatten(-3, (-1, group_size)).amax((-3, -1))
 
 
 def cell_means(frames: Tensor, spec: PatchSpec) -> Tensor:

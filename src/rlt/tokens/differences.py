@@ -16,7 +16,7 @@ from torch import Tensor
 from rlt.checks import named_options
 from rlt.errors import InvalidArgumentError
 from rlt.structures import IMAGENET_STD, PatchSpec, TokenGrid, check_frames
-from rlt.tokens.aligned import AlignedFrames, Camera, mean_over_cells, to_pixels
+from rlt.tokens.aligned import AlignedFrames, Camera, largest_in_groups, mean_over_cells, to_pixels
 from rlt.tokens.exposure import noise_floor
 
 ReferenceName = Literal["previous", "anchor"]
@@ -40,6 +40,9 @@ class PatchView:
     Raises:
         InvalidArgumentError: for frames of another dtype or shape, or sizes that do not divide.
     """
+
+    group_size = 1
+    """Patches along a side of a token; more than one in models that drop groups of them."""
 
     def __init__(self, frames: Tensor, spec: PatchSpec, *, noise: Tensor | None = None) -> None:
         if frames.is_floating_point():
@@ -90,7 +93,7 @@ class PatchView:
         if not self.frames.is_floating_point():
             return token_differences(self.frames, spec=self.spec)
         found = float_token_differences(self.frames, self.spec)
-        return found.nan_to_num(nan=torch.finfo(found.dtype).max)
+        return largest_in_groups(found.nan_to_num(nan=torch.finfo(found.dtype).max), self.group_size)
 
     def differ(self, threshold: float, *, reference: ReferenceName = "previous", camera: Camera = Camera()) -> Tensor:
         """Which tokens differ by more than `threshold` from what they are compared with: bool [B, T', H', W'].
@@ -116,7 +119,8 @@ class PatchView:
         Mean absolute difference of its first frame from that colour, in the units of `differences`.
         """
         patch, image = self.spec.patch_size, self._edges()[0][:, 0]
-        return mean_over_cells((image - to_pixels(mean_over_cells(image, patch), patch)).abs(), patch).mean(1)
+        found = mean_over_cells((image - to_pixels(mean_over_cells(image, patch), patch)).abs(), patch).mean(1)
+        return largest_in_groups(found, self.group_size)
 
     def differences_under(self, camera: Camera) -> Tensor:
         """`differences`, or those after what a camera did was undone where they are smaller: float [B, T' - 1, H', W'].
@@ -139,7 +143,9 @@ class PatchView:
 
     def _aligned(self, camera: Camera) -> AlignedFrames:
         if camera not in self._found:  # a budget asks for many thresholds of the same clip
-            self._found[camera] = AlignedFrames(*self._edges(), self.spec, camera, self._noise)
+            self._found[camera] = AlignedFrames(
+                *self._edges(), self.spec, camera, group_size=self.group_size, noise_B=self._noise
+            )
         return self._found[camera]
 
     @property

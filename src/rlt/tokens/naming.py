@@ -40,7 +40,9 @@ def make_rule(name: str, **fields: Any) -> Rule:
     one_of(RULES, rule=name)
     kind = RULES[name]
     known = [field.name for field in dataclasses.fields(kind)]
-    given = {field: value for field, value in fields.items() if value is not None}
+    # A flag that is off asks for nothing: it stays behind where another option has changed the rule of a configuration.
+    off = [field for field, value in fields.items() if value is False and field not in known]
+    given = {field: value for field, value in fields.items() if value is not None and field not in off}
     if "like" in known and "like" not in given:
         plain = {field: given.pop(field) for field in _HANDED_ON if field in given and field not in known}
         if plain:

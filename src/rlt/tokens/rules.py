@@ -191,7 +191,8 @@ class Budget(Compared):
 
     def _most_telling(self, frames: PatchView, count: int) -> Tensor:
         """Less than a time step: what stands at the first step is held against a flat patch of its mean colour."""
-        told = torch.cat([frames.detail[:, None].to(frames.differences.dtype), frames.differences], 1)
+        differences = frames.differences_under(self.camera)
+        told = torch.cat([frames.detail[:, None].to(differences.dtype), differences], 1)
         mask = _largest(told, count * len(frames))
         mask[:, 0, 0, 0] |= ~mask.flatten(1).any(1)  # no clip is left without a token
         return mask

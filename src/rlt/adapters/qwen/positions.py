@@ -108,11 +108,7 @@ class GroupView(PatchView):
         cut = rows_PV.view(*grid, merge, merge, -1, spec.tubelet_size, side, side)
         frames = cut.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).flatten(6).flatten(3, 5).flatten(0, 1)[None]
         super().__init__(frames, spec)
-        self.grid, self.merge = grid, merge
-
-    @override
-    def _compute_differences(self) -> Tensor:
-        return super()._compute_differences().unflatten(3, (-1, self.merge)).unflatten(2, (-1, self.merge)).amax((3, 5))
+        self.grid, self.group_size = grid, merge
 
 
 def flat_mask(masks: Sequence[Tensor]) -> Tensor:
