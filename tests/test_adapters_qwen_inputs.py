@@ -102,9 +102,10 @@ def group_view(seed: int) -> GroupView:
     """Four steps of 2 x 3 groups of 2 x 2 patches, some of which change."""
     generator = torch.Generator().manual_seed(seed)
     spec = rlt.PatchSpec(2, PATCH, mean=(0.5, 0.5, 0.5), std=(0.3, 0.3, 0.3))
-    steps = torch.randn(1, 6, spec.values_per_token * 4, generator=generator).repeat(4, 1, 1)
-    changes = 0.8 * torch.rand(4, 6, 1, generator=generator) * torch.randn(steps.shape, generator=generator)
-    return GroupView((steps + changes).view(96, -1), rlt.TokenGrid(4, 2, 3), 2, spec)
+    picture = torch.randn(1, 24, 3, 1, PATCH, PATCH, generator=generator)
+    noise = torch.randn(4, 24, 3, 1, PATCH, PATCH, generator=generator)
+    steps = picture + 0.8 * torch.rand(4, 24, 1, 1, 1, 1, generator=generator) * noise
+    return GroupView(steps.expand(-1, -1, -1, 2, -1, -1).reshape(96, -1), rlt.TokenGrid(4, 2, 3), 2, spec)
 
 
 @every_family
