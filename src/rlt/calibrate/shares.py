@@ -16,10 +16,9 @@ from torch import Tensor
 from rlt.calibrate.results import CalibrateSettings
 from rlt.errors import InvalidArgumentError
 from rlt.tokens import PatchView
+from rlt.tokens.differences import LARGEST_DIFFERENCE
 
-_LARGEST_DIFFERENCE = 1 / 0.224
-"""Of black and white, in units of the ImageNet-normalised picture."""
-_GRID = np.unique([0.0, *(float(f"{x:.4g}") for x in np.geomspace(0.001, _LARGEST_DIFFERENCE, 1024))])
+_GRID = np.unique([0.0, *(float(f"{x:.4g}") for x in np.geomspace(0.001, LARGEST_DIFFERENCE, 1024))])
 """Thresholds among which the best is found where anchors make the mask depend on the threshold: steps of 0.8 %."""
 CURVE = _GRID[::16]
 """Thresholds that are shown beside the one that was found."""
@@ -68,7 +67,7 @@ class _OfPrevious:
         differences = np.sort(np.concatenate(self.videos))  # what is not in it is the first time step
         total = self.tokens * len(self.videos)
         wanted = round((1 - target) * total)  # to be dropped: the smallest
-        most, least = (int(differences.searchsorted(x, side="right")) for x in (_LARGEST_DIFFERENCE + 1, 0.0))
+        most, least = (int(differences.searchsorted(x, side="right")) for x in (LARGEST_DIFFERENCE + 1, 0.0))
         _refuse_what_no_threshold_keeps(target, wanted, 1 - least / total, 1 - most / total, total)
         if wanted <= least:
             return 0.0

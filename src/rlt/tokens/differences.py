@@ -22,6 +22,9 @@ from rlt.tokens.exposure import noise_floor
 ReferenceName = Literal["previous", "anchor"]
 """What a token is compared with: the token before it (the paper), or the one that stands for its place."""
 
+LARGEST_DIFFERENCE = 1 / min(IMAGENET_STD)
+"""Of black and white, in units of the ImageNet-normalised picture."""
+
 _EVEN_BYTES = 0x00FF00FF00FF00FF
 _BYTES_PER_WORD = 8
 _MAX_ROWS_PER_LANE = 65535 // 255  # a 16-bit lane holds the sum of this many bytes

@@ -20,7 +20,7 @@ from rlt.checks import at_least, exclusive, number, one_of, share
 from rlt.errors import InvalidArgumentError
 from rlt.structures import TokenGrid
 from rlt.tokens.aligned import Camera, ExposureName, MotionName
-from rlt.tokens.differences import PatchView, ReferenceName
+from rlt.tokens.differences import LARGEST_DIFFERENCE, PatchView, ReferenceName
 
 PAPER_THRESHOLD = 0.1
 """The paper's, about 5.7 grey levels."""
@@ -204,7 +204,7 @@ class Budget(Compared):
 
     def _at_smallest_threshold(self, clip: PatchView, count: int) -> Tensor:
         """Halve the interval of thresholds until it is narrower than a hundredth of a grey level."""
-        low, high = 0.0, _LARGEST_DIFFERENCE
+        low, high = 0.0, LARGEST_DIFFERENCE
         if _fits(mask := self.differ(clip, low), count):
             return mask
         mask = self.differ(clip, high)
@@ -228,8 +228,6 @@ def _fits(mask: Tensor, count: int) -> bool:
 
 
 _HUNDREDTH_OF_A_LEVEL = 0.01 / 255 / 0.225
-_LARGEST_DIFFERENCE = 1 / 0.224
-"""Of black and white, in units of the ImageNet-normalised picture."""
 
 
 @register_rule("none")
