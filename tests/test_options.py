@@ -303,7 +303,8 @@ EVALUATE: dict[str, Case] = {
         for name, case in RULES_OF_TRAINING.items()
     },
     "trainer.precision": Case("trainer.precision=bfloat16", evaluation, OF_RUN),
-    "checkpoint": Case("checkpoint=weights.pth", evaluation, OF_RUN),
+    # Which does not say how clips are taken: 16 frames, here small ones.
+    "checkpoint": Case(("checkpoint=weights.pth", "data.clip.size=32", "data.clip.frame_stride=1"), evaluation, OF_RUN),
     "seed": Case("seed=1", evaluation, ("tokenizer=random", *OF_RUN)),
     "device": Case("device=cuda", evaluation, ("device=cpu", *OF_RUN)),
     "batch_videos": Case("batch_videos=2", evaluation, OF_RUN),
