@@ -6,10 +6,12 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,9 +27,10 @@ import rlt
 from rlt import cli
 from rlt.cli import console
 from rlt.conf.saved import training_config
-from rlt.data.manifest import Manifest, VideoEntry, write_manifest
-from rlt.errors import InvalidArgumentError, TrainingError
+from rlt.data.manifest import Manifest, VideoEntry, read_manifest, write_manifest
+from rlt.errors import InvalidArgumentError, TrainingError, VideoError
 from rlt.evaluation.run import evaluation_config
+from rlt.training.checkpointing import read_step
 from rlt.training.module import VideoClassifier
 from rlt.training.run import TrainingSummary, train
 
@@ -393,3 +396,54 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--version"])
     assert not stop.value.code
     assert capsys.readouterr().out == f"rlt {rlt.__version__}\n"
+
+
+def test_videos_that_go_away_cost_no_step(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share that is no longer mounted: one line, also from a process that reads data, and the run goes on later."""
+    entries = read_manifest(manifest).entries
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    copies = [replace(entry, path=shutil.copy(entry.path, folder)) for entry in entries]
+    own = tmp_path / "own.parquet"
+    write_manifest(Manifest(tuple(copies), read_manifest(manifest).class_names), own)
+    more = ["trainer.max_steps=20", "data.num_workers=1"]
+    start(typed(own, tmp_path / "whole", *more))
+    before, calls = VideoClassifier.training_step, iter(range(1000))
+
+    def then(self: VideoClassifier, *arguments: object) -> object:
+        if next(calls) == 1:
+            folder.rename(tmp_path / "away")
+        return before(self, *arguments)
+
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoClassifier, "training_step", then)
+        with pytest.raises(VideoError, match=r"^none of \d+ videos can be decoded; .* no such file") as error:
+            start(typed(own, tmp_path / "run", *more), said)
+    assert "\n" not in str(error.value)
+    assert "Original Traceback" in str(error.value.args)  # what torch tells of the process
+    step = read_step(max((tmp_path / "run" / "checkpoints").glob("step=*.ckpt"), key=lambda path: path.stat().st_mtime))
+    assert 2 <= step < 20
+    assert said[-1].startswith(f"stopped: saved step {step}; go on with: rlt train run_dir=")
+    (tmp_path / "away").rename(folder)
+    assert start([f"run_dir={tmp_path / 'run'}", "resume=auto"]).resumed_at == step
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_full_disk_is_one_line_and_what_was_saved_stays(manifest: Path, tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from rlt import cli\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "cli.main(['train', *sys.argv[1:]])\n"
+    )
+    start(typed(manifest, tmp_path / "run", "model=vit_micro", "trainer.max_steps=2"))
+    kept = (tmp_path / "run" / "checkpoints" / "step=2.ckpt").read_bytes()
+    again = [f"run_dir={tmp_path / 'run'}", "resume=auto", "trainer.max_steps=4"]
+    full = subprocess.run([sys.executable, "-c", code, *again], capture_output=True, text=True, check=False)
+    assert full.returncode == 2, full.stderr
+    assert "step=4.ckpt cannot be written, with " in full.stderr.replace("\n", " ")
+    assert "Traceback" not in full.stderr
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step=2.ckpt"]
+    assert (tmp_path / "run" / "checkpoints" / "step=2.ckpt").read_bytes() == kept

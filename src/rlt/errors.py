@@ -9,9 +9,18 @@ import sys
 import warnings
 from collections.abc import Collection
 
+_FROM_WORKER = "Original Traceback (most recent call last)"
+
 
 class RltError(Exception):
-    """Base of all errors that a user can mend. `str(error)` is one line."""
+    """Base of all errors that a user can mend. `str(error)` is one line.
+
+    That of a data worker comes with torch's account of where it happened, which stays in `error.args`.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text.strip().rpartition("\n")[2].partition(": ")[2] if _FROM_WORKER in text else text
 
 
 class InvalidArgumentError(RltError, ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
-from rlt.errors import TrainingError
+from rlt.errors import TrainingError, VideoError, one_line
 from rlt.files import replacing
 
 BEST_BY = "val/top1"
+BETWEEN_STEPS = (SIGTERMException, VideoError)
+"""What is raised between two steps: the stop that a system asks for, and videos that are no longer there."""
 _STEP = re.compile(r"step=(\d+)\.ckpt")
 _REQUEUED = re.compile(r"hpc_ckpt_(\d+)\.ckpt")  # in the run's folder, by Lightning when SLURM sends its signal
 
@@ -36,7 +39,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         with replacing(path) as temporary:
-            torch.save(checkpoint, temporary)
+            try:
+                torch.save(checkpoint, temporary)
+            except (OSError, RuntimeError) as error:  # torch's own writer does not hand on what the system said
+                free = shutil.disk_usage(temporary.parent).free
+                raise TrainingError(
+                    f"{path} cannot be written, with {free / 2**20:,.0f} MiB free there ({one_line(error)}); "
+                    "make room, and go on with resume=auto"
+                ) from error
         remove_older(Path(path), self.keep)
 
 
@@ -96,7 +106,7 @@ class SaveWhenStopped(Checkpoint):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, SIGTERMException):  # raised between two steps; others may leave half of one
+        if isinstance(exception, BETWEEN_STEPS):  # others may leave half of one
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:

@@ -35,6 +35,7 @@ from rlt.network.run_lengths import AWARE, IGNORED
 from rlt.network.vit import MODEL_TYPE, VisionTransformer
 from rlt.training.checkpointing import (
     BEST_BY,
+    BETWEEN_STEPS,
     AtomicCheckpointIO,
     AveragedWeights,
     SaveWhenStopped,
@@ -202,10 +203,14 @@ def _fit(
 ) -> None:
     try:
         trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
-    except SIGTERMException:
+    except BETWEEN_STEPS as error:
+        stopped = isinstance(error, SIGTERMException)
         if trainer.is_global_zero:
             folder = shlex.quote(f"run_dir={trainer.default_root_dir}")
-            say(f"SIGTERM: saved step {trainer.global_step}; go on with: rlt train {folder} resume=auto")
+            why = "SIGTERM" if stopped else "stopped"
+            say(f"{why}: saved step {trainer.global_step}; go on with: rlt train {folder} resume=auto")
+        if not stopped:
+            raise
         raise SystemExit(128 + signal.SIGTERM) from None
     except SystemExit:  # which is how Lightning ends after Ctrl-C
         if not trainer.interrupted:
