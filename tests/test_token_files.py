@@ -235,6 +235,8 @@ def test_exact_forms(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert run_command("tokens", folder / "broken.mp4", "--output", tmp_path / "b.parquet") == 2
     assert run_command("tokens", folder / "a.mp4", "--output", folder / "a.csv") == 2
     assert run_command("benchmark", "loader", target) == 2
-    assert "holds tokens, which rlt train, predict and features take" in " ".join(capsys.readouterr().err.split())
+    assert "holds tokens, which rlt train, evaluate, predict and features take" in " ".join(
+        capsys.readouterr().err.split()
+    )
     assert run_command("predict", "vit_micro", target) == 2
     assert "size [32, 32] and not [224, 224]" in " ".join(capsys.readouterr().err.split())
