@@ -88,6 +88,7 @@ def read_inputs(folder: Path, config: Mapping[str, object]) -> ModelInputs:
     kind = _kind(folder, config)
     with _plain_errors(folder), torch.device("meta"):
         model = kind(kind.config_class.from_pretrained(folder, local_files_only=True)).eval()
+    model.name_or_path = str(folder)  # where its processor lies
     return inputs_of(patch(model), folder)
 
 
