@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -100,9 +101,11 @@ def test_an_image_model_goes_on_from_window_to_window(reference: str, tmp_path: 
         expected = model(whole.frames.permute(0, 3, 1, 2)).pooler_output.unflatten(0, (4, 4)).mean(1)
     kept = model.rlt.last.mask[0].unflatten(0, (4, 4)).flatten(1).sum(1).tolist()
     for video in (0, 4):  # the second begins anew
-        torch.testing.assert_close(torch.tensor(rows["embedding"][video : video + 4]), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            torch.from_numpy(np.stack(rows["embedding"][video : video + 4])), expected, rtol=1e-4, atol=1e-4
+        )
         assert rows["num_tokens"][video : video + 4] == kept
-    assert kept[1] < kept[0]
+    assert min(kept) < 16  # a window that began anew would keep its first frame whole
     torch.testing.assert_close(torch.stack([w.features for w in windows]), expected, rtol=1e-4, atol=1e-4)
     assert [len(w.tokens) - w.num_reused for w in windows] == kept
     again = list(rlt.stream(assets.path(), model, clip=clip, max_windows=4))
