@@ -233,7 +233,7 @@ def test_evaluation_of_tokens_is_that_of_their_windows(tokens: Path) -> None:
         with torch.inference_mode():
             expected = network(rlt.pack([file[rows[len(rows) // 2]]])).softmax(-1)[0]
         assert video.top_ids[0] == int(expected.argmax())
-    with pytest.raises(InvalidArgumentError, match="give data.views.num_clips=1 data.views.num_crops=1"):
+    with pytest.raises(InvalidArgumentError, match=r"give data\.views\.num_clips=1 data\.views\.num_crops=1"):
         evaluate(network, file.manifest(), replace(how, views=ViewConfig()), stored=file)
     with pytest.raises(InvalidArgumentError, match=r"and not threshold=0\.3"):
         evaluate(network, file.manifest(), replace(how, rule=Threshold(0.3)), stored=file)
