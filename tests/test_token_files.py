@@ -228,11 +228,11 @@ def test_evaluation_of_tokens_is_that_of_their_windows(tokens: Path) -> None:
     result = evaluate(network, file.manifest(), how, stored=file)
     assert [path for path, _ in result.failed] == [entry.path for entry in file.manifest().entries if not entry.usable]
     assert len(result.predictions) == 4
-    for video in result.predictions:
-        rows = file.whole(video.path)
+    for found in result.predictions:
+        rows = file.whole(found.path)
         with torch.inference_mode():
             expected = network(rlt.pack([file[rows[len(rows) // 2]]])).softmax(-1)[0]
-        assert video.top_ids[0] == int(expected.argmax())
+        assert found.top_ids[0] == int(expected.argmax())
     with pytest.raises(InvalidArgumentError, match=r"give data\.views\.num_clips=1 data\.views\.num_crops=1"):
         evaluate(network, file.manifest(), replace(how, views=ViewConfig()), stored=file)
     with pytest.raises(InvalidArgumentError, match=r"and not threshold=0\.3"):
