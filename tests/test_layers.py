@@ -19,7 +19,7 @@ LAYERS = [
     {"video", "tokens", "weights", "plots"},
     {"network"},
     {"checkpoints", "adapters"},
-    {"export", "measure"},
+    {"export", "measure", "pretrained"},
     {"data"},
     {"conf"},
     {"loading"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from models import tiny_model, video
 from rlt import Threshold, cli
 from rlt.conf import compose
 from rlt.data.augment import AugmentConfig
+from rlt.data.clips import ViewConfig
 from rlt.data.loader import training_loader
 from rlt.data.manifest import Manifest, VideoEntry, write_manifest
 from rlt.data.sampler import StepSampler
@@ -22,6 +24,7 @@ from rlt.data.stored import StoredCollate, StoredTraining
 from rlt.data.token_files import TokenFile, is_token_file, mirrored
 from rlt.encoding import Cutter, Encoder, WindowSpec, encode_videos, parts, windows_of
 from rlt.errors import InvalidArgumentError
+from rlt.evaluation import EvaluationSettings, evaluate
 from rlt.structures import PatchSpec, RunLengthTokens
 from rlt.training.run import train
 from rlt.video import ClipSpec
@@ -218,6 +221,24 @@ def test_mirrored_tokens_are_those_of_the_mirrored_clip(rule: rlt.Rule) -> None:
     assert equal(mirrored(rlt.tokenize(clip, rule=rule, spec=spec)), rlt.tokenize(clip.flip(2), rule=rule, spec=spec))
 
 
+def test_evaluation_of_tokens_is_that_of_their_windows(tokens: Path) -> None:
+    network, file = tiny_model(patch_size=16, num_classes=2, labels=NAMES), TokenFile(tokens)
+    one = ViewConfig(num_clips=1, num_crops=1)
+    how = EvaluationSettings(CLIP, one, RULE, batch_videos=2)
+    result = evaluate(network, file.manifest(), how, stored=file)
+    assert [path for path, _ in result.failed] == [entry.path for entry in file.manifest().entries if not entry.usable]
+    assert len(result.predictions) == 4
+    for found in result.predictions:
+        rows = file.whole(found.path)
+        with torch.inference_mode():
+            expected = network(rlt.pack([file[rows[len(rows) // 2]]])).softmax(-1)[0]
+        assert found.top_ids[0] == int(expected.argmax())
+    with pytest.raises(InvalidArgumentError, match=r"give data\.views\.num_clips=1 data\.views\.num_crops=1"):
+        evaluate(network, file.manifest(), replace(how, views=ViewConfig()), stored=file)
+    with pytest.raises(InvalidArgumentError, match=r"and not threshold=0\.3"):
+        evaluate(network, file.manifest(), replace(how, rule=Threshold(0.3)), stored=file)
+
+
 def run_command(*arguments: object) -> int | str | None:
     with pytest.raises(SystemExit) as ended:
         cli.main(list(map(str, arguments)))
@@ -235,6 +256,8 @@ def test_exact_forms(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert run_command("tokens", folder / "broken.mp4", "--output", tmp_path / "b.parquet") == 2
     assert run_command("tokens", folder / "a.mp4", "--output", folder / "a.csv") == 2
     assert run_command("benchmark", "loader", target) == 2
-    assert "holds tokens, which rlt train, predict and features take" in " ".join(capsys.readouterr().err.split())
+    assert "holds tokens, which rlt train, evaluate, predict and features take" in " ".join(
+        capsys.readouterr().err.split()
+    )
     assert run_command("predict", "vit_micro", target) == 2
     assert "size [32, 32] and not [224, 224]" in " ".join(capsys.readouterr().err.split())

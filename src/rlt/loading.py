@@ -3,6 +3,9 @@
 A name is the folder of a run, a checkpoint in any layout of `rlt.checkpoints` (a file, a folder, or the id of one on
 the Hugging Face hub where no such path exists), or a size of `rlt models`, which has random weights. What is stored
 stands in `model.config`: `clip_spec`, `rule`, `labels`, `patches`.
+
+Where tokens go in and logits or features come out, `load_network` takes models of transformers too, by
+`rlt.pretrained`.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from rlt.checks import exclusive, nearest
 from rlt.conf.saved import config_of_run
 from rlt.errors import InvalidArgumentError
 from rlt.network.vit import MODEL_TYPE, VisionTransformer, ViTConfig
+from rlt.pretrained import ModelInputs, PatchedNetwork, is_pretrained, load_pretrained, read_inputs
 from rlt.tokens import Everything, Rule, make_rule
 from rlt.video import ClipSpec
 
@@ -73,6 +77,31 @@ def stored_config(name: str | Path, *, size: str | None = None, num_heads: int |
         config = read_checkpoint(name, num_heads=num_heads)[0]
     check_size(config, size, num_heads, name)
     return _with_run(config, name)
+
+
+def load_network(name: str | Path) -> VisionTransformer | PatchedNetwork:
+    """The network that a name stands for, as `load_model`, or a model of transformers that `rlt.patch` knows.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+        MissingDependencyError: if it needs transformers, and that is not installed.
+    """
+    found = _pretrained(name)
+    return load_model(name) if found is None else load_pretrained(*found)
+
+
+def stored_inputs(name: str | Path) -> ViTConfig | ModelInputs:
+    """What `load_network` would give as `network.config`, without the network."""
+    found = _pretrained(name)
+    return stored_config(name) if found is None else read_inputs(*found)
+
+
+def _pretrained(name: str | Path) -> tuple[Path, dict[str, object]] | None:
+    """Folder and configuration of a model of transformers; None for all others."""
+    if is_size(name) or not (path := weights.find_source(name)).is_dir():
+        return None
+    content = weights.read_config(path)
+    return (path, content) if content is not None and is_pretrained(content) else None
 
 
 def named(model: str | None, checkpoint: str | None) -> tuple[str, str | None]:

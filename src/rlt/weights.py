@@ -56,7 +56,7 @@ def find_source(source: str | Path, **download: Any) -> Path:
 
     for weights in ("model*.safetensors*", "pytorch_model*.bin*"):
         try:
-            wanted = [CONFIG, "preprocessor_config.json", weights]
+            wanted = [CONFIG, "*processor_config.json", weights]
             folder = Path(snapshot_download(name, allow_patterns=wanted, **download))
         except Exception as error:  # errors of whichever HTTP library the hub client uses
             raise CheckpointError(

@@ -259,7 +259,7 @@ class FramePatch(PackedPatch):
             return ()
         rule = self.options.rule
         plain = isinstance(rule, Threshold) and rule.exposure == rule.motion == "none"
-        if not plain and not isinstance(rule, Everything):
+        if not plain and not isinstance(rule, Everything) and self.kept_now is None:
             raise InvalidArgumentError(
                 f"rule is {rule}, but a stream takes rlt.Everything and rlt.Threshold without exposure and motion, "
                 "which look at two pictures and at no others"

@@ -8,6 +8,8 @@ values of a token.
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -185,6 +187,8 @@ class PackedPatch(Patch):
     """What keeps the state of a call."""
     extra_tokens: int = 0
     """Tokens that each clip (of an image model each frame) has in front of those of patches, such as a CLS token."""
+    kept_now: Tensor | None = None
+    """See `keeping`."""
 
     @abc.abstractmethod
     def attention_modules(self) -> list[nn.Module]:
@@ -217,6 +221,28 @@ class PackedPatch(Patch):
             warn_unless_normalised(frames_BTCHW, spec)
         return apply_rule(self.options.rule, PatchView(frames_BTCHW, spec))
 
+    @contextmanager
+    def keeping(self, mask: Tensor) -> Iterator[None]:
+        """Within a `with` block the rule is not asked: a call keeps these tokens, bool [B, T', H', W'], chosen before.
+
+        Pixels of the others are not looked at. Within a stream the first frame need not be kept whole.
+        """
+        before, self.kept_now = self.kept_now, mask
+        try:
+            yield
+        finally:
+            self.kept_now = before
+
+    def _chosen(self, frames_BTCHW: Tensor) -> Tensor:
+        if self.kept_now is None:
+            return self.choose(frames_BTCHW)
+        batch, frames, _, height, width = frames_BTCHW.shape
+        expected = (batch, *self.spec.grid((frames, height, width, 3)))
+        if self.kept_now.dtype != torch.bool or tuple(self.kept_now.shape) != expected:
+            given = f"{self.kept_now.dtype} {list(self.kept_now.shape)}"
+            raise InvalidArgumentError(f"mask is {given}; torch.bool {list(expected)} is needed for these frames")
+        return self.kept_now
+
     def begin(self, pixel_values: Tensor) -> Tensor:
         """Choose tokens, begin a call with them, and gather their pixels.
 
@@ -236,7 +262,7 @@ class PackedPatch(Patch):
             for side, step in zip(pixel_values.shape[1:], (tubelet_size, 1, patch_size, patch_size), strict=True)
         )
         pixel_values = pixel_values[:, :frames, :, :height, :width]  # the convolution leaves out the rest, too
-        mask, parts = self.choose(pixel_values), self.options.parts
+        mask, parts = self._chosen(pixel_values), self.options.parts
         self._call = call = self.call_kind.of(mask, self.extra_tokens, by_frame=self.by_frame, parts=parts)
         self.last = call.kept
         places = pixel_values.unflatten(4, (-1, patch_size)).unflatten(3, (-1, patch_size))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,9 @@ def checkpoint_statistics(model: Any) -> Statistics | None:
     Files are looked for in the folder that the model was loaded from, or in the cache of the Hugging Face hub. The
     network is not asked.
     """
-    source = str(getattr(model, "name_or_path", "") or "")
-    if not source:
-        return None
     revision = getattr(getattr(model, "config", None), "_commit_hash", None)
-    for name, part in PROCESSORS:
-        path = _find(source, name, revision)
-        settings: Any = {} if path is None else read_json(path)
-        settings = settings if part is None else settings.get(part)
-        if isinstance(settings, Mapping) and "image_std" in settings:
+    for path, settings in _processors(str(getattr(model, "name_or_path", "") or ""), revision):
+        if "image_std" in settings:
             try:
                 return _statistics(settings)
             except (TypeError, ValueError) as error:
@@ -50,6 +44,29 @@ def checkpoint_statistics(model: Any) -> Statistics | None:
                     "numbers each are needed, give pixel_mean and pixel_std"
                 ) from error
     return None
+
+
+def checkpoint_size(source: str | Path) -> tuple[int, int] | None:
+    """Height and width that the processor beside a checkpoint gives pictures; None where it does not say one size."""
+    for _, settings in _processors(str(source), None):
+        crops = settings.get("do_center_crop", "crop_size" in settings) and "crop_size" in settings
+        size = settings.get("crop_size" if crops else "size")
+        if isinstance(size, Mapping):
+            size = size.get("shortest_edge", [size.get("height"), size.get("width")])
+        height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
+        if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
+            return height, width
+    return None
+
+
+def _processors(source: str, revision: str | None) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Files of processors beside a checkpoint, best first, and what they say."""
+    for name, part in PROCESSORS if source else ():
+        path = _find(source, name, revision)
+        settings: Any = {} if path is None else read_json(path)
+        settings = settings if part is None else settings.get(part)
+        if path is not None and isinstance(settings, Mapping):
+            yield path, settings
 
 
 def _find(source: str, name: str, revision: str | None) -> Path | None:

@@ -56,7 +56,7 @@ def config_from_hf(
         qkv_bias=bool(hf.get("qv_bias", hf.get("qkv_bias", True))),
         layer_norm_eps=float(eps),
         head_norm_eps=HEAD_NORM_EPS,
-        labels=_labels(hf.get("id2label"), num_classes),
+        labels=labels_of(hf.get("id2label"), num_classes),
     ).replace(**sizes, **pixels)
 
 
@@ -68,7 +68,7 @@ def _size(value: object, name: str, source: str | Path) -> int:
     return value
 
 
-def _labels(id2label: object, num_classes: int) -> tuple[str, ...]:
+def labels_of(id2label: object, num_classes: int) -> tuple[str, ...]:
     """Class names in order; none if they are incomplete or the library's placeholders."""
     if not isinstance(id2label, Mapping):
         return ()

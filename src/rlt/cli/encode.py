@@ -23,7 +23,6 @@ from rlt.cli.options import (
     clip_of_options,
     parse_size,
     rule_options,
-    stored_of_options,
     with_options,
 )
 from rlt.errors import InvalidArgumentError
@@ -36,7 +35,8 @@ ModelName = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="The folder of a run, a checkpoint (file, folder or hub id), or a size with random weights.",
+        help="The folder of a run, a checkpoint, a model of transformers that rlt.patch knows (file, folder or hub "
+        "id), or a size with random weights.",
         show_default=False,
     ),
 ]
@@ -215,10 +215,11 @@ def tokens(
     same line.
     """
     from rlt.encoding import Cutter, WindowSpec, labels_of
+    from rlt.loading import named, stored_inputs
     from rlt.tokens import choose_rule
 
     _check_table(table, json, videos)
-    stored = stored_of_options(model, None)
+    stored = stored_inputs(named(model, None)[0])
     label_ids, class_names = labels_of(videos)
     overlap, every, decoder = (windows.pop(name) for name in ("overlap", "every", "decoder"))
     clip = clip_of_options(stored, {"frames": windows.pop("window"), **windows})

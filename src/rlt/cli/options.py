@@ -13,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from rlt.network.config import ViTConfig
+    from rlt.pretrained import ModelInputs
     from rlt.video import ClipSpec
     from rlt.video.geometry import Size
 
@@ -204,7 +205,7 @@ def stored_of_options(model: str | None, checkpoint: str | None) -> ViTConfig:
     return stored_config(name, size=size)
 
 
-def clip_of_options(stored: ViTConfig, asked: Options) -> ClipSpec:
+def clip_of_options(stored: ViTConfig | ModelInputs, asked: Options) -> ClipSpec:
     """The clips of a model, with what `clip_options` say of them."""
     size = asked["size"]
     pixels = None if size is None else parse_size(size)

@@ -24,7 +24,7 @@ def watch(
             help="A file, - for standard input, an address (http, https, rtsp, rtsps), or a camera such as /dev/video0."
         ),
     ],
-    model: Annotated[str, typer.Argument(help="A run's folder, a checkpoint, or a hub id.")],
+    model: Annotated[str, typer.Argument(help="A run's folder, a checkpoint, a model of transformers, or a hub id.")],
     max_windows: Annotated[int | None, typer.Option(help="Stop after so many windows.")] = None,
     asked: Options,
     carry: Annotated[
@@ -80,10 +80,10 @@ def watch(
 
 def window_line(window: StreamWindow, labels: tuple[str, ...]) -> str:
     """A window in one line."""
-    tokens = window.tokens
+    tokens, seen = window.tokens, len(window.tokens) - window.num_reused
     parts = [
         f"{window.start:.2f}-{window.end:.2f} s",
-        f"{len(tokens):,} of {tokens.grid.num_tokens:,} tokens ({1 - tokens.share_kept:.0%} saved)",
+        f"{seen:,} of {tokens.grid.num_tokens:,} tokens ({1 - seen / tokens.grid.num_tokens:.0%} saved)",
         f"latency {window.latency_seconds:.2f} s",
     ]
     if window.logits is not None:
@@ -107,7 +107,7 @@ class _Tally:
         """Count a window."""
         self.windows += 1
         self.dropped += window.num_dropped
-        self.tokens += len(window.tokens)
+        self.tokens += len(window.tokens) - window.num_reused
         self.tokens_dense += window.tokens.grid.num_tokens
         self.scene_changes += len(window.scene_changes)
         self.latency = max(self.latency, window.latency_seconds)

@@ -242,7 +242,8 @@ def _check_columns(found: Collection[str], file: Path) -> None:
     missing = set(COLUMNS) - {*found} - {"tokens_kept"}
     if missing and "patches" in found:
         raise InvalidArgumentError(
-            f"{file} holds tokens, which rlt train, predict and features take; give the manifest of the videos"
+            f"{file} holds tokens, which rlt train, evaluate, predict and features take; give the manifest of the "
+            "videos"
         )
     if missing:
         names = ", ".join(name for name in COLUMNS if name in missing)

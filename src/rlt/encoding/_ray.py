@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -52,17 +52,15 @@ def rows_by_ray(
     gpus = int(ray.cluster_resources().get("GPU", 0))
     try:
         items = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        rows = (
-            ray.data.from_items(items, override_num_blocks=len(items))
-            .flat_map(_cut_rows, fn_args=(encoder,), num_cpus=1)
-            .map_batches(
-                _Network,
-                fn_constructor_args=(encoder,),
-                batch_size=_WINDOWS_PER_CALL,
-                batch_format="pyarrow",
-                num_gpus=1 if gpus else 0,
-                compute=ray.data.ActorPoolStrategy(size=workers or max(gpus, 1)),
-            )
+        source = ray.data.from_items(items, override_num_blocks=len(items))
+        whole = isinstance(encoder, Encoder) and encoder.cutter.carry
+        rows = (source if whole else source.flat_map(_cut_rows, fn_args=(encoder,), num_cpus=1)).map_batches(
+            _Videos if whole else _Network,
+            fn_constructor_args=(encoder,),
+            batch_size=1 if whole else _WINDOWS_PER_CALL,
+            batch_format="pyarrow",
+            num_gpus=1 if gpus else 0,
+            compute=ray.data.ActorPoolStrategy(size=workers or max(gpus, 1)),
         )
         for table in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in table.to_pylist():
@@ -91,7 +89,10 @@ class _Network:
         self.encoder = encoder
 
     def __call__(self, table: Any) -> Any:
-        rows = [cut.row | {_SHARE: cut.share_read} for cut in self.encoder.run(map(self._cut, table.to_pylist()))]
+        return self._table(map(self._cut, table.to_pylist()))
+
+    def _table(self, cuts: Iterable[Cut]) -> Any:
+        rows = [cut.row | {_SHARE: cut.share_read} for cut in self.encoder.run(cuts)]
         kinds = {**kinds_of(self.encoder.outputs), _SHARE: "float64"}
         return make_table(columns_of(rows, self.encoder.outputs), kinds=kinds)
 
@@ -99,5 +100,13 @@ class _Network:
         share = row.pop(_SHARE)
         tokens = {name: row.pop(name) for name in COLUMNS}
         if tokens["patches"] is None:
-            return Cut(row, None, share)
-        return Cut(row, tokens_of_columns(tokens, self.encoder.patches), share)
+            return Cut(row, None, share_read=share)
+        return Cut(row, tokens_of_columns(tokens, self.encoder.patches), share_read=share)
+
+
+class _Videos(_Network):
+    """An actor that gets whole videos, for a network that goes on from window to window."""
+
+    def __call__(self, table: Any) -> Any:
+        [item] = table.to_pylist()
+        return self._table(self.encoder.cut({name: [value] for name, value in item.items()}))

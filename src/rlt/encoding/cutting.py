@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rlt.data.token_files import StoredVideo, columns_of_tokens, token_settings
 from rlt.encoding.rows import STORED, failed_row, window_row
@@ -15,7 +16,7 @@ from rlt.encoding.sources import opened
 from rlt.encoding.windows import Video, WindowSpec, windows_of
 from rlt.errors import InvalidArgumentError, VideoError, one_line
 from rlt.structures import Clip, PatchSpec, RunLengthTokens
-from rlt.tokens import Rule, tokenize
+from rlt.tokens import Rule, TokenStream, tokenize
 from rlt.video import source_name
 
 Row = dict[str, Any]
@@ -30,6 +31,8 @@ class Cut:
     """What is known of it."""
     tokens: RunLengthTokens | None
     """None for a row that is an error."""
+    carried: Tensor | None = None
+    """Of a window that goes on from the one before: which places of its first step stand since then, bool [H', W']."""
     share_read: float = 0.0
     """Of its video, for whoever shows progress."""
 
@@ -46,10 +49,18 @@ class Cutter:
     """For training: by label id."""
     label_ids: Mapping[str, int] = field(default_factory=dict)
     """Those of the videos that have one, by path."""
+    carry: bool = False
+    """Whether what stands goes on from window to window, see `rlt.TokenStream`."""
 
     outputs = (STORED,)
     name = None
     is_random = False
+
+    @property
+    def window_tokens(self) -> int:
+        """Tokens of a window when nothing is dropped."""
+        clip = self.windows.clip
+        return self.patches.grid((clip.num_frames, *clip.frame_size, 3)).num_tokens
 
     def settings(self) -> dict[str, Any]:
         """What decides the tokens, ready for JSON."""
@@ -80,7 +91,8 @@ class Cutter:
             yield from cut(video, name, done, more)
 
     def _cut_video(self, video: Video, name: str, done: set[int], more: Row) -> Iterator[Cut]:
-        share, number = 0.0, 0
+        share, number, before = 0.0, 0, -1
+        state = TokenStream(rule=self.rule, spec=self.patches) if self.carry else None
 
         def on_read(now: float) -> None:
             nonlocal share
@@ -93,8 +105,10 @@ class Cutter:
                     if waiting is not None:
                         yield waiting
                     waiting = None
-                    if number - 1 not in done:
-                        waiting = Cut(window_row(name, number - 1, clip) | more, self._tokens(clip, number - 1), share)
+                    if number - 1 in done:
+                        continue
+                    row, goes_on = window_row(name, number - 1, clip) | more, 0 < number - 1 == before + 1
+                    waiting, before = Cut(row, *self._tokens(clip, number - 1, state, goes_on), share), number - 1
         except (VideoError, InvalidArgumentError) as error:
             if waiting is not None:
                 yield waiting
@@ -115,15 +129,24 @@ class Cutter:
                     video.file.check(self.settings_of_tokens())
                 tokens = None if window.error else video.file.tokens(window.row, self.patches)
             except InvalidArgumentError as error:
-                yield Cut(failed_row(name, window.window, one_line(error)) | more, None, 1.0)
+                yield Cut(failed_row(name, window.window, one_line(error)) | more, None, share_read=1.0)
                 return
             known = {"source": name, **window._asdict(), **more}
             del known["row"]
-            yield Cut(known, tokens, place / len(windows))
+            yield Cut(known, tokens, share_read=place / len(windows))
 
-    def _tokens(self, clip: Any, number: int) -> RunLengthTokens:
-        found: Any = tokenize(clip, rule=self.rule, spec=self.patches, seeds=[number])
-        return found
+    def _tokens(
+        self, clip: Clip, number: int, state: TokenStream | None, goes_on: bool
+    ) -> tuple[RunLengthTokens, Tensor | None]:
+        """Tokens of a window, and what of its first step stands since the one before."""
+        found: Any
+        if state is None:
+            found = tokenize(clip, rule=self.rule, spec=self.patches, seeds=[number])
+            return found, None
+        if not goes_on:
+            state.reset()
+        found = state.push(clip.frames)
+        return found, state.carried if goes_on else None
 
     def run(self, cuts: Iterable[Cut]) -> Iterator[Cut]:
         """The same windows with their tokens as columns."""

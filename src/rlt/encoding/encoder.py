@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlt.checks import at_least, named_options, one_of
 from rlt.encoding.cutting import Cut, Cutter, Row
 from rlt.encoding.rows import OUTPUTS, columns_of, predicted
 from rlt.encoding.windows import WindowSpec
 from rlt.errors import InvalidArgumentError
-from rlt.loading import is_size, load_model, named, state_of_weights, stored_config
+from rlt.loading import is_size, load_network, named, state_of_weights, stored_inputs
 from rlt.measure import check_device
 from rlt.network.vit import VisionTransformer, ViTConfig
+from rlt.pretrained import ModelInputs, PatchedNetwork, as_network
 from rlt.structures import PatchSpec, RunLengthTokens, pack
 from rlt.tokens import Rule, choose_rule, rule_options
+from rlt.tokens.token_stream import is_streamable
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _WINDOWS_AT_ONCE = 8  # without token_budget: as many tokens as so many windows have when nothing is dropped
@@ -37,10 +39,15 @@ class Encoder:
     All other columns of the batch are repeated for each row.
 
     Args:
-        model: what `rlt.loading` loads: the folder of a run, a checkpoint, a hub id or a size; or a network. How clips
-            are taken and which tokens are kept is stored with it, and stands where the next arguments say nothing.
+        model: what `rlt.loading.load_network` loads: the folder of a run, a checkpoint, a model of transformers that
+            `rlt.patch` knows, a hub id or a size; or a network, or a patched model of transformers. How clips are taken
+            and which tokens are kept is stored with it, and stands where the next arguments say nothing. An image
+            model looks at frame after frame, and where windows of a video follow each other, with a threshold, it
+            computes what changed and nothing else.
         outputs: of "classes" (`top_ids`, `top_names`, `top_probabilities`, at most five), "embedding" (float32, the
-            normalised mean of the last block's tokens) and "tokens" (`features`, float32, row after row of the last
+            normalised mean of the last block's tokens; of a model of transformers what its classifier gets, or its
+            pooled output, and of an image model the mean of that over the frames) and "tokens" (not of those;
+            `features`, float32, row after row of the last
             block, with `coords` and `run_lengths` of each and the `grid` before dropping).
         window: frames of a window.
         overlap: see `WindowSpec`, as `every` and `decoder`.
@@ -71,7 +78,7 @@ class Encoder:
     @named_options()
     def __init__(
         self,
-        model: str | Path | VisionTransformer,
+        model: str | Path | nn.Module,
         *,
         outputs: Sequence[str] = ("classes", "embedding"),
         window: int | None = None,
@@ -103,15 +110,19 @@ class Encoder:
         if device != "auto":
             check_device(device)
         self.outputs = tuple(output for output in OUTPUTS if output in outputs)
-        self._network: VisionTransformer | None = None
-        if isinstance(model, VisionTransformer):
-            self.name, self._network, config = None, model, model.config
+        self._network: VisionTransformer | PatchedNetwork | None = None
+        config: ViTConfig | ModelInputs
+        if isinstance(model, nn.Module):
+            self.name, self._network = None, as_network(model)
+            config = self._network.config
         else:
             self.name = _absolute(named(str(model), None)[0])
-            config = stored_config(self.name)
+            config = stored_inputs(self.name)
         if not config.num_classes and "classes" in self.outputs:
             raise InvalidArgumentError(f"{self.name} has no head, so it gives no classes; ask for the embedding")
-        self.config: ViTConfig = config
+        if isinstance(config, ModelInputs) and "tokens" in self.outputs:
+            raise InvalidArgumentError(f"{config.kind} gives no features per token here; ask for the embedding")
+        self.config = config
         self.rule = choose_rule(
             rule,
             threshold=threshold,
@@ -124,9 +135,12 @@ class Encoder:
         )
         clip = config.clip_spec.changed(num_frames=window, frame_stride=frame_stride, fps=fps, size=size)
         self.windows = WindowSpec(clip, overlap, every, decoder, num_threads)
+        if isinstance(config, ModelInputs):
+            config.check_clip(clip)
         self.cutter = Cutter(self.windows, self.rule, config.patches)
-        dense = config.patches.grid((clip.num_frames, *clip.frame_size, 3)).num_tokens
-        self.token_budget = token_budget or _WINDOWS_AT_ONCE * dense
+        goes_on = isinstance(config, ModelInputs) and config.by_frame and is_streamable(self.rule)
+        self.cutter.carry = goes_on and self.windows.follow
+        self.token_budget = token_budget or _WINDOWS_AT_ONCE * self.cutter.window_tokens
         self.run_lengths, self.device, self.dtype = run_lengths, device, dtype
 
     def __repr__(self) -> str:
@@ -204,41 +218,48 @@ class Encoder:
         yield from self._flush(waiting)
 
     def _flush(self, waiting: deque[Cut]) -> Iterator[Cut]:
-        tokens = [cut.tokens for cut in waiting if cut.tokens is not None]
-        answers = iter(self.answers(tokens) if tokens else [])
+        found = [(cut.tokens, cut.carried) for cut in waiting if cut.tokens is not None]
+        answers = iter(self._answers(*zip(*found, strict=True)) if found else [])
         while waiting:
             cut = waiting.popleft()
             if cut.tokens is not None:
-                cut.row |= {"tokens_kept": cut.tokens.share_kept, "num_tokens": len(cut.tokens), **next(answers)}
+                num_tokens = len(cut.tokens) - (0 if cut.carried is None else int(cut.carried.sum()))
+                share_kept = num_tokens / cut.tokens.grid.num_tokens
+                cut.row |= {"tokens_kept": share_kept, "num_tokens": num_tokens, **next(answers)}
             yield cut
 
     @property
-    def network(self) -> VisionTransformer:
+    def network(self) -> VisionTransformer | PatchedNetwork:
         """The network, on its device and in evaluation mode; loaded when it is first asked for."""
         if self._network is None:
             assert self.name is not None  # else it was given
-            self._network = load_model(self.name)
+            self._network = load_network(self.name)
+        if isinstance(self._network, PatchedNetwork):
+            self._network.use(self.rule)
         if self.run_lengths is not None:
             self._network.run_lengths = self.run_lengths
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return self._network.to(device if self.device == "auto" else self.device).eval()
 
-    def answers(self, tokens: Sequence[RunLengthTokens]) -> list[Row]:
+    def _answers(self, tokens: Sequence[RunLengthTokens], carried: Sequence[Tensor | None]) -> list[Row]:
         """What the network says of windows, one row of columns for each."""
         network, packed = self.network, pack(tokens)
-        device = network.fc_norm.weight.device
+        device = next(network.parameters()).device
         moved = packed.to(device, non_blocking=True)
         cast = nullcontext() if self.dtype == "float32" else torch.autocast(device.type, getattr(torch, self.dtype))
         rows: list[Row] = [{} for _ in tokens]
         with cast, torch.inference_mode():
             if self.outputs != ("tokens",):
-                features = network.forward_features(moved)
+                if isinstance(network, PatchedNetwork):
+                    features = network.forward_features(moved, carried)
+                else:
+                    features = network.forward_features(moved)
                 if "classes" in self.outputs:
                     _add(rows, predicted(network.head(features).float().softmax(-1).cpu(), self.labels))
                 if "embedding" in self.outputs:
                     _add(rows, [{"embedding": row} for row in features.float().cpu().numpy()])
                 finite = features.isfinite().all(1).tolist()
-            if "tokens" in self.outputs:
+            if "tokens" in self.outputs and isinstance(network, VisionTransformer):
                 parts = network.forward_tokens(moved).float().cpu().split(packed.segments.lengths)
                 _add(rows, [_of_tokens(part, its) for part, its in zip(parts, packed.unpack(), strict=True)])
                 finite = [bool(part.isfinite().all()) for part in parts]

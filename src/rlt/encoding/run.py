@@ -51,6 +51,8 @@ class Encoding:
     num_before: int = 0
     """Rows that an earlier run had written."""
     num_tokens: int = 0
+    window_tokens: int = 0
+    """Tokens of a window when nothing is dropped."""
     num_dense: float = 0.0
     """Tokens of the new windows when nothing is dropped."""
     seconds: float = 0.0
@@ -85,7 +87,8 @@ class Encoding:
         self.num_before += not new
         if new:
             self.num_tokens += row["num_tokens"]
-            self.num_dense += row["num_tokens"] / row["tokens_kept"]
+            # An image model has nothing to compute where nothing changed since the window before.
+            self.num_dense += row["num_tokens"] / row["tokens_kept"] if row["num_tokens"] else self.window_tokens
         if row["source"] not in self.videos and len(self.videos) < _VIDEOS_KEPT:
             self.videos[row["source"]] = VideoDigest(row["source"])
         if (video := self.videos.get(row["source"])) is not None:
@@ -154,7 +157,8 @@ def _encode(
     workers: int | None,
     on_progress: Progress | None,
 ) -> Encoding:
-    result, begin = Encoding(len(found)), time.monotonic()
+    cutter = encoder.cutter if isinstance(encoder, Encoder) else encoder
+    result, begin = Encoding(len(found), window_tokens=cutter.window_tokens), time.monotonic()
     for row in parts.rows() if parts is not None and parts.done else ():
         result.add(row, new=False)
     todo = [name for name in found if parts is None or not parts.is_finished(name)]

@@ -56,6 +56,11 @@ class WindowSpec:
                 "or fps beside overlap or every"
             )
 
+    @property
+    def follow(self) -> bool:
+        """Whether each window begins where the one before ended, with the next frame that is sampled."""
+        return not self.overlap and self.every is None
+
 
 def windows_of(video: Video, spec: WindowSpec, on_read: ShareRead | None = None) -> Iterator[Clip]:
     """Windows of a video in order. The last one repeats its last frame where the video ends within it.

@@ -18,6 +18,8 @@ from rlt.checks import at_least
 from rlt.data.batch import EvaluationBatch, collate_evaluation
 from rlt.data.dataset import EvaluationDataset, EvaluationSample
 from rlt.data.manifest import Manifest, VideoEntry
+from rlt.data.stored import StoredEvaluation
+from rlt.data.token_files import TokenFile, token_settings
 from rlt.errors import InvalidArgumentError, VideoError
 from rlt.evaluation.predictions import MAX_TOP, VideoPrediction
 from rlt.evaluation.results import EvaluationResult, EvaluationSettings, PeakMemory, Seconds
@@ -32,6 +34,7 @@ def evaluate(
     manifest: Manifest,
     settings: EvaluationSettings,
     *,
+    stored: TokenFile | None = None,
     max_videos: int | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> EvaluationResult:
@@ -44,6 +47,7 @@ def evaluate(
         model: moved to the device of the settings, and in evaluation mode meanwhile.
         manifest: videos and classes; classes are those of the model, in the same order.
         settings: views, tokens, device and precision.
+        stored: the tokens of those videos, in the place of decoding: of each the window in the middle.
         max_videos: evaluate only so many, evenly spread over the manifest, which may be sorted by class.
         on_progress: called with (videos done, videos in all, name of the last one).
 
@@ -54,6 +58,8 @@ def evaluate(
     at_least(1, max_videos=max_videos)
     check_classes(model, manifest)
     model.config.patches.grid((settings.clip.num_frames, *settings.clip.frame_size, 3))  # told before a video is read
+    if stored is not None:
+        _check_stored(stored, model, settings)
     entries = evenly_chosen(manifest.entries, max_videos)
     usable = [entry for entry in entries if entry.usable]
     tally = _Tally(failed=[(entry.path, entry.status) for entry in entries if not entry.usable])
@@ -61,7 +67,7 @@ def evaluate(
     try:
         forward = _Forward(model.eval(), settings)
         begin = time.perf_counter()
-        for batch in _loader(usable, model, settings) if usable else ():
+        for batch in _loader(usable, model, settings, stored) if usable else ():
             tally.add(batch, None if batch.packed is None else forward(batch.packed))
             if on_progress is not None:
                 on_progress(tally.done, len(usable), Path(usable[tally.done - 1].path).name)
@@ -89,18 +95,34 @@ def evaluate(
     )
 
 
+def _check_stored(stored: TokenFile, model: VisionTransformer, settings: EvaluationSettings) -> None:
+    """Hold that a file of tokens was made as the settings say."""
+    views = settings.views
+    if (views.num_clips, views.num_crops) != (1, 1):
+        raise InvalidArgumentError(
+            f"num_clips is {views.num_clips} and num_crops is {views.num_crops}, but {stored.table.path} holds tokens "
+            "of windows, of which one is taken; give data.views.num_clips=1 data.views.num_crops=1, or the manifest of "
+            "the videos"
+        )
+    stored.check(token_settings(settings.clip, settings.rule, model.config.patches))
+
+
 def _loader(
-    entries: list[VideoEntry], model: VisionTransformer, settings: EvaluationSettings
+    entries: list[VideoEntry], model: VisionTransformer, settings: EvaluationSettings, stored: TokenFile | None
 ) -> DataLoader[EvaluationSample]:
-    dataset = EvaluationDataset(
-        entries,
-        settings.clip,
-        settings.views,
-        settings.rule,
-        model.config.patches,
-        seed=settings.seed,
-        decoder=settings.decoder,
-    )
+    dataset: EvaluationDataset | StoredEvaluation
+    if stored is not None:
+        dataset = StoredEvaluation(stored, entries, model.config.patches)
+    else:
+        dataset = EvaluationDataset(
+            entries,
+            settings.clip,
+            settings.views,
+            settings.rule,
+            model.config.patches,
+            seed=settings.seed,
+            decoder=settings.decoder,
+        )
     return DataLoader(
         dataset,
         batch_size=settings.batch_videos,

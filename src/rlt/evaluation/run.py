@@ -12,7 +12,7 @@ import torch
 from rlt.conf import compose, typed
 from rlt.conf.saved import config_of_run
 from rlt.conf.schema import Config
-from rlt.data.manifest import read_manifest
+from rlt.data.stored import read_videos
 from rlt.errors import InvalidArgumentError
 from rlt.evaluation.comparison import PairedComparison, compare_predictions
 from rlt.evaluation.evaluator import evaluate
@@ -112,9 +112,9 @@ def evaluate_config(config: Config, *, on_progress: Callable[[int, int, str], No
         raise InvalidArgumentError("compare_with needs the predictions of this run too; add predictions=FILE.parquet")
     read = [path, *(name for name in (config.checkpoint, config.compare_with) if name is not None)]
     refuse_inputs((name for name in (config.json, config.predictions) if name is not None), read)
-    manifest = read_manifest(path)
+    manifest, stored = read_videos(path)
     model = load_evaluated(config)
-    result = evaluate(model, manifest, settings, max_videos=config.max_videos, on_progress=on_progress)
+    result = evaluate(model, manifest, settings, stored=stored, max_videos=config.max_videos, on_progress=on_progress)
     comparison = None
     if config.predictions is not None:
         names, how = manifest.class_names, result.settings_json()
