@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo app test docs build test-wheel test-browser test-oldest-transformers test-triton lint format figures figures-gpu figures-gpu-clips benchmark-tables reference results-small reference-model encoder-accuracy streams needs-data clean
+.PHONY: help demo app test docs build test-wheel test-browser test-oldest-transformers test-triton test-daft lint format figures figures-gpu figures-gpu-clips benchmark-tables reference results-small reference-model encoder-accuracy streams needs-data clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -72,6 +72,17 @@ $(TRITON)/.installed: $(INSTALLED)
 test-triton: $(TRITON)/.installed  ## Run the tests of the CUDA kernels in Triton's interpreter (a GB of disk, no GPU)
 	PYTHONPATH=$(TRITON) $(BIN)/python -c 'import triton'
 	TRITON_INTERPRET=1 PYTHONPATH=$(TRITON) $(PYTEST) tests/test_token_kernels.py
+
+DAFT := $(VENV)/daft
+$(DAFT)/.installed: $(INSTALLED)
+	rm -rf $(DAFT)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(DAFT) \
+		daft==0.7.26 datasets==5.2.0 dill==0.4.1 multiprocess==0.70.19 xxhash==4.1.0
+	@touch $@
+
+test-daft: $(DAFT)/.installed  ## Run rlt.Encoder in Daft and in datasets
+	PYTHONPATH=$(DAFT) $(BIN)/python -c 'import daft, datasets'
+	PYTHONPATH=$(DAFT) $(PYTEST) tests/test_other_engines.py
 
 lint: $(INSTALLED)  ## Check style and types
 	$(BIN)/ruff check .

@@ -11,7 +11,11 @@ from optional_packages import import_or_skip
 
 pytest.importorskip("transformers")
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+EXAMPLES = sorted(
+    path
+    for path in (Path(__file__).parents[1] / "examples").glob("*.py")
+    if not path.stem.endswith("_features")  # those of other engines: tests/test_other_engines.py
+)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

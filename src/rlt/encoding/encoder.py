@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from rlt.checks import at_least, named_options, one_of
+from rlt.data.tables import make_table
 from rlt.encoding.cutting import Cut, Cutter, Row
-from rlt.encoding.rows import OUTPUTS, columns_of, predicted
+from rlt.encoding.rows import OUTPUTS, columns_of, kinds_of, predicted
 from rlt.encoding.windows import WindowSpec
 from rlt.errors import InvalidArgumentError
 from rlt.loading import is_size, load_network, named, state_of_weights, stored_inputs
@@ -149,8 +150,21 @@ class Encoder:
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         if self.name is not None:  # whoever gets it loads it
-            state["_network"] = None
+            state["_network"], state["_weights"] = None, self._state_of_weights()
         return state
+
+    def _state_of_weights(self) -> list[list[object]]:
+        """In the pickle as well, because `datasets` keeps answers by it, and other weights answer otherwise."""
+        return [] if self.name is None or self.is_random else state_of_weights(self.name)
+
+    @property
+    def schema(self) -> Any:
+        """Names and types of the columns of a call, as a `pyarrow.Schema`, for engines that must know them before.
+
+        Columns that a batch has beside `video` are not in it.
+        """
+        kinds = kinds_of(self.outputs)
+        return make_table({name: [] for name in kinds}, kinds=kinds).schema
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -172,7 +186,7 @@ class Encoder:
         spec = self.windows
         return {
             "model": self.name or "a network of the program",
-            "weights": [] if self.name is None or self.is_random else state_of_weights(self.name),
+            "weights": self._state_of_weights(),
             "outputs": list(self.outputs),
             **vars(spec.clip),
             "overlap": spec.overlap,
