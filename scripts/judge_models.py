@@ -2,8 +2,8 @@
 
 Each has the size of a network that was trained with `rlt train`, begins with its blocks, and learns to say what that
 network says of random clips, on all tokens. What the families do not share is random at first: the CLS token of ViViT,
-the attentive pooler of V-JEPA 2, whose rotary positions are new to the blocks. A folder for `checkpoint=` is written for
-each, and one for VideoMAE, which is converted and has the same answers. A training that was cut off goes on.
+the attentive pooler of V-JEPA 2, whose rotary positions are new to the blocks. A folder for `checkpoint=` is written
+for each, and one for VideoMAE, which is converted and has the same answers. A training that was cut off goes on.
 
     python scripts/judge_models.py RUN MANIFEST [--families vivit vjepa2] [--steps 240] [--output output/judges]
 """
@@ -144,7 +144,9 @@ def read_batch(arguments: argparse.Namespace, step: int, config: ViTConfig) -> T
     found = []
     for number in range(step * BATCH, (step + 1) * BATCH):
         epoch, place = divmod(number, len(entries))
-        order = torch.randperm(len(entries), generator=torch.Generator().manual_seed(derive_seed(arguments.seed, epoch)))
+        order = torch.randperm(
+            len(entries), generator=torch.Generator().manual_seed(derive_seed(arguments.seed, epoch))
+        )
         entry, seed = entries[int(order[place])], derive_seed(arguments.seed, number, 1)
         found.append(read_training_clip(entry.path, clip, AUGMENT, seed=seed).frames)
     return torch.stack(found)
