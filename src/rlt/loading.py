@@ -79,29 +79,31 @@ def stored_config(name: str | Path, *, size: str | None = None, num_heads: int |
     return _with_run(config, name)
 
 
-def load_network(name: str | Path) -> VisionTransformer | PatchedNetwork:
+def load_network(name: str | Path, *, patched: bool = False) -> VisionTransformer | PatchedNetwork:
     """The network that a name stands for, as `load_model`, or a model of transformers that `rlt.patch` knows.
+
+    With `patched`, VideoMAE's classifiers are such models too, though our own network can hold their weights.
 
     Raises:
         CheckpointError: if it cannot be read.
         MissingDependencyError: if it needs transformers, and that is not installed.
     """
-    found = _pretrained(name)
+    found = _pretrained(name, patched)
     return load_model(name) if found is None else load_pretrained(*found)
 
 
-def stored_inputs(name: str | Path) -> ViTConfig | ModelInputs:
+def stored_inputs(name: str | Path, *, patched: bool = False) -> ViTConfig | ModelInputs:
     """What `load_network` would give as `network.config`, without the network."""
-    found = _pretrained(name)
+    found = _pretrained(name, patched)
     return stored_config(name) if found is None else read_inputs(*found)
 
 
-def _pretrained(name: str | Path) -> tuple[Path, dict[str, object]] | None:
+def _pretrained(name: str | Path, patched: bool) -> tuple[Path, dict[str, object]] | None:
     """Folder and configuration of a model of transformers; None for all others."""
     if is_size(name) or not (path := weights.find_source(name)).is_dir():
         return None
     content = weights.read_config(path)
-    return (path, content) if content is not None and is_pretrained(content) else None
+    return (path, content) if content is not None and is_pretrained(content, patched=patched) else None
 
 
 def named(model: str | None, checkpoint: str | None) -> tuple[str, str | None]:

@@ -72,10 +72,15 @@ class ModelInputs:
         self.patches.grid((clip.num_frames, *clip.frame_size, 3))
 
 
-def is_pretrained(config: Mapping[str, object] | None) -> bool:
-    """Whether a checkpoint with this config.json is not for our own network, which VideoMAE's with mean pooling are."""
+def is_pretrained(config: Mapping[str, object] | None, *, patched: bool = False) -> bool:
+    """Whether a checkpoint with this config.json is not for our own network, which VideoMAE's with mean pooling are.
+
+    With `patched`, a classifier of VideoMAE is not either.
+    """
     if config is None or config.get("model_type") in (None, MODEL_TYPE):
         return False
+    if patched and config.get("architectures") == ["VideoMAEForVideoClassification"]:
+        return True
     return config["model_type"] != hf_config.MODEL_TYPE or config.get("use_mean_pooling") is False
 
 
@@ -206,7 +211,7 @@ class PatchedNetwork(nn.Module):
         windows = packed.unpack()
         if self._stream is None:
             pixels = torch.stack([_pixels(window) for window in windows])
-            return self._run(pixels, torch.stack([window.mask() for window in windows]))
+            return self._run(self.model.rlt, pixels, torch.stack([window.mask() for window in windows]))
         found = []
         for window, known in zip(windows, carried or [None] * len(windows), strict=True):
             mask = window.mask()
@@ -215,16 +220,34 @@ class PatchedNetwork(nn.Module):
             else:
                 mask[0] &= ~known.to(mask.device)
             with self._stream:
-                found.append(self._run(_pixels(window)[None], mask[None]).mean(0))
+                found.append(self._run(self.model.rlt, _pixels(window)[None], mask[None]).mean(0))
         return torch.stack(found)
+
+    def forward_unpatched(self, packed: PackedTokens) -> Tensor:
+        """Features of whole windows, as the model gives them without its patch: what the patch is held against.
+
+        Raises:
+            InvalidArgumentError: if a token is missing.
+        """
+        windows = packed.unpack()
+        if any(len(window) < window.grid.num_tokens for window in windows):
+            raise InvalidArgumentError("tokens were dropped; a model without its patch takes whole windows")
+        pixels = torch.stack([_pixels(window) for window in windows])
+        adapter, spec = self.model.rlt, self.config.patches
+        mean_C11, std_C11 = (torch.tensor(row, device=pixels.device)[:, None, None] for row in (spec.mean, spec.std))
+        adapter.detach()
+        try:
+            return self._run(adapter, (pixels / 255 - mean_C11) / std_C11, torch.empty(0))
+        finally:
+            adapter.attach()
 
     def _change(self, **options: Any) -> None:
         adapter = self.model.rlt
         adapter.options = adapter.settle(adapter.options.changed(**options))
 
-    def _run(self, pixels_BTChw: Tensor, mask: Tensor) -> Tensor:
+    def _run(self, adapter: Any, pixels_BTChw: Tensor, mask: Tensor) -> Tensor:
         """Features of windows [B, D], or of frames [F, D]."""
-        model, adapter = self.model, self.model.rlt
+        model = self.model
         if self.config.by_frame:
             inputs: dict[str, Any] = encoder_inputs(adapter.encoder, pixels_BTChw.flatten(0, 1))
         else:

@@ -120,7 +120,8 @@ def frontier(overrides: Overrides = None, json: JsonFile = None, print_config: P
 
     Every rule, option and way to count run lengths, beside random tokens, fewer frames and token merging at the same
     cost: agreement with the dense answer, KL divergence, cosine of the features and accuracy, with paired intervals.
-    pictures=DIR draws it. What was measured is kept beside the JSON file; the same line goes on after Ctrl-C.
+    A folder of VideoMAE, ViViT or V-JEPA 2 of transformers goes through rlt.patch. pictures=DIR draws it. What was
+    measured is kept beside the JSON file; the same line goes on after Ctrl-C.
     """
     from rlt.cli.show import frontier_report
     from rlt.evaluation.run import evaluation_config
@@ -128,7 +129,7 @@ def frontier(overrides: Overrides = None, json: JsonFile = None, print_config: P
     from rlt.plots import require_viz
 
     given = overrides or []
-    config = _with_json(evaluation_config(given), json)
+    config = _with_json(evaluation_config(given, patched=True), json)
     if print_config:
         return _show_config(config)
     if config.pictures is not None:

@@ -209,6 +209,8 @@ def frontier_report(result: FrontierResult) -> RenderableType:
                     f"{100 * agree:+.1f} points ({100 * least:+.1f} to {100 * most:+.1f})"
                 )
             )
+    if result.left_out:
+        parts.append(Text(f"Left out, since this model has no such part: {', '.join(result.left_out)}"))
     if result.failed:
         parts.append(Text(f"Not measured: {len(result.failed)}, the first: {': '.join(result.failed[0])}", style="red"))
     return Group(*parts)

@@ -26,6 +26,7 @@ from rlt.evaluation.results import EvaluationResult, EvaluationSettings, PeakMem
 from rlt.measure import machine_info, stopwatch
 from rlt.network.flops import forward_flops
 from rlt.network.vit import VisionTransformer
+from rlt.pretrained import PatchedNetwork
 from rlt.structures import PackedTokens, pack
 
 
@@ -138,7 +139,7 @@ def evenly_chosen(entries: Sequence[VideoEntry], max_videos: int | None) -> list
     return [entries[position * len(entries) // chosen] for position in range(chosen)]
 
 
-def check_classes(model: VisionTransformer, manifest: Manifest) -> None:
+def check_classes(model: VisionTransformer | PatchedNetwork, manifest: Manifest) -> None:
     """The same number of classes, and none that both know under different numbers: accuracy would mean nothing."""
     ours, theirs = model.config.num_classes, len(manifest.class_names)
     if ours != theirs:

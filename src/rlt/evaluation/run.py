@@ -20,8 +20,9 @@ from rlt.evaluation.pictures import write_pictures
 from rlt.evaluation.predictions import write_predictions
 from rlt.evaluation.results import EvaluationResult, EvaluationSettings
 from rlt.files import refuse_inputs, write_json
-from rlt.loading import load_model, stored_config
+from rlt.loading import load_model, stored_inputs
 from rlt.network.vit import VisionTransformer
+from rlt.pretrained import ModelInputs
 from rlt.tokens import rule_options
 
 _MANIFESTS = {"data.test", "data.val"}
@@ -35,13 +36,16 @@ class EvaluationRun:
     comparison: PairedComparison | None
 
 
-def evaluation_config(overrides: Sequence[str]) -> Config:
-    """What is typed, above what the run at `checkpoint=` was trained with: how clips are taken, which tokens."""
+def evaluation_config(overrides: Sequence[str], *, patched: bool = False) -> Config:
+    """What is typed, above what the run at `checkpoint=` was trained with: how clips are taken, which tokens.
+
+    `patched` says that it is loaded by `rlt.loading.load_network(patched=True)`.
+    """
     given = typed(overrides)
     checkpoint = given.get("checkpoint")
     run = {} if checkpoint is None else config_of_run(str(checkpoint))
     if checkpoint is not None and not run and (Path(str(checkpoint)).is_dir() or given.keys() & _MANIFESTS):
-        run = _inputs_stored(str(checkpoint))
+        run = _inputs_stored(str(checkpoint), patched)
     for key, field in (("model", "name"), ("model.name", "name"), ("model.num_heads", "num_heads")):
         trained = run.get("model", {}).get(field)
         if "model" in run and key in given and given[key] != trained:
@@ -56,11 +60,13 @@ def evaluation_config(overrides: Sequence[str]) -> Config:
     return config
 
 
-def _inputs_stored(checkpoint: str) -> dict[str, Any]:
-    """What the configuration beside weights of ours says of clips and rule, nested as `Config` is."""
+def _inputs_stored(checkpoint: str, patched: bool) -> dict[str, Any]:
+    """What the configuration beside weights says of clips and rule, nested as `Config` is."""
     if Path(checkpoint).is_file():  # bare weights
         return {}
-    config = stored_config(checkpoint)
+    config = stored_inputs(checkpoint, patched=patched)
+    if isinstance(config, ModelInputs):
+        return {"data": {"clip": {"num_frames": config.clip_spec.num_frames, "size": config.clip_spec.size}}}
     clip = {} if config.clip is None else {"data": {"clip": asdict(config.clip)}}
     return {**clip, **({} if config.rule is None else {"tokenizer": rule_options(config.rule)})}
 

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+import rlt
 from rlt.checks import at_least
 from rlt.data.clips import read_evaluation_clips
 from rlt.data.manifest import Manifest, VideoEntry
@@ -28,12 +30,11 @@ from rlt.evaluation.evaluator import evenly_chosen
 from rlt.evaluation.results import EvaluationSettings
 from rlt.files import replacing
 from rlt.frontier.arms import DENSE, FrontierArm
+from rlt.frontier.networks import Network, answers, describe, merged_answers
 from rlt.frontier.results import COLUMNS, FrontierResult, VideoFidelity
 from rlt.measure import machine_info
-from rlt.network.flops import forward_flops, merge_for_flops
-from rlt.network.run_lengths import IGNORED
+from rlt.network.flops import forward_flops
 from rlt.network.vit import VisionTransformer
-from rlt.structures import PackedTokens, RunLengthTokens, pack
 from rlt.tokens import tokenize_batch
 
 Values = dict[str, NDArray[np.float64]]
@@ -41,7 +42,7 @@ Values = dict[str, NDArray[np.float64]]
 
 
 def measure_frontier(
-    model: VisionTransformer,
+    model: Network,
     manifest: Manifest,
     settings: EvaluationSettings,
     arms: Sequence[FrontierArm],
@@ -53,12 +54,14 @@ def measure_frontier(
     """Hold every arm against the dense network, view by view.
 
     Args:
-        model: in evaluation mode meanwhile; its own `run_lengths` and `merge_per_block` play no part.
+        model: in evaluation mode meanwhile; its own `run_lengths` and `merge_per_block` play no part. A patched
+            model of transformers is held against itself without the patch, and its FLOPs are counted as they are spent.
         manifest: videos; those that cannot be read are left out and listed.
         settings: views, device and precision; its rule plays no part.
         arms: what is compared.
         cache: folder where each video's numbers are kept, so that a second run goes on where the first one ended, and
-            measures only arms that are new. Other weights, views or precision are other entries.
+            measures only arms that are new. Other weights, views or precision are other entries, and so is
+            what other code of rlt or another torch measured.
         max_videos: only so many, evenly spread over the manifest.
         on_progress: called with (videos done, videos in all, name of the last one).
 
@@ -91,14 +94,20 @@ def measure_frontier(
 
 
 @contextmanager
-def _measuring(model: VisionTransformer, settings: EvaluationSettings) -> Iterator[_Runner]:
+def _measuring(model: Network, settings: EvaluationSettings) -> Iterator[_Runner]:
     """The model as arms need it, and as it was afterwards."""
-    before = model.training, model.run_lengths, model.merge_per_block
+    training, run_lengths = model.training, model.run_lengths
+    merges = model.merge_per_block if isinstance(model, VisionTransformer) else 0
+    rule = None if isinstance(model, VisionTransformer) else model.model.rlt.options.rule
     try:
         yield _Runner(model.eval().to(settings.device), settings)
     finally:
-        model.train(before[0])
-        model.run_lengths, model.merge_per_block = before[1:]
+        model.train(training)
+        if isinstance(model, VisionTransformer):
+            model.merge_per_block = merges
+        elif rule is not None:
+            model.use(rule)
+        model.run_lengths = run_lengths
 
 
 class _Outputs(NamedTuple):
@@ -117,7 +126,7 @@ class _Outputs(NamedTuple):
 class _Runner:
     """Reads a video once, and runs arms on its views."""
 
-    def __init__(self, model: VisionTransformer, settings: EvaluationSettings) -> None:
+    def __init__(self, model: Network, settings: EvaluationSettings) -> None:
         self.model, self.settings = model, settings
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
 
@@ -129,8 +138,10 @@ class _Runner:
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         settings = self.settings
         how = [asdict(settings.clip), asdict(settings.views), settings.dtype, settings.decoder, settings.seed]
-        config = {name: value for name, value in self.model.config.to_dict().items() if name != "run_lengths"}
-        digest.update(json.dumps([how, config], sort_keys=True, default=str).encode())
+        digest.update(json.dumps(how, sort_keys=True, default=str).encode())
+        digest.update(describe(self.model).encode())
+        digest.update(f"{rlt.__version__} {torch.__version__}".encode())
+        digest.update(_code_digest())
         return digest.hexdigest()
 
     def run(self, entry: VideoEntry, arms: Sequence[FrontierArm]) -> Values:
@@ -148,37 +159,18 @@ class _Runner:
         return {arm.key: _columns(self._outputs(arm, frames, seeds), dense, entry.label_id) for arm in arms}
 
     def _outputs(self, arm: FrontierArm, frames: Tensor, seeds: Sequence[int]) -> _Outputs:
-        config = self.model.config
-        clips = tokenize_batch(frames, arm.rule, config.patches, seeds)
-        flops = [forward_flops(config, len(clip)) for clip in clips]
-        if arm.merges:
-            return self._merged(tokenize_batch(frames, DENSE.rule, config.patches, seeds), flops)
-        self.model.merge_per_block, self.model.run_lengths = 0, arm.run_lengths
-        logits, features = self._forward(pack(clips))
-        return _Outputs(logits, features, _row([len(clip) for clip in clips]), _row(flops))
-
-    def _merged(self, clips: Sequence[RunLengthTokens], flops: Sequence[int]) -> _Outputs:
-        """Token merging at these FLOPs, or at the least that it can; views that merge alike go through together."""
-        config = self.model.config
-        least = [forward_flops(config, len(clip), len(clip) // 2) for clip in clips]
-        wanted = [max(pair) for pair in zip(flops, least, strict=True)]
-        merges = [merge_for_flops(config, [len(clip)], most) for clip, most in zip(clips, wanted, strict=True)]
-        logits = torch.empty(len(clips), config.num_classes, dtype=torch.float64)
-        features = torch.empty(len(clips), config.width, dtype=torch.float64)
-        self.model.run_lengths = IGNORED
-        for count in set(merges):
-            views = [view for view, of_view in enumerate(merges) if of_view == count]
-            self.model.merge_per_block = count
-            logits[views], features[views] = self._forward(pack([clips[view] for view in views]))
-        spent = [forward_flops(config, len(clip), count) for clip, count in zip(clips, merges, strict=True)]
-        return _Outputs(logits, features, _row([len(clip) for clip in clips]), _row(spent))
-
-    def _forward(self, packed: PackedTokens) -> tuple[Tensor, Tensor]:
-        device, half = torch.device(self.settings.device), self.dtype != torch.float32
+        spec = self.model.config.patches
+        clips = tokenize_batch(frames, arm.rule, spec, seeds)
+        half = self.dtype != torch.float32
+        device = torch.device(self.settings.device)
         with torch.autocast(device.type, self.dtype) if half else nullcontext(), torch.inference_mode():
-            features = self.model.forward_features(packed.to(device))
-            logits = self.model.head(features)
-        return logits.double().cpu(), features.double().cpu()
+            if arm.merges and isinstance(self.model, VisionTransformer):
+                flops = [forward_flops(self.model.config, len(clip)) for clip in clips]
+                clips = tokenize_batch(frames, DENSE.rule, spec, seeds)
+                logits, features, spent = merged_answers(self.model, clips, flops)
+            else:
+                logits, features, spent = answers(self.model, arm, clips, dense=arm is DENSE)
+        return _Outputs(logits, features, _row([len(clip) for clip in clips]), _row(spent))
 
 
 def _columns(ours: _Outputs, dense: _Outputs, label_id: int) -> NDArray[np.float64]:
@@ -199,6 +191,22 @@ def _columns(ours: _Outputs, dense: _Outputs, label_id: int) -> NDArray[np.float
 
 def _row(values: Sequence[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
+
+
+_DECIDES = ("structures.py", "pretrained.py", "video", "tokens", "network", "adapters", "data/clips.py", "frontier")
+"""Parts of the package that numbers come from."""
+
+
+@cache
+def _code_digest() -> bytes:
+    """Of the code that numbers come from, so that they do not outlive a change of it."""
+    digest, package = hashlib.sha256(), Path(rlt.__file__).parent
+    for part in _DECIDES:
+        path = package / part
+        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+            digest.update(f"{file.relative_to(package).as_posix()}\0".encode())
+            digest.update(file.read_bytes())
+    return digest.digest()
 
 
 class _Store:

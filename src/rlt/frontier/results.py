@@ -76,6 +76,8 @@ class FrontierResult:
     videos: tuple[VideoFidelity, ...]
     failed: tuple[tuple[str, str], ...]
     machine: Mapping[str, object]
+    left_out: tuple[str, ...] = ()
+    """Families of arms that the model cannot have."""
 
     @cached_property
     def points(self) -> list[Point]:
@@ -126,6 +128,7 @@ class FrontierResult:
             "points": [point.to_json() for point in self.points],
             "differences": [row for family in _HELD_AGAINST for row in self.differences(family)],
             "by_motion": groups,
+            "left_out": list(self.left_out),
             "failed": [{"path": path, "reason": reason} for path, reason in self.failed],
             "settings": {name: value for name, value in asdict(self.settings).items() if name in _SETTINGS},
             "machine": dict(self.machine),
