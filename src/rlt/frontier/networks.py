@@ -24,6 +24,8 @@ from rlt.tokens import Everything
 Network = VisionTransformer | PatchedNetwork
 Answers = tuple[Tensor, Tensor, list[int]]
 """Logits [V, C], features before the head [V, D], and FLOPs of each view."""
+
+
 def _count_attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: object, **__: object) -> int:
     count: int = sdpa_flop_count(query, key, value)
     return count

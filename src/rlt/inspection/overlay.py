@@ -37,7 +37,7 @@ class OverlayInfo:
 
 def write_overlay(views: Iterable[ClipView], path: Path, *, fps: float, max_seconds: float) -> OverlayInfo:
     """Encode clips on end, of one size with even sides, but no frame later than `max_seconds` after the first."""
-    rate = Fraction(fps).limit_denominator(60_000)
+    rate = Fraction(fps).limit_denominator(60_000) or Fraction(1, 60_000)  # a file may claim a frame a year
     start, num_frames = 0.0, 0
     with av.open(str(path), mode="w", format="mp4", options={"movflags": "+faststart"}) as container:
         stream = _add_stream(container, rate)
